@@ -1,0 +1,3 @@
+//! An x86-64 CPU in software that boots unmodified Linux.
+
+pub mod platform;

@@ -1,0 +1,5 @@
+//! One virtual machine: accelerators, boot, devices.
+
+pub mod bus;
+pub mod irq;
+pub mod layout;
