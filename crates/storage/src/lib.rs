@@ -1,1 +1,123 @@
-//! placeholder
+//! Disk back ends of virtual machines.
+//!
+//! Promises:
+//! - a [`Disk`] moves bytes straight between its file and the caller's buffers (guest RAM), many requests at a time,
+//!   without a copy in this process and without blocking the caller;
+//! - a disk that can be written has one writer: opening takes a lock that a second writer is refused by;
+//! - a file that shrinks, fills up or breaks under a running guest gives that guest I/O errors, never a signal.
+//!
+//! ```text
+//! Disk (shared by all queues)  --open_queue-->  DiskQueue (one device thread)
+//!                                                submit* kick … event readable … completed*
+//! ```
+//! [`RawFile`] is the only format so far; others implement the same two traits.
+
+mod buffer;
+mod error;
+mod raw;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+pub use buffer::Buffer;
+pub use error::Error;
+pub use raw::{RawConfig, RawFile};
+
+/// The unit in which virtio counts disk sizes and offsets (Virtio 1.2 §5.2.4), in bytes.
+pub const SECTOR_SIZE: u64 = 512;
+
+/// How large a disk is and in which units it likes to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topology {
+    /// Size in bytes, a multiple of the logical block.
+    pub size_bytes: u64,
+    /// Smallest addressable unit in bytes, a power of two of at least 512.
+    pub logical_block_bytes: u32,
+    /// Smallest unit written without reading first, in bytes; at least the logical block.
+    pub physical_block_bytes: u32,
+}
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Fills the buffers from the disk.
+    Read,
+    /// Writes the buffers to the disk; `durable` makes completion mean that the bytes survive a power cut.
+    Write { durable: bool },
+    /// Makes all writes that have completed durable.
+    Flush,
+    /// Says that the bytes are no longer needed. Advice: where the file system cannot do it, it succeeds all the same.
+    Discard,
+    /// Makes the bytes read as zeroes; `unmap` allows their space to be given back.
+    WriteZeroes { unmap: bool },
+}
+
+/// One request. Reads and writes cover the sum of their buffers, discard and write-zeroes `length_bytes`.
+#[derive(Debug)]
+pub struct Request {
+    /// Comes back in the [`Completion`].
+    pub token: u64,
+    pub operation: Operation,
+    /// Byte offset on the disk.
+    pub offset_bytes: u64,
+    /// Length of a discard or write-zeroes; ignored by the others.
+    pub length_bytes: u64,
+    /// Memory to fill or to write.
+    pub buffers: Vec<Buffer>,
+}
+
+impl Request {
+    /// How many bytes of the disk the request covers; `None` if that overflows.
+    pub fn span_bytes(&self) -> Option<u64> {
+        match self.operation {
+            Operation::Read | Operation::Write { .. } => {
+                self.buffers.iter().try_fold(0u64, |sum, buffer| sum.checked_add(buffer.len() as u64))
+            }
+            Operation::Flush => Some(0),
+            Operation::Discard | Operation::WriteZeroes { .. } => Some(self.length_bytes),
+        }
+    }
+}
+
+/// A request that is over.
+#[derive(Debug)]
+pub struct Completion {
+    pub token: u64,
+    pub result: io::Result<()>,
+}
+
+/// A virtual disk.
+pub trait Disk: Send + Sync + std::fmt::Debug {
+    fn topology(&self) -> Topology;
+
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+
+    /// Opens a queue on which up to `depth` requests may be in flight, for the use of one thread.
+    fn open_queue(&self, depth: u32) -> Result<Box<dyn DiskQueue>, Error>;
+}
+
+/// A stream of requests to a [`Disk`]. Requests complete in any order. Dropping the queue waits for those in flight.
+pub trait DiskQueue: Send {
+    /// Becomes readable when requests may have completed; the owner polls it.
+    fn event(&self) -> BorrowedFd<'_>;
+
+    /// How many more requests can be submitted now.
+    fn room(&self) -> usize;
+
+    /// Accepts a request. It starts at [`DiskQueue::kick`] at the latest. A request that cannot be carried out (out of
+    /// bounds, write to a read-only disk, no room) completes with an error.
+    ///
+    /// # Safety
+    /// The memory of `request.buffers` must stay valid until the request's completion was fetched or the queue dropped.
+    unsafe fn submit(&mut self, request: Request);
+
+    /// Starts everything that was submitted.
+    fn kick(&mut self) -> io::Result<()>;
+
+    /// Takes the next finished request, without waiting.
+    fn completed(&mut self) -> Option<Completion>;
+
+    /// Waits until nothing is in flight; completions can be fetched afterwards.
+    fn drain(&mut self);
+}
