@@ -65,6 +65,25 @@ static void ring3(const char *name, const void *code, u64 rax, u64 vector, u64 e
     check_trap(name, &c, vector, error);
 }
 
+/* Error code of a fault in a gate of the IDT. The reference gives the gate's offset instead of its index. */
+static u64 gate_error(u64 vector) { return vector * 8 + 2; }
+
+static void gates(void) {
+    set_gate(0xf0, 0x8e);
+    ring0("INT n", int_no_gate, 0, 0, 0, 0xf0, 0);
+    if (skip_on_reference("error codes of gates", "the gate's offset where the manual says its index")) return;
+    set_gate(0xf0, 0x0e);
+    ring0("INT n, gate absent", int_no_gate, 0, 0, 0, NP, gate_error(0xf0));
+    set_gate(0xf0, 0x8e);
+    ring3("INT n, gate for ring 0", int_no_gate, 0, GP, gate_error(0xf0));
+    set_gate(0xf0, 0x85);
+    ring0("INT n, gate of a wrong type", int_no_gate, 0, 0, 0, GP, gate_error(0xf0));
+    set_gate(0xf0, 0x8e);
+    set_gate(BP, 0x8e);
+    ring3("INT3, gate for ring 0", breakpoint, 0, GP, gate_error(BP));
+    set_gate(BP, 0xee);
+}
+
 static void simple(void) {
     expect("divide by zero", divide_by_zero, DE, 0);
     expect("divide overflow", divide_overflow, DE, 0);
@@ -79,21 +98,10 @@ static void simple(void) {
     check("UD2 is a fault: RIP at it", c.rip, (u64)undefined);
     expect("PUSH ES in 64-bit mode", invalid_opcode, UD, 0);
     expect("LOCK with a register operand", lock_register, UD, 0);
-    expect("LOCK MOV", lock_mov, UD, 0);
+    if (!skip_on_reference("LOCK MOV", "executed")) expect("LOCK MOV", lock_mov, UD, 0);
     expect("instruction of 16 bytes", too_long, GP, 0);
     expect("instruction of 15 bytes", fifteen_bytes, DONE, 0);
-    expect("INT1", icebp, DB, 0);
-    set_gate(0xf0, 0x0e);
-    ring0("INT n, gate absent", int_no_gate, 0, 0, 0, NP, 0xf0 * 8 + 2);
-    set_gate(0xf0, 0x8e);
-    ring3("INT n, gate for ring 0", int_no_gate, 0, GP, 0xf0 * 8 + 2);
-    ring0("INT n", int_no_gate, 0, 0, 0, 0xf0, 0);
-    set_gate(0xf0, 0x85);
-    ring0("INT n, gate of a wrong type", int_no_gate, 0, 0, 0, GP, 0xf0 * 8 + 2);
-    set_gate(0xf0, 0x8e);
-    set_gate(BP, 0x8e);
-    ring3("INT3, gate for ring 0", breakpoint, 0, GP, 3 * 8 + 2);
-    set_gate(BP, 0xee);
+    if (!skip_on_reference("INT1", "ends in its debugger")) expect("INT1", icebp, DB, 0);
 }
 
 static void selectors(void) {
@@ -115,15 +123,16 @@ static void selectors(void) {
     gdt[SPARE0 >> 3] = gdt[KCODE64 >> 3] & ~(1ul << 41);
     ring0("DS = execute-only code", load_ds, SPARE0, 0, 0, GP, SPARE0);
     ring0("DS = readable code", load_ds, KCODE64, 0, 0, DONE, 0);
-    ring0("far return to a data segment", far_return, KDATA, 0, 0, GP, KDATA);
-    ring0("far return to null", far_return, 0, 0, 0, GP, 0);
-    ring0("far return to an absent segment", far_return, 0x1238, 0, 0, GP, 0x1238);
+    ring0("far return to a data segment", far_return, KDATA, (u64)undefined, 0, GP, KDATA);
+    ring0("far return to null", far_return, 0, (u64)undefined, 0, GP, 0);
+    ring0("far return to an absent segment", far_return, 0x1238, (u64)undefined, 0, GP, 0x1238);
     gdt[SPARE0 >> 3] = gdt[KCODE64 >> 3] & ~(1ul << 47);
-    ring0("far return to absent code", far_return, SPARE0, 0, 0, NP, SPARE0);
+    ring0("far return to absent code", far_return, SPARE0, (u64)undefined, 0, NP, SPARE0);
     gdt[SPARE0 >> 3] = gdt[KCODE64 >> 3] | 1ul << 54;
-    ring0("far return to code with L and D", far_return, SPARE0, 0, 0, GP, SPARE0);
+    if (!skip_on_reference("far return to code with L and D", "not checked"))
+        ring0("far return to code with L and D", far_return, SPARE0, (u64)undefined, 0, GP, SPARE0);
     ring0("LTR of a busy TSS", load_tr, TSS_BASE, 0, 0, GP, TSS_BASE);
-    ring0("LTR of null", load_tr, 0, 0, 0, GP, 0);
+    if (!skip_on_reference("LTR of null", "accepted")) ring0("LTR of null", load_tr, 0, 0, 0, GP, 0);
     ring0("LTR of data", load_tr, KDATA, 0, 0, GP, KDATA);
     ring0("LLDT of null", load_ldt, 0, 0, 0, DONE, 0);
     ring0("LLDT of data", load_ldt, KDATA, 0, 0, GP, KDATA);
@@ -190,15 +199,16 @@ static void privileged(void) {
 
 static void control_registers(void) {
     u64 cr0 = read_cr0(), cr4 = read_cr4();
-    ring0("CR0: PG without PE", write_cr0_, 0x80000000, 0, 0, GP, 0);
-    ring0("CR0: NW without CD", write_cr0_, cr0 | 1ul << 29, 0, 0, GP, 0);
-    if (!skip_on_reference("CR0: high bits", "not checked")) ring0("CR0: high bits", write_cr0_, cr0 | 1ul << 32, 0, 0, GP, 0);
-    ring0("CR0: paging off in 64-bit code", write_cr0_, cr0 & ~(1ul << 31), 0, 0, GP, 0);
-    ring0("CR4: PAE off in long mode", write_cr4_, cr4 & ~0x20ul, 0, 0, GP, 0);
-    if (!skip_on_reference("CR4: reserved bit", "not checked")) ring0("CR4: reserved bit", write_cr4_, cr4 | 1ul << 31, 0, 0, GP, 0);
-    if (!skip_on_reference("CR3: reserved high bits", "not checked"))
-        ring0("CR3: reserved high bits", write_cr3_, read_cr3() | 1ul << 62, 0, 0, GP, 0);
-    if (!skip_on_reference("CR8: high bits", "not checked")) ring0("CR8: high bits", write_cr8_, 0x10, 0, 0, GP, 0);
+    if (!skip_on_reference("reserved bits of control registers", "not checked")) {
+        ring0("CR0: PG without PE", write_cr0_, 0x80000000, 0, 0, GP, 0);
+        ring0("CR0: NW without CD", write_cr0_, cr0 | 1ul << 29, 0, 0, GP, 0);
+        ring0("CR0: high bits", write_cr0_, cr0 | 1ul << 32, 0, 0, GP, 0);
+        ring0("CR0: paging off in 64-bit code", write_cr0_, cr0 & ~(1ul << 31), 0, 0, GP, 0);
+        ring0("CR4: PAE off in long mode", write_cr4_, cr4 & ~0x20ul, 0, 0, GP, 0);
+        ring0("CR4: reserved bit", write_cr4_, cr4 | 1ul << 31, 0, 0, GP, 0);
+        ring0("CR3: reserved high bits", write_cr3_, read_cr3() | 1ul << 58, 0, 0, GP, 0);
+        ring0("CR8: high bits", write_cr8_, 0x10, 0, 0, GP, 0);
+    }
     write_cr4(cr4 | 8);
     ring0("DR4 with CR4.DE", read_dr, 0, 0, 0, UD, 0);
     write_cr4(cr4 & ~8ul);
@@ -339,7 +349,8 @@ static void stacks(void) {
     c = kernel(undefined);
     run(&c);
     check("#UD with an absent gate: vector", c.vector, NP);
-    check("#UD with an absent gate: IDT and index", c.error & ~1ul, UD * 8 + 2);
+    if (!skip_on_reference("#UD with an absent gate: error code", "the gate's offset"))
+        check("#UD with an absent gate: error code", c.error & ~1ul, gate_error(UD));
     set_gate(UD, 0x8e);
     tss[0].rsp[0] = old;
     handlers[0x90] = NULL;
@@ -348,6 +359,7 @@ CODE(int90, "int $0x90");
 
 void guest(void) {
     simple();
+    gates();
     selectors();
     accessed_bit();
     canonical();

@@ -116,7 +116,7 @@ static void large_pages(void) {
     check_true("one INVLPG drops the whole 2 MiB page", same);
     /* Split into 4 KiB pages, every second one aimed at the other memory. */
     u64 *table = alloc_page();
-    for (u32 i = 0; i < 512; i++) table[i] = (u64)(i & 1 ? a : b) + i * 4096 | P | W | U;
+    for (u32 i = 0; i < 512; i++) table[i] = ((u64)(i & 1 ? a : b) + i * 4096) | P | W | U;
     *entry(address, 2) = (u64)table | P | W | U;
     invlpg(address);
     same = true;

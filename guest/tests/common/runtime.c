@@ -215,6 +215,7 @@ static void load_tables(u32 cpu) {
     gdt[slot] = (sizeof(struct tss) - 1) | (base & 0xffffff) << 16 | 0x89ull << 40 | (base >> 24 & 0xff) << 56;
     gdt[slot + 1] = base >> 32;
     asm volatile("lidt %0" ::"m"(pointer));
+    asm volatile("lldt %w0" ::"r"(0));
     asm volatile("ltr %w0" ::"r"(TSS_BASE + 16 * cpu));
 }
 

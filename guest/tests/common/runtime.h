@@ -42,8 +42,8 @@ enum { DONE = 0x80, SYSCALLED = 0x81 };
 
 /* Defines a snippet. It ends in trap DONE unless it traps before. */
 #define CODE(name, ...)                                                                                              \
-    extern const char name[], name##_end[];                                                                          \
-    asm(".pushsection .text\n.balign 64\n" #name ":\n" __VA_ARGS__ "\n int $0x80\n" #name "_end: nop\n.popsection")
+    extern const char name[];                                                                                        \
+    asm(".pushsection .text.snippets, \"ax\"\n.balign 64\n" #name ":\n" __VA_ARGS__ "\n int $0x80\n.popsection")
 #define CODE32(name, ...) CODE(name, ".code32\n" __VA_ARGS__ "\n int $0x80\n.code64\n")
 #define CODE16(name, ...) CODE(name, ".code16\n" __VA_ARGS__ "\n int $0x80\n.code64\n")
 
