@@ -1,5 +1,7 @@
 //! One virtual machine: accelerators, boot, devices.
 
+pub mod boot;
 pub mod bus;
+pub mod config;
 pub mod irq;
 pub mod layout;
