@@ -1,5 +1,6 @@
 //! One virtual machine: accelerators, boot, devices.
 
+pub mod accel;
 pub mod boot;
 pub mod bus;
 pub mod config;
