@@ -3,6 +3,9 @@
 pub mod accel;
 pub mod boot;
 pub mod bus;
+pub mod clock;
 pub mod config;
 pub mod irq;
+pub mod irqchip;
 pub mod layout;
+pub mod timers;
