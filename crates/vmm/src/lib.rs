@@ -5,6 +5,7 @@ pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod devices;
 pub mod irq;
 pub mod irqchip;
 pub mod layout;

@@ -1,0 +1,3 @@
+//! The devices of the machine.
+
+pub mod virtio;

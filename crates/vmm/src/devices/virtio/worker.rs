@@ -1,0 +1,152 @@
+//! The thread of a device: waits for its descriptors, hands events to the device's handler, and stops when told to.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::epoll::{self, EventData};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::{Interrupt, QueueError};
+
+pub use rustix::event::epoll::EventFlags as Ready;
+
+/// The token of the stop event; handlers use smaller ones.
+const STOP: u64 = u64::MAX;
+/// Events taken from the kernel at once.
+const BATCH: usize = 32;
+
+/// Why a device stops until it is reset.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error("the device's thread cannot wait for events: {0}")]
+    Poll(#[from] io::Error),
+}
+
+/// The descriptors that a device thread waits for.
+pub struct Poller(OwnedFd);
+
+impl Poller {
+    fn new() -> io::Result<Poller> {
+        Ok(Poller(epoll::create(epoll::CreateFlags::CLOEXEC)?))
+    }
+
+    /// Waits for `fd` too; events carry `token`.
+    pub fn add(&self, fd: impl AsFd, token: u64, ready: Ready) -> io::Result<()> {
+        Ok(epoll::add(&self.0, fd, EventData::new_u64(token), ready)?)
+    }
+
+    /// Changes what is waited for at `fd`.
+    pub fn modify(&self, fd: impl AsFd, token: u64, ready: Ready) -> io::Result<()> {
+        Ok(epoll::modify(&self.0, fd, EventData::new_u64(token), ready)?)
+    }
+
+    /// Waits for `fd` no longer.
+    pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.0, fd)?)
+    }
+
+    fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+        events.clear();
+        match epoll::wait(&self.0, rustix::buffer::spare_capacity(events), None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What a device does in its thread.
+pub trait Handler: Send + 'static {
+    /// Called first: adds descriptors, and looks at the queues once, since buffers may already wait there.
+    fn start(&mut self, poller: &Poller) -> Result<(), Fault>;
+
+    /// Called when a descriptor added under `token` is ready.
+    fn handle(&mut self, token: u64, ready: Ready, poller: &Poller) -> Result<(), Fault>;
+
+    /// Called last, also after a fault: waits for what is still in flight to or from guest memory.
+    fn finish(&mut self) {}
+}
+
+/// A running device thread.
+pub struct Worker<H> {
+    thread: JoinHandle<H>,
+    stop: Arc<OwnedFd>,
+}
+
+impl<H: Handler> Worker<H> {
+    /// Starts a thread called `name` (the kernel shows 15 bytes of it).
+    pub fn spawn(name: &str, handler: H, interrupt: Arc<dyn Interrupt>) -> io::Result<Worker<H>> {
+        let poller = Poller::new()?;
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        poller.add(&stop, STOP, Ready::IN)?;
+        let body = {
+            let stop = stop.clone();
+            let name = name.to_string();
+            move || run(&name, handler, &poller, interrupt.as_ref(), stop.as_fd())
+        };
+        let thread = std::thread::Builder::new().name(name.to_string()).spawn(body)?;
+        Ok(Worker { thread, stop })
+    }
+
+    /// Stops the thread and returns its handler; `None` if the thread has died.
+    pub fn stop(self) -> Option<H> {
+        // The counter of a fresh eventfd has room for one.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        self.thread.join().ok()
+    }
+}
+
+fn run<H: Handler>(name: &str, mut handler: H, poller: &Poller, interrupt: &dyn Interrupt, stop: BorrowedFd<'_>) -> H {
+    if let Err(fault) = serve(&mut handler, poller) {
+        tracing::warn!(device = name, %fault, "the device stops until its driver resets it");
+        interrupt.needs_reset();
+        let mut waiting = [PollFd::new(&stop, PollFlags::IN)];
+        while poll(&mut waiting, None) == Err(rustix::io::Errno::INTR) {}
+    }
+    handler.finish();
+    handler
+}
+
+fn serve<H: Handler>(handler: &mut H, poller: &Poller) -> Result<(), Fault> {
+    handler.start(poller)?;
+    let mut events = Vec::with_capacity(BATCH);
+    loop {
+        poller.wait(&mut events)?;
+        for event in &events {
+            let (flags, data) = (event.flags, event.data);
+            match data.u64() {
+                STOP => return Ok(()),
+                token => handler.handle(token, flags, poller)?,
+            }
+        }
+    }
+}
+
+/// An eventfd through which other threads wake a device thread.
+#[derive(Debug, Clone)]
+pub struct Wake(Arc<OwnedFd>);
+
+impl Wake {
+    pub fn new() -> io::Result<Wake> {
+        Ok(Wake(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
+    }
+
+    pub fn wake(&self) {
+        // A full counter means that the thread is about to be woken anyway.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Forgets wake-ups that have arrived.
+    pub fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
