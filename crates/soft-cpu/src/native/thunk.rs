@@ -1,0 +1,87 @@
+//! One instruction, prepared to run on the host.
+
+use iced_x86::Instruction;
+
+use super::gate;
+use crate::cpu::Cpu;
+use crate::fault::Outcome;
+use crate::op::Op;
+
+/// What a thunk does with its memory operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    None,
+    Read,
+    Write,
+    /// Read and written, or written under a condition only the instruction knows.
+    Modify,
+    /// Not host code at all: [`Thunk::special`] does the work.
+    Special,
+}
+
+/// The unit whose availability decides whether the instruction may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    None,
+    X87,
+    Wait,
+    Mmx,
+    Sse,
+    /// XMM and MMX registers in one instruction.
+    SseMmx,
+    Avx,
+}
+
+impl Unit {
+    /// The [`gate`] bits that must be open.
+    pub fn gate(self) -> u8 {
+        match self {
+            Unit::None => 0,
+            Unit::X87 | Unit::Mmx => gate::X87,
+            Unit::Wait => gate::WAIT,
+            Unit::Sse => gate::SSE,
+            Unit::SseMmx => gate::SSE | gate::X87,
+            Unit::Avx => gate::AVX,
+        }
+    }
+}
+
+/// An instruction carried out in Rust.
+pub(super) type Special = fn(&mut Cpu, &Op, &Thunk) -> Outcome<()>;
+
+/// A register bit index that reaches beyond its memory operand (BT and relatives).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BitIndex {
+    /// Number of the guest's index register.
+    pub register: u8,
+    /// Operand size in bits: 16, 32 or 64.
+    pub size: u8,
+}
+
+/// A prepared instruction. Lives as long as the [`super::NativePool`] it came from.
+pub(crate) struct Thunk {
+    /// Host code; see [`super::call`] for its contract.
+    pub(super) entry: *const u8,
+    /// Length of the memory operand, bytes.
+    pub(super) len: u32,
+    /// Required alignment of the memory operand less one; a misaligned one is #GP(0).
+    pub(super) align_mask: u32,
+    pub(super) memory: Memory,
+    pub(super) unit: Unit,
+    /// [`gate`] bits that must be open.
+    pub(super) gate: u8,
+    /// [`super::trap`] bits under which the instruction needs the slow path.
+    pub(super) traps: u8,
+    /// Atomic towards other processors.
+    pub(super) locked: bool,
+    pub(super) bit_index: Option<BitIndex>,
+    pub(super) special: Special,
+    /// The instruction as the guest wrote it, less what differs between places: its address and, unless a special
+    /// handler needs it, the address of its operand.
+    pub(super) instruction: Instruction,
+}
+
+// SAFETY: `entry` leads to code that is never changed or unmapped while the pool lives.
+unsafe impl Send for Thunk {}
+// SAFETY: as above; nothing else in it changes after it was made.
+unsafe impl Sync for Thunk {}
