@@ -26,6 +26,8 @@ const SYS_CLOSE: usize = 3;
 const SYS_IOCTL: usize = 16;
 const SYS_ACCESS: usize = 21;
 const SYS_DUP2: usize = 33;
+const SYS_PAUSE: usize = 34;
+const SYS_NANOSLEEP: usize = 35;
 const SYS_FORK: usize = 57;
 const SYS_EXECVE: usize = 59;
 const SYS_EXIT: usize = 60;
@@ -38,10 +40,10 @@ const SYS_MOUNT: usize = 165;
 const SYS_REBOOT: usize = 169;
 const SYS_IOPERM: usize = 173;
 const SYS_CLOCK_GETTIME: usize = 228;
-const SYS_PAUSE: usize = 34;
 
 const O_RDWR: usize = 2;
 const TIOCSCTTY: usize = 0x540e;
+const TIOCOUTQ: usize = 0x5411;
 const CLOCK_MONOTONIC: usize = 1;
 const REBOOT_MAGIC1: usize = 0xfee1_dead;
 const REBOOT_MAGIC2: usize = 672_274_793;
@@ -137,10 +139,24 @@ fn run_shell() {
 /// Stops the machine; if the machine cannot power off, halts it, and sleeps for ever if even that fails.
 fn power_off() -> ! {
     syscall(SYS_SYNC, [0; 5]);
+    drain_console();
     syscall(SYS_REBOOT, [REBOOT_MAGIC1, REBOOT_MAGIC2, REBOOT_POWER_OFF, 0, 0]);
     syscall(SYS_REBOOT, [REBOOT_MAGIC1, REBOOT_MAGIC2, REBOOT_HALT, 0, 0]);
     loop {
         syscall(SYS_PAUSE, [0; 5]);
+    }
+}
+
+/// Waits until the console has sent what was written, for a second at most: the machine stops without asking it.
+fn drain_console() {
+    for _ in 0..500 {
+        let mut waiting = 0u32;
+        let result = syscall(SYS_IOCTL, [1, TIOCOUTQ, &raw mut waiting as usize, 0, 0]);
+        if result != 0 || waiting == 0 {
+            return;
+        }
+        let two_ms = [0u64, 2_000_000];
+        syscall(SYS_NANOSLEEP, [two_ms.as_ptr() as usize, 0, 0, 0, 0]);
     }
 }
 
