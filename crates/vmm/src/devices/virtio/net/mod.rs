@@ -1,1 +1,187 @@
-//! placeholder
+//! Network device (Virtio 1.2 §5.1): one pair of queues between the guest and a [`Backend`].
+//!
+//! Promises:
+//! - frames are copied once in each direction; a frame that the guest sends is checked and sent from a private copy, which
+//!   the guest cannot change in between;
+//! - checksums and segmentation stay undone where guest and back end can leave them to each other;
+//! - a guest that does not take frames loses frames, as on a real network; a back end that is gone takes the link down.
+
+mod handler;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use queztl_network::{Backend, Mac, Offloads};
+
+use super::worker::Worker;
+use super::{ActivateError, Activation, VirtioDevice, device_type, lock, read_config_bytes};
+use handler::NetHandler;
+
+const RECEIVE_QUEUE: u16 = 0;
+const TRANSMIT_QUEUE: u16 = 1;
+const QUEUE_SIZE: u16 = 256;
+
+const F_CSUM: u64 = 1 << 0;
+const F_GUEST_CSUM: u64 = 1 << 1;
+const F_MTU: u64 = 1 << 3;
+const F_MAC: u64 = 1 << 5;
+const F_GUEST_TSO4: u64 = 1 << 7;
+const F_GUEST_TSO6: u64 = 1 << 8;
+const F_GUEST_ECN: u64 = 1 << 9;
+const F_HOST_TSO4: u64 = 1 << 11;
+const F_HOST_TSO6: u64 = 1 << 12;
+const F_HOST_ECN: u64 = 1 << 13;
+const F_MRG_RXBUF: u64 = 1 << 15;
+const F_STATUS: u64 = 1 << 16;
+
+/// What each ability is called in the two directions: what the guest may leave to us, and we to the guest.
+const OFFLOAD_FEATURES: [(Offloads, u64, u64); 4] = [
+    (Offloads::CHECKSUM, F_CSUM, F_GUEST_CSUM),
+    (Offloads::TSO4, F_HOST_TSO4, F_GUEST_TSO4),
+    (Offloads::TSO6, F_HOST_TSO6, F_GUEST_TSO6),
+    (Offloads::ECN, F_HOST_ECN, F_GUEST_ECN),
+];
+
+/// VIRTIO_NET_S_LINK_UP.
+const LINK_UP: u16 = 1;
+
+/// How a network device is made.
+pub struct NetConfig {
+    /// Where frames go; see [`queztl_network::Tap`] and [`queztl_network::UserNetwork`].
+    pub backend: Box<dyn Backend>,
+    /// The card's address; [`Mac::derived`] makes one.
+    pub mac: Mac,
+}
+
+/// The network device.
+pub struct Net {
+    mac: Mac,
+    mtu: Option<u16>,
+    offloads: Offloads,
+    link: Arc<Link>,
+    state: Mutex<State>,
+}
+
+/// Whether the back end lives, shared with the device's thread.
+struct Link {
+    up: AtomicBool,
+    generation: AtomicU32,
+}
+
+enum State {
+    Idle(Box<dyn Backend>),
+    Active(Worker<NetHandler>),
+    /// The thread died with the back end.
+    Lost,
+}
+
+impl NetConfig {
+    /// Makes the device.
+    pub fn build(self) -> io::Result<Arc<Net>> {
+        Ok(Arc::new(Net {
+            mac: self.mac,
+            mtu: self.backend.mtu(),
+            offloads: self.backend.offloads(),
+            link: Arc::new(Link { up: AtomicBool::new(true), generation: AtomicU32::new(0) }),
+            state: Mutex::new(State::Idle(self.backend)),
+        }))
+    }
+}
+
+impl Net {
+    fn start(
+        &self,
+        mut activation: Activation,
+        mut backend: Box<dyn Backend>,
+    ) -> Result<State, (ActivateError, State)> {
+        let guest = guest_offloads(&activation);
+        let queues = activation.take_queue(RECEIVE_QUEUE);
+        let queues = queues.and_then(|receive| Ok((receive, activation.take_queue(TRANSMIT_QUEUE)?)));
+        let prepared = queues.and_then(|queues| {
+            backend.set_guest_offloads(guest).map_err(ActivateError::Offloads)?;
+            Ok(queues)
+        });
+        let (receive, transmit) = match prepared {
+            Ok(queues) => queues,
+            Err(error) => return Err((error, State::Idle(backend))),
+        };
+        let mergeable = activation.has(F_MRG_RXBUF);
+        let interrupt = activation.interrupt;
+        let handler = NetHandler::new(receive, transmit, backend, mergeable, self.link.clone(), interrupt.clone());
+        match Worker::spawn("virtio-net", handler, interrupt) {
+            Ok(worker) => Ok(State::Active(worker)),
+            Err(error) => Err((ActivateError::Thread(error), State::Lost)),
+        }
+    }
+}
+
+/// What the guest has agreed to receive undone.
+fn guest_offloads(activation: &Activation) -> Offloads {
+    let agreed = OFFLOAD_FEATURES.iter().filter(|(_, _, guest)| activation.has(*guest));
+    agreed.fold(Offloads::NONE, |all, (offload, _, _)| all | *offload)
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        device_type::NET
+    }
+
+    fn features(&self) -> u64 {
+        let offered = OFFLOAD_FEATURES.iter().filter(|(offload, _, _)| self.offloads.contains(*offload));
+        let offloads = offered.fold(0, |all, (_, host, guest)| all | host | guest);
+        let mtu = if self.mtu.is_some() { F_MTU } else { 0 };
+        F_MAC | F_STATUS | F_MRG_RXBUF | mtu | offloads
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; 2]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // mac, status, max_virtqueue_pairs, mtu (§5.1.4).
+        let mut space = [0; 12];
+        space[..6].copy_from_slice(&self.mac.0);
+        let status = if self.link.up.load(Ordering::Acquire) { LINK_UP } else { 0 };
+        space[6..8].copy_from_slice(&status.to_le_bytes());
+        space[8..10].copy_from_slice(&1u16.to_le_bytes());
+        space[10..].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
+        read_config_bytes(&space, offset, data);
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.link.generation.load(Ordering::Acquire)
+    }
+
+    fn activate(&self, activation: Activation) -> Result<(), ActivateError> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut *state, State::Lost) {
+            State::Idle(backend) => match self.start(activation, backend) {
+                Ok(active) => *state = active,
+                Err((error, next)) => {
+                    *state = next;
+                    return Err(error);
+                }
+            },
+            State::Active(worker) => {
+                *state = State::Active(worker);
+                return Err(ActivateError::Active);
+            }
+            State::Lost => return Err(ActivateError::NoBackend),
+        }
+        Ok(())
+    }
+
+    fn reset(&self) {
+        let mut state = lock(&self.state);
+        *state = match std::mem::replace(&mut *state, State::Lost) {
+            State::Active(worker) => match worker.stop() {
+                Some(handler) => State::Idle(handler.into_backend()),
+                None => State::Lost,
+            },
+            other => other,
+        };
+    }
+}
