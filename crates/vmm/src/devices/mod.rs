@@ -1,3 +1,4 @@
 //! The devices of the machine.
 
+pub mod legacy;
 pub mod virtio;

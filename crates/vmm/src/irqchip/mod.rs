@@ -239,10 +239,9 @@ impl IrqChip {
     /// A non-maskable interrupt on LINT1, as the button on a server's front panel makes it; `cpu` must not have masked
     /// that pin.
     pub fn nmi(&self, cpu: u32) {
-        if let Some(lapic) = self.lapic(cpu) {
-            if lapic.with(|lapic| lapic.local_pin(reg::LVT_LINT1)) {
-                lapic.wake();
-            }
+        match self.lapic(cpu) {
+            Some(lapic) if lapic.with(|lapic| lapic.local_pin(reg::LVT_LINT1)) => lapic.wake(),
+            _ => (),
         }
     }
 
