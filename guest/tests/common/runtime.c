@@ -390,6 +390,7 @@ void runtime_start(void) {
     next_page = ((u64)image_end + 4095) & -4096ul;
     outb(0x3fb, 3);
     outb(0x3f9, 0);
+    put('\n');
     fill_idt();
     load_tables(0);
     outb(0x21, 0xff);
