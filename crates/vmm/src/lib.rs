@@ -1,6 +1,7 @@
 //! One virtual machine: accelerators, boot, devices.
 
 pub mod accel;
+pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod clock;
@@ -8,5 +9,6 @@ pub mod config;
 pub mod devices;
 pub mod irq;
 pub mod irqchip;
+pub mod kvmclock;
 pub mod layout;
 pub mod timers;

@@ -1,0 +1,85 @@
+//! The DSDT: the devices that a guest cannot find by itself.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+};
+use acpi_tables::sdt::Sdt;
+
+use super::{AcpiConfig, OEM_ID, OEM_REVISION, OEM_TABLE_ID, VirtioMmioDevice};
+use crate::devices::legacy::pm::SLEEP_TYPE_S5;
+use crate::layout::{PVPANIC_PORT, RTC_GSI, RTC_PORT, SERIAL_GSI, SERIAL_PORT};
+
+const HEADER_LEN: u32 = 36;
+
+/// The whole table.
+pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
+    let mut table = Sdt::new(*b"DSDT", HEADER_LEN, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut body = sleep_states();
+    body.extend(in_system_bus(&[serial(), clock(), pvpanic()].concat()));
+    let virtio: Vec<u8> = (0..).zip(&config.virtio_devices).flat_map(|(index, device)| virtio(index, device)).collect();
+    if !virtio.is_empty() {
+        body.extend(in_system_bus(&virtio));
+    }
+    table.append_slice(&body);
+    table.as_slice().to_vec()
+}
+
+/// `_S5`, off: the sleep type for PM1a and PM1b control, two reserved elements.
+fn sleep_states() -> Vec<u8> {
+    let package = Package::new(vec![&SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
+    super::bytes(&Name::new("\\_S5_".into(), &package))
+}
+
+fn in_system_bus(devices: &[u8]) -> Vec<u8> {
+    Scope::raw(Path::new("\\_SB_"), devices.to_vec())
+}
+
+fn port(start: u16, len: u8) -> IO {
+    IO::new(start, start, 1, len)
+}
+
+/// A legacy interrupt: rising edges, not shared.
+fn legacy_interrupt(gsi: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, gsi)
+}
+
+/// A device with a name, an identifier and resources.
+fn device(name: &str, id: &dyn Aml, unique: u32, resources: Vec<&dyn Aml>) -> Vec<u8> {
+    super::bytes(&Device::new(
+        name.into(),
+        vec![
+            &Name::new("_HID".into(), id),
+            &Name::new("_UID".into(), &unique),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
+        ],
+    ))
+}
+
+fn serial() -> Vec<u8> {
+    let interrupt = legacy_interrupt(SERIAL_GSI);
+    device("COM1", &EISAName::new("PNP0501"), 0, vec![&port(SERIAL_PORT, 8), &interrupt])
+}
+
+fn clock() -> Vec<u8> {
+    device("RTC_", &EISAName::new("PNP0B00"), 0, vec![&port(RTC_PORT, 2), &legacy_interrupt(RTC_GSI)])
+}
+
+fn pvpanic() -> Vec<u8> {
+    device("PEVT", &"QEMU0001", 0, vec![&port(PVPANIC_PORT, 1)])
+}
+
+fn virtio(index: u32, virtio: &VirtioMmioDevice) -> Vec<u8> {
+    // The address was checked to lie below 4 GiB.
+    let registers = Memory32Fixed::new(true, virtio.address as u32, virtio.len);
+    let interrupt = Interrupt::new(true, false, false, false, virtio.gsi);
+    super::bytes(&Device::new(
+        format!("V{index:03X}").as_str().into(),
+        vec![
+            &Name::new("_HID".into(), &"LNRO0005"),
+            &Name::new("_UID".into(), &index),
+            &Name::new("_CCA".into(), &ONE),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&registers, &interrupt])),
+        ],
+    ))
+}
