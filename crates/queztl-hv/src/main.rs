@@ -1,1 +1,84 @@
-fn main() {}
+//! `queztl-hv`: runs Linux virtual machines from the command line.
+//!
+//! Every command ends with a documented exit status ([`status`]) and, when it fails, one line on standard error
+//! ([`report`]).
+
+mod cli;
+mod doctor;
+mod kernel;
+mod report;
+mod run;
+mod status;
+mod values;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{CommandFactory, Parser};
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command};
+use report::Failure;
+use status::Status;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let status = match Cli::try_parse() {
+        Ok(cli) => execute(cli, started).unwrap_or_else(Failure::report),
+        Err(error) if !error.use_stderr() => {
+            // Help or version: clap knows whether standard output takes colours. A reader that went away is no failure.
+            let _ = error.print();
+            Status::Success
+        }
+        Err(error) => Failure::arguments(&error).report(),
+    };
+    status.into()
+}
+
+fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
+    log_to_stderr(cli.verbose);
+    match cli.command {
+        Command::Run(args) => run::run(*args, started),
+        Command::Kernel { command } => kernel::execute(command),
+        Command::Doctor { output } => Ok(doctor::execute(output)),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "queztl-hv", &mut script);
+            Ok(print(&String::from_utf8_lossy(&script)))
+        }
+        Command::Man => manual().map(|page| print(&page)),
+    }
+}
+
+/// The manual page of the program, then those of its commands.
+fn manual() -> Result<String, Failure> {
+    let mut command = Cli::command();
+    command.build();
+    let mut page = Vec::new();
+    render_manual(&command, &mut page).map_err(|error| Failure::host(format!("cannot write the manual: {error}")))?;
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+fn render_manual(command: &clap::Command, page: &mut Vec<u8>) -> std::io::Result<()> {
+    clap_mangen::Man::new(command.clone()).render(page)?;
+    command.get_subcommands().filter(|sub| sub.get_name() != "help").try_for_each(|sub| render_manual(sub, page))
+}
+
+/// Prints on standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Status {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Failure::host(format!("cannot write to standard output: {error}")).report()
+        }
+        _ => Status::Success,
+    }
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
+    // RUST_LOG refines what -v asks for; a mistake in it must not stop a virtual machine.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).compact().init();
+}

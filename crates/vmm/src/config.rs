@@ -39,6 +39,65 @@ pub struct MachineConfig {
     pub boot_timer: bool,
 }
 
+impl MachineConfig {
+    /// Checks what can be checked without making anything.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(ConfigError::Vcpus { vcpus: self.vcpus });
+        }
+        if self.ram_bytes < MIN_RAM_BYTES || !self.ram_bytes.is_multiple_of(queztl_guest_memory::PAGE_SIZE) {
+            return Err(ConfigError::Ram { bytes: self.ram_bytes });
+        }
+        if let Some(host_bytes) = host_ram_bytes().filter(|host| self.ram_bytes > *host) {
+            return Err(ConfigError::RamBeyondHost { bytes: self.ram_bytes, host_bytes });
+        }
+        let asked = self.disks.len() + self.nets.len() + usize::from(self.vsock.is_some());
+        if asked > MAX_DEVICES {
+            return Err(ConfigError::Devices { asked });
+        }
+        let writable = self.disks.iter().filter(|disk| !disk.read_only);
+        for (index, disk) in writable.enumerate() {
+            if self.disks.iter().filter(|other| other.path == disk.path).count() > 1 {
+                return Err(ConfigError::DiskTwice { index, path: disk.path.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Disks, network devices and the socket device a machine can have; the rest of the lines serve the devices that every
+/// machine has.
+pub const MAX_DEVICES: usize = crate::layout::VIRTIO_MAX_DEVICES as usize - 8;
+
+/// Why no machine can be as it is wished.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("a virtual machine has 1 to {MAX_VCPUS} vCPUs, not {vcpus}")]
+    Vcpus { vcpus: u32 },
+    #[error(
+        "{bytes} bytes of RAM cannot be: a virtual machine has at least {} MiB, in whole 4 KiB pages",
+        MIN_RAM_BYTES >> 20
+    )]
+    Ram { bytes: u64 },
+    #[error(
+        "{} MiB of RAM are more than this host has with its swap space, {} MiB: ask for less",
+        bytes >> 20, host_bytes >> 20
+    )]
+    RamBeyondHost { bytes: u64, host_bytes: u64 },
+    #[error("{asked} devices are too many: a virtual machine has room for {MAX_DEVICES}")]
+    Devices { asked: usize },
+    #[error("disk {index}, {path:?}, is given twice, once for writing: give it once, or read-only each time")]
+    DiskTwice { index: usize, path: PathBuf },
+}
+
+/// RAM and swap space of the host in bytes, if it tells.
+fn host_ram_bytes() -> Option<u64> {
+    let info = rustix::system::sysinfo();
+    let unit = u64::from(info.mem_unit);
+    let bytes = (info.totalram as u64).checked_add(info.totalswap as u64)?.checked_mul(unit)?;
+    (bytes > 0).then_some(bytes)
+}
+
 /// A disk of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskConfig {
@@ -113,4 +172,60 @@ pub enum Outcome {
     DebugExit(u8),
     /// Somebody stopped the machine from outside.
     Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> MachineConfig {
+        MachineConfig {
+            kernel: "vmlinux".into(),
+            initrd: Vec::new(),
+            cmdline: String::new(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vsock: None,
+            vcpus: 1,
+            ram_bytes: 64 << 20,
+            accel: AccelChoice::Auto,
+            serial: SerialOutput::Stdio,
+            debug_exit: None,
+            boot_timer: false,
+        }
+    }
+
+    fn disk(path: &str, read_only: bool) -> DiskConfig {
+        DiskConfig { path: path.into(), read_only, serial: None }
+    }
+
+    #[test]
+    fn a_modest_machine_passes() {
+        assert_eq!(machine().check(), Ok(()));
+    }
+
+    #[test]
+    fn ram_beyond_the_host_is_refused_with_both_figures() {
+        let error = MachineConfig { ram_bytes: 1 << 50, ..machine() }.check().unwrap_err();
+        assert!(matches!(error, ConfigError::RamBeyondHost { bytes, host_bytes } if host_bytes < bytes));
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused() {
+        for vcpus in [0, 256] {
+            assert_eq!(MachineConfig { vcpus, ..machine() }.check(), Err(ConfigError::Vcpus { vcpus }));
+        }
+        for bytes in [0, 4096, (64 << 20) + 1] {
+            assert_eq!(MachineConfig { ram_bytes: bytes, ..machine() }.check(), Err(ConfigError::Ram { bytes }));
+        }
+        let nets = vec![NetConfig::User; MAX_DEVICES + 1];
+        assert!(matches!(MachineConfig { nets, ..machine() }.check(), Err(ConfigError::Devices { .. })));
+    }
+
+    #[test]
+    fn a_disk_can_be_given_twice_only_for_reading() {
+        let twice = |first, second| MachineConfig { disks: vec![disk("a", first), disk("a", second)], ..machine() };
+        assert_eq!(twice(true, true).check(), Ok(()));
+        assert!(matches!(twice(true, false).check(), Err(ConfigError::DiskTwice { .. })));
+    }
 }

@@ -1,0 +1,179 @@
+//! The command line: what can be asked, and how it explains itself.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use queztl_vmm::config::{AccelChoice, DiskConfig, SerialOutput};
+
+use crate::values::{self, NetArg};
+
+const EXIT_STATUSES: &str = "\
+Exit statuses:
+   0  the guest powered itself off, or the command succeeded
+   2  the arguments are wrong, or a file they name cannot be used
+   4  the host or the VMM failed
+   6  the guest panicked
+   8  triple fault in the guest
+  10  the time given with --timeout is over
+  12  stopped from outside: Ctrl-A x, SIGINT, SIGTERM or SIGHUP
+ odd  the guest wrote v to the --debug-exit port: the status is (v << 1) | 1, of which a host keeps eight bits";
+
+const RUN_KEYS: &str = "\
+Keys, when standard input is a terminal (it is put into raw mode, so Ctrl-C goes to the guest):
+  Ctrl-A x       stop the virtual machine
+  Ctrl-A Ctrl-A  send one Ctrl-A to the guest (Ctrl-A a as well)
+  Ctrl-A h       list these keys
+
+Examples:
+  queztl-hv run
+  queztl-hv run --kernel vmlinuz --initrd initrd.img --disk root.img --append 'console=ttyS0 root=/dev/vda' --ram 2GB";
+
+const SIZES: &str = "RAM: a number and a unit K, M, G or T; MB and MiB mean the same, 1024 KiB";
+
+/// Runs Linux virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "queztl-hv", version, about, after_help = EXIT_STATUSES, max_term_width = 120)]
+pub struct Cli {
+    /// Tell more on standard error: once for what is done, twice for debugging, thrice for everything
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
+    pub verbose: u8,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one virtual machine in the foreground, its console on the terminal
+    #[command(after_help = RUN_KEYS, after_long_help = format!("{RUN_KEYS}\n\n{EXIT_STATUSES}"))]
+    Run(Box<RunArgs>),
+
+    /// Build guest kernels and list them
+    Kernel {
+        #[command(subcommand)]
+        command: KernelCommand,
+    },
+
+    /// Check whether this host can run virtual machines, and name the mend for what is missing
+    Doctor {
+        /// How to print the findings
+        #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+        output: OutputFormat,
+    },
+
+    /// Print a completion script for a shell
+    Completion {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+
+    /// Print the manual page, as troff
+    Man,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OutputFormat {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Kernel: ELF vmlinux, bzImage or Multiboot 1 [default: the one built by `queztl-hv kernel build`]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk, or a module for a Multiboot kernel (repeatable) [default, without --kernel: the one built here]
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Vec<PathBuf>,
+
+    /// Kernel command line [default with --kernel: console=ttyS0; without --kernel it is appended to our own]
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    pub append: Option<String>,
+
+    /// Disk from a raw image or block device, in this order /dev/vda, /dev/vdb, … (repeatable); a comma in FILE is doubled
+    #[arg(long = "disk", value_name = "FILE[,ro][,serial=ID]", value_parser = values::disk)]
+    pub disks: Vec<DiskConfig>,
+
+    /// Network device: none, user (through passt, no privilege needed) or a TAP interface (repeatable) [default: none]
+    #[arg(long = "net", value_name = "none|user|tap=NAME", value_parser = values::net)]
+    pub nets: Vec<NetArg>,
+
+    /// virtio socket device: guest port P is reached by PATH ("CONNECT P"), the guest reaches PATH_P
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<PathBuf>,
+
+    /// Number of vCPUs, at most 255
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "1", value_parser = values::vcpus)]
+    pub vcpus: u32,
+
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = values::ram, help = SIZES)]
+    pub ram: u64,
+
+    /// What executes the guest: auto takes what runs Linux fastest here (see `queztl-hv doctor`)
+    ///
+    /// soft,clock=instructions counts instructions instead of time, so that the same guest runs the same way every
+    /// time.
+    #[arg(long, value_name = "auto|kvm|soft[,clock=…]", default_value = "auto", value_parser = values::accel)]
+    pub accel: AccelChoice,
+
+    /// Where the guest's first serial port leads
+    #[arg(long, value_name = "stdio|file=PATH|none", default_value = "stdio", value_parser = values::serial)]
+    pub serial: SerialOutput,
+
+    /// I/O port whose writes end the virtual machine: v gives exit status (v << 1) | 1
+    #[arg(long, value_name = "PORT", value_parser = values::port)]
+    pub debug_exit: Option<u16>,
+
+    /// Stop the virtual machine after this time (exit status 10)
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = values::seconds)]
+    pub timeout: Option<std::time::Duration>,
+
+    /// Print on standard error how long it took from the start of this process to the guest's first user process
+    #[arg(long)]
+    pub boot_timer: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KernelCommand {
+    /// Build a guest kernel, or find the one already built from the same parts
+    Build(KernelBuildArgs),
+
+    /// List the kernels built here
+    List {
+        /// How to print the list
+        #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+        output: OutputFormat,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct KernelBuildArgs {
+    /// Kernel source [default: Debian's linux-source-6.12, installed if that is allowed]
+    #[arg(long, value_name = "DIR|TARBALL")]
+    pub source: Option<PathBuf>,
+
+    /// What the kernel is for
+    #[arg(long, value_enum, default_value_t, value_name = "PROFILE")]
+    pub profile: ProfileArg,
+
+    /// Configuration fragment to add to the profile's (repeatable)
+    #[arg(long = "config", value_name = "FRAGMENT")]
+    pub configs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ProfileArg {
+    /// Boots fastest
+    #[default]
+    Minimal,
+    /// PREEMPT_RT
+    Rt,
+    /// eBPF, containers, virtio-fs, NUMA
+    Full,
+}

@@ -1,0 +1,60 @@
+//! Failures as the user meets them: one line, `queztl-hv: what happened: why; what to do`, and an exit status.
+
+use std::fmt;
+
+use crate::status::Status;
+
+/// A failure of a command.
+#[derive(Debug)]
+pub struct Failure {
+    status: Status,
+    message: String,
+}
+
+impl Failure {
+    /// The user can mend it: wrong arguments, or a file that cannot be used.
+    pub fn usage(message: impl fmt::Display) -> Failure {
+        Failure { status: Status::Usage, message: message.to_string() }
+    }
+
+    /// The host or the VMM failed.
+    pub fn host(message: impl fmt::Display) -> Failure {
+        Failure { status: Status::Failure, message: message.to_string() }
+    }
+
+    /// What the parser says, made one line: what is wrong and the hints, without the synopsis.
+    pub fn arguments(error: &clap::Error) -> Failure {
+        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            return Failure::usage("a command is missing; see queztl-hv --help");
+        }
+        let text = error.render().to_string();
+        let wanted = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+        let wanted = wanted.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
+        let line = wanted.collect::<Vec<_>>().join(" ");
+        let line = line.strip_prefix("error: ").unwrap_or(&line);
+        Failure::usage(format!("{line}; see queztl-hv --help"))
+    }
+
+    /// Prints the line and gives the status.
+    pub fn report(self) -> Status {
+        // Guests and file names may hold control characters; a message stays one line.
+        let line: String = self.message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        eprintln!("queztl-hv: {line}");
+        self.status
+    }
+}
+
+/// The error with all its causes, joined by colons, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

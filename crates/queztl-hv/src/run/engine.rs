@@ -1,0 +1,53 @@
+//! The machine behind the console: the one place where this program meets the VMM's run-time interface.
+
+use std::time::{Duration, Instant};
+
+use queztl_vmm::config::{MachineConfig, Outcome};
+use queztl_vmm::machine::{Error, Machine, MachineHandle};
+
+use crate::report::{Failure, chain};
+
+/// What other threads can do to a running machine.
+pub type Handle = MachineHandle;
+
+/// A machine ready to run.
+pub struct Engine(Machine);
+
+impl Engine {
+    /// Makes the machine; `started` is the origin of the boot timer.
+    pub fn new(config: MachineConfig, started: Instant) -> Result<Engine, Failure> {
+        let boot_timer = config.boot_timer;
+        let machine = Machine::new(config).map_err(failure)?;
+        if boot_timer {
+            machine.on_boot_mark(move || {
+                let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+                eprintln!("queztl-hv: the first user process runs after {milliseconds:.1} ms\r");
+            });
+        }
+        Ok(Engine(machine))
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.0.handle()
+    }
+
+    /// Runs until the guest, the timeout or a handle ends it.
+    pub fn run(self, timeout: Option<Duration>) -> Result<Outcome, Failure> {
+        self.0.run(timeout).map_err(failure)
+    }
+}
+
+/// What the user can mend by other arguments or files is a usage failure; the rest is the host's.
+fn failure(error: Error) -> Failure {
+    let text = chain(&error);
+    match error {
+        Error::Config(_)
+        | Error::Boot(_)
+        | Error::NoKvm
+        | Error::Disk { .. }
+        | Error::Vsock(_)
+        | Error::SerialFile { .. }
+        | Error::DebugExitPort => Failure::usage(text),
+        _ => Failure::host(text),
+    }
+}

@@ -1,0 +1,105 @@
+//! `queztl-hv run`: one virtual machine in the foreground, its console on the terminal.
+//!
+//! ```text
+//! stdin ──> input thread ──> escape filter ──┐
+//! signals ──> signal thread ── stop, resize ─┴──> machine handle
+//! main thread: machine.run() ──> stdout
+//! ```
+//! Whatever ends the run — the guest, a signal, a failure or a panic of ours — the terminal is as it was before.
+
+mod engine;
+mod escape;
+mod input;
+mod signals;
+mod terminal;
+
+use std::time::{Duration, Instant};
+
+use queztl_vmm::config::{MachineConfig, Outcome, SerialOutput};
+
+use crate::cli::RunArgs;
+use crate::kernel;
+use crate::report::Failure;
+use crate::status::Status;
+use terminal::RawMode;
+
+/// Where kernels given by the user write unless told otherwise.
+const DEFAULT_CMDLINE: &str = "console=ttyS0";
+/// What our own kernel is told before the user's words.
+const OWN_CMDLINE: &str = "console=ttyS0 quiet";
+
+/// Runs the machine and gives the status that its end deserves. `started` is when this process began.
+pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
+    let timeout = args.timeout;
+    let config = configuration(args)?;
+    config.check().map_err(Failure::usage)?;
+    terminal::restore_on_panic();
+    let signals = signals::Signals::block();
+    let interactive = config.serial == SerialOutput::Stdio;
+    let machine = engine::Engine::new(config, started)?;
+    signals.watch(machine.handle());
+    let raw = if interactive { console(&machine) } else { None };
+    let outcome = machine.run(timeout);
+    drop(raw);
+    let outcome = outcome?;
+    explain(outcome, timeout);
+    Ok(outcome.into())
+}
+
+fn console(machine: &engine::Engine) -> Option<RawMode> {
+    let raw = RawMode::enter();
+    if raw.is_some() {
+        let handle = machine.handle();
+        if let Some((columns, rows)) = terminal::size() {
+            handle.resize(columns, rows);
+        }
+        eprintln!("queztl-hv: the guest has the keyboard; Ctrl-A x stops it, Ctrl-A h helps");
+    }
+    if raw.is_some() || !terminal::stdin_is_terminal() {
+        input::start(machine.handle(), raw.is_some());
+    }
+    raw
+}
+
+/// A line for every end that is not the guest's own wish.
+fn explain(outcome: Outcome, timeout: Option<Duration>) {
+    match outcome {
+        Outcome::PowerOff | Outcome::DebugExit(_) => {}
+        Outcome::Panic => eprintln!("queztl-hv: the guest panicked: the reason is in its console output"),
+        Outcome::TripleFault => eprintln!(
+            "queztl-hv: triple fault: the guest could not handle an exception; is the kernel meant for this machine?"
+        ),
+        Outcome::Timeout => {
+            let seconds = timeout.unwrap_or_default().as_secs_f64();
+            eprintln!("queztl-hv: stopped after {seconds} s: --timeout asked for it");
+        }
+        Outcome::Stopped => eprintln!("queztl-hv: stopped"),
+    }
+}
+
+fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
+    let nets = args.nets.into_iter().filter_map(|net| net.0).collect();
+    let (kernel, initrd, cmdline) = match args.kernel {
+        Some(kernel) => (kernel, args.initrd, args.append.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned())),
+        None => {
+            let (kernel, rootfs) = kernel::defaults()?;
+            let initrd = if args.initrd.is_empty() { vec![rootfs] } else { args.initrd };
+            let own = args.append.map_or(OWN_CMDLINE.to_owned(), |append| format!("{OWN_CMDLINE} {append}"));
+            (kernel, initrd, own)
+        }
+    };
+    Ok(MachineConfig {
+        kernel,
+        initrd,
+        cmdline,
+        disks: args.disks,
+        nets,
+        vsock: args.vsock,
+        vcpus: args.vcpus,
+        ram_bytes: args.ram,
+        accel: args.accel,
+        serial: args.serial,
+        debug_exit: args.debug_exit,
+        boot_timer: args.boot_timer,
+    })
+}

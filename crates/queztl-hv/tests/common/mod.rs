@@ -1,0 +1,44 @@
+//! Runs the program as a user does, and makes guests of a few instructions.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The program under test.
+pub fn queztl() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_queztl-hv"));
+    command.stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+/// Runs it with arguments.
+pub fn output<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    queztl().args(args).output().expect("the program starts")
+}
+
+/// What the program said when it failed: one line that begins with its name.
+pub fn one_line(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).expect("messages are UTF-8");
+    let line = text.strip_suffix('\n').expect("a message ends its line");
+    assert!(line.starts_with("queztl-hv: ") && !line.contains('\n'), "not one line of ours: {text:?}");
+    line.to_owned()
+}
+
+/// Where the code of [`guest`] runs.
+pub const CODE_ADDRESS: u32 = 0x10_0000 + HEADER_BYTES;
+const HEADER_BYTES: u32 = 32;
+
+/// A Multiboot kernel whose whole program is `code`, in 32-bit protected mode.
+pub fn guest(folder: &Path, code: &[u8]) -> PathBuf {
+    const MAGIC: u32 = 0x1bad_b002;
+    const ADDRESSES: u32 = 1 << 16;
+    let load = 0x10_0000;
+    let words = [MAGIC, ADDRESSES, 0u32.wrapping_sub(MAGIC + ADDRESSES), load, load, 0, 0, CODE_ADDRESS];
+    let mut file: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    file.extend(code);
+    let path = folder.join("guest");
+    std::fs::write(&path, file).expect("the guest can be written");
+    path
+}
