@@ -1,3 +1,36 @@
 //! An x86-64 CPU in software that boots unmodified Linux.
+//!
+//! Promises: the architecture as the guest's CPUID describes it, with precise exceptions and the host's memory model;
+//! several CPUs on as many threads; no privileges needed.
+//!
+//! How, from the outside in:
+//! - [`Cpu::run`] (`run.rs`) runs decoded blocks and takes events between them;
+//! - `decode.rs` makes blocks (`block.rs`) of operations (`op.rs`): the hot ones in Rust (`ops/`), everything that
+//!   computes without privilege as a native thunk of the same instruction (`native/`), the rest in `system/`;
+//! - `mmu/` translates addresses through a software TLB and sees every write to code;
+//! - [`platform::Platform`] is the machine around it, [`Control`] the handle for other threads.
 
+mod block;
+mod control;
+mod cpu;
+pub mod cpuid;
+mod decode;
+mod fault;
+mod flags;
+mod mmu;
+mod native;
+mod op;
+mod ops;
 pub mod platform;
+mod run;
+mod shared;
+pub mod state;
+mod system;
+
+pub use control::Control;
+pub use cpu::Cpu;
+pub use fault::{Exception, vector};
+pub use mmu::PHYSICAL_BITS;
+pub use run::Exit;
+pub use shared::Shared;
+pub use state::State;

@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod acpi;
+pub mod board;
 pub mod boot;
 pub mod bus;
 pub mod clock;
@@ -11,4 +12,5 @@ pub mod irq;
 pub mod irqchip;
 pub mod kvmclock;
 pub mod layout;
+pub mod machine;
 pub mod timers;

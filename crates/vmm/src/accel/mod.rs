@@ -1,3 +1,79 @@
-//! What executes a guest's instructions.
+//! What executes a guest's instructions: the one seam between the machine and its accelerators.
+//!
+//! ```text
+//! Accelerator ── create_vm ──> Vm ── create_vcpu ──> Vcpu, one thread each
+//!                                                     │  run() returns only for what needs the machine's owner;
+//!                                                     │  device accesses go straight to the Board
+//!                                                     └─ handle() ──> VcpuHandle, for every other thread
+//! ```
+//! Everything else — devices, boot, snapshots, dirty tracking, migration — is written against these traits and does not
+//! know which accelerator runs. Registers cross the seam as [`State`], the software CPU's own: every accelerator
+//! translates to and from it, so that an instruction one cannot execute can be finished by another.
 
 pub mod probe;
+pub mod soft;
+
+use std::sync::Arc;
+
+use queztl_guest_memory::GuestRam;
+pub use queztl_soft_cpu::State;
+
+use crate::board::Board;
+
+/// What cannot be done by an accelerator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("memory for generated code cannot be had: {0}")]
+    CodeMemory(std::io::Error),
+}
+
+/// A way to execute guests.
+pub trait Accelerator: Send + Sync {
+    /// Its name on the command line.
+    fn name(&self) -> &'static str;
+
+    /// Makes a virtual machine of `vcpus` processors with `ram`, whose devices are on `board`.
+    fn create_vm(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<Box<dyn Vm>, Error>;
+}
+
+/// One virtual machine on an accelerator.
+pub trait Vm: Send + Sync {
+    /// Makes vCPU `id`, in its state after reset: the first one running, the others waiting to be started.
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error>;
+}
+
+/// One vCPU; belongs to the thread that runs it.
+pub trait Vcpu: Send {
+    /// The registers.
+    fn state(&self) -> State;
+
+    /// Replaces the registers.
+    fn set_state(&mut self, state: &State);
+
+    /// Runs the guest until something needs the owner. Device accesses happen inside, on this thread.
+    fn run(&mut self) -> VcpuExit;
+
+    /// The handle for other threads.
+    fn handle(&self) -> Arc<dyn VcpuHandle>;
+
+    /// Instructions executed since the machine was made, where the accelerator counts them.
+    fn instructions(&self) -> Option<u64>;
+}
+
+/// Why a vCPU came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VcpuExit {
+    /// [`VcpuHandle::stop`] was called; `run` goes on where it left.
+    Stopped,
+    /// Triple fault.
+    Shutdown,
+}
+
+/// One vCPU, as other threads reach it.
+pub trait VcpuHandle: Send + Sync {
+    /// Makes the vCPU look for pending events, waking it if it is halted.
+    fn notify(&self);
+
+    /// Makes `run` return soon, or at once when it is called next.
+    fn stop(&self);
+}

@@ -1,0 +1,249 @@
+//! Decoded blocks and the cache that finds them.
+//!
+//! A block is a run of instructions that ends at a branch, at the end of its page or where something may change how code
+//! is decoded. It is found by the guest-physical address of its first byte, so it survives changes of address space, and
+//! it is valid as long as the generation of its page is the one it was decoded at ([`queztl_guest_memory::PageTracker`]).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use iced_x86::Instruction;
+
+use crate::cpu::{CodeSize, Cpu, slot};
+use crate::op::{Flow, Op};
+
+/// Most instructions in one block.
+pub(crate) const MAX_INSTRUCTIONS: usize = 64;
+/// Blocks kept before all are dropped; with their operations about 100 MiB at the very most.
+const MAX_BLOCKS: usize = 1 << 16;
+const TABLE: usize = 1 << 15;
+const JUMPS: usize = 1 << 12;
+
+/// The generation of one page at the time its bytes were decoded.
+#[derive(Clone, Copy)]
+pub(crate) struct PageStamp {
+    cell: *const AtomicU32,
+    generation: u32,
+}
+
+impl PageStamp {
+    pub fn new(cell: *const AtomicU32, generation: u32) -> PageStamp {
+        PageStamp { cell, generation }
+    }
+
+    #[inline(always)]
+    pub fn holds(&self) -> bool {
+        // SAFETY: the cell belongs to a tracker of guest RAM, which outlives every block.
+        unsafe { (*self.cell).load(Ordering::Acquire) == self.generation }
+    }
+}
+
+/// The second page of a block whose last instruction runs into it.
+#[derive(Clone, Copy)]
+pub(crate) struct SecondPage {
+    /// Guest-physical address of the page.
+    pub gpa: u64,
+    pub stamp: PageStamp,
+}
+
+/// A decoded run of instructions.
+pub(crate) struct Block {
+    pub ops: Box<[Op]>,
+    /// Instructions that slow operations point to.
+    pub instructions: Box<[Instruction]>,
+    pub key: u64,
+    pub stamp: PageStamp,
+    pub second: Option<SecondPage>,
+    /// Where the block's two ends lead, if that is in the same page and has been met.
+    pub links: [*mut Block; 2],
+    /// Instructions in the block.
+    pub count: u32,
+}
+
+impl Block {
+    /// Whether the decoded bytes are still what lies in memory. A block with a second page is looked up anew each time
+    /// instead, since that page may be mapped elsewhere.
+    #[inline(always)]
+    pub fn is_valid(&self) -> bool {
+        self.stamp.holds()
+    }
+
+    /// Whether `links` and the jump cache may lead to this block.
+    pub fn is_linkable(&self) -> bool {
+        self.second.is_none()
+    }
+
+    /// Instructions that are complete when the one of `op` begins.
+    pub fn completed_before(&self, op: &Op) -> u64 {
+        let starts = self.ops.iter().map(|o| o.start).take_while(|start| *start < op.start);
+        let mut count = 0;
+        let mut last = None;
+        for start in starts {
+            count += u64::from(last != Some(start));
+            last = Some(start);
+        }
+        count
+    }
+
+    /// Makes the operations after the running one leave the block: its bytes have changed.
+    pub fn poison(&mut self) {
+        for op in &mut self.ops {
+            op.run = leave;
+        }
+    }
+}
+
+/// Stands in for every operation of a block whose code was overwritten while it ran.
+fn leave(cpu: &mut Cpu, op: &Op) -> Flow {
+    cpu.rip = op.ip(cpu);
+    Flow::Again
+}
+
+/// The key of a block: its physical address and how it was decoded.
+pub(crate) fn key(gpa: u64, code: CodeSize, single: bool) -> u64 {
+    gpa << 3 | u64::from(single) << 2 | code as u64
+}
+
+/// One remembered branch target.
+#[derive(Clone, Copy)]
+struct Jump {
+    rip: u64,
+    /// The TLB set the translation came from, and the code size in the low bits.
+    set: u64,
+    epoch: u32,
+    block: *mut Block,
+}
+
+const NO_JUMP: Jump = Jump { rip: u64::MAX, set: 0, epoch: 0, block: std::ptr::null_mut() };
+
+/// All blocks of one CPU.
+pub(crate) struct BlockCache {
+    /// Direct-mapped front of `index`.
+    table: Box<[*mut Block]>,
+    index: HashMap<u64, *mut Block, std::hash::BuildHasherDefault<KeyHasher>>,
+    blocks: Vec<*mut Block>,
+    jumps: Box<[Jump]>,
+    /// The block that is running, for code that overwrites itself.
+    pub running: *mut Block,
+    /// Blocks decoded since the start.
+    pub decoded: u64,
+}
+
+impl Default for BlockCache {
+    fn default() -> Self {
+        BlockCache {
+            table: vec![std::ptr::null_mut(); TABLE].into(),
+            index: HashMap::default(),
+            blocks: Vec::new(),
+            jumps: vec![NO_JUMP; JUMPS].into(),
+            running: std::ptr::null_mut(),
+            decoded: 0,
+        }
+    }
+}
+
+impl Drop for BlockCache {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl BlockCache {
+    fn clear(&mut self) {
+        self.table.fill(std::ptr::null_mut());
+        self.index.clear();
+        self.jumps.fill(NO_JUMP);
+        self.running = std::ptr::null_mut();
+        for block in self.blocks.drain(..) {
+            // SAFETY: the pointer came from Box::into_raw in `insert`, and nothing refers to it any more.
+            drop(unsafe { Box::from_raw(block) });
+        }
+    }
+
+    fn slot(key: u64) -> usize {
+        (key ^ (key >> 15)) as usize % TABLE
+    }
+
+    /// The valid block for `key`.
+    #[inline]
+    pub fn get(&mut self, key: u64) -> Option<*mut Block> {
+        let slot = Self::slot(key);
+        let mut block = self.table[slot];
+        // SAFETY: pointers in the table lead to live blocks.
+        if block.is_null() || unsafe { (*block).key } != key {
+            block = *self.index.get(&key)?;
+            self.table[slot] = block;
+        }
+        // SAFETY: as above.
+        unsafe { (*block).is_valid() }.then_some(block)
+    }
+
+    /// Takes in a block in place of any other with its key.
+    pub fn insert(&mut self, block: Block) -> *mut Block {
+        if self.blocks.len() >= MAX_BLOCKS {
+            self.clear();
+        }
+        self.decoded += 1;
+        let key = block.key;
+        let block = Box::into_raw(Box::new(block));
+        self.blocks.push(block);
+        self.index.insert(key, block);
+        self.table[Self::slot(key)] = block;
+        block
+    }
+
+    fn jump_slot(rip: u64) -> usize {
+        (rip ^ (rip >> 12)) as usize % JUMPS
+    }
+
+    /// The block at `rip` if it was met before under the same translation.
+    #[inline(always)]
+    pub fn jump(&self, rip: u64, set: u64, epoch: u32) -> Option<*mut Block> {
+        let jump = &self.jumps[Self::jump_slot(rip)];
+        // SAFETY: pointers in the table lead to live blocks.
+        (jump.rip == rip && jump.set == set && jump.epoch == epoch && unsafe { (*jump.block).is_valid() })
+            .then_some(jump.block)
+    }
+
+    pub fn remember_jump(&mut self, rip: u64, set: u64, epoch: u32, block: *mut Block) {
+        self.jumps[Self::jump_slot(rip)] = Jump { rip, set, epoch, block };
+    }
+}
+
+/// Keys are well spread once multiplied.
+#[derive(Default)]
+pub(crate) struct KeyHasher(u64);
+
+impl std::hash::Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}
+
+impl Cpu {
+    /// Decoded code was overwritten: if it belongs to the running block, the block ends after this instruction.
+    #[cold]
+    pub(crate) fn code_changed(&mut self) {
+        let running = self.blocks.running;
+        // SAFETY: `running` is null or the live block whose operation is executing; its handlers hold no reference to
+        // the operations beyond their own, which stays in place.
+        unsafe {
+            if !running.is_null() && !(*running).is_valid() {
+                (*running).poison();
+            }
+        }
+    }
+
+    /// The first address of the running block.
+    pub(crate) fn block_ip(&self) -> u64 {
+        self.regs[slot::BLOCK_IP]
+    }
+}

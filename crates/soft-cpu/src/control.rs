@@ -1,0 +1,106 @@
+//! The handle by which other threads reach a running vCPU.
+//!
+//! One word, [`Control::attention`], is all a vCPU looks at between blocks of instructions; everything that wants it to
+//! do something else sets a bit there. A halted vCPU sleeps on the same word.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// An interrupt controller may have something to take.
+pub(crate) const EVENT: u32 = 1;
+/// `run` must return.
+pub(crate) const STOP: u32 = 2;
+/// Another vCPU has turned a page into code: fast write paths must be dropped.
+pub(crate) const DROP_WRITES: u32 = 4;
+
+/// One vCPU, as other threads see it.
+#[derive(Debug, Default)]
+pub struct Control {
+    attention: AtomicU32,
+    /// The vCPU thread may be using host pointers into guest RAM.
+    in_guest: AtomicBool,
+    parked: AtomicBool,
+}
+
+impl Control {
+    /// Makes the vCPU ask its platform for events, waking it if it is halted.
+    pub fn notify(&self) {
+        self.raise(EVENT);
+    }
+
+    /// Makes `run` return [`crate::Exit::Stopped`] soon, or at once when it is called next.
+    pub fn stop(&self) {
+        self.raise(STOP);
+    }
+
+    pub(crate) fn raise(&self, bits: u32) {
+        self.attention.fetch_or(bits, Ordering::SeqCst);
+        if self.parked.load(Ordering::SeqCst) {
+            self.futex(libc::FUTEX_WAKE, 1);
+        }
+    }
+
+    /// Sets bits that a halted vCPU need not wake up for: it looks at them before it touches RAM again.
+    pub(crate) fn raise_quietly(&self, bits: u32) {
+        self.attention.fetch_or(bits, Ordering::SeqCst);
+    }
+
+    #[inline(always)]
+    pub(crate) fn attention(&self) -> u32 {
+        self.attention.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn clear(&self, bits: u32) {
+        self.attention.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Sleeps until some attention bit is set.
+    pub(crate) fn park(&self) {
+        self.parked.store(true, Ordering::SeqCst);
+        while self.attention.load(Ordering::SeqCst) == 0 {
+            self.futex(libc::FUTEX_WAIT, 0);
+        }
+        self.parked.store(false, Ordering::SeqCst);
+    }
+
+    /// Enters or leaves the part of the run loop that touches guest RAM through host pointers. After entering, the
+    /// caller must look at [`DROP_WRITES`] before it touches RAM.
+    pub(crate) fn set_in_guest(&self, inside: bool) {
+        self.in_guest.store(inside, Ordering::SeqCst);
+    }
+
+    /// Whether the vCPU has answered a [`DROP_WRITES`] request, or will before it touches RAM.
+    pub(crate) fn has_dropped_writes(&self) -> bool {
+        !self.in_guest.load(Ordering::SeqCst) || self.attention.load(Ordering::SeqCst) & DROP_WRITES == 0
+    }
+
+    fn futex(&self, operation: i32, value: u32) {
+        // SAFETY: the futex word lives as long as `self`; a missing timeout means none.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                self.attention.as_ptr(),
+                operation | libc::FUTEX_PRIVATE_FLAG,
+                value,
+                std::ptr::null::<libc::timespec>(),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn notify_wakes_a_parked_vcpu() {
+        let control = Arc::new(Control::default());
+        let sleeper = std::thread::spawn({
+            let control = control.clone();
+            move || control.park()
+        });
+        control.notify();
+        sleeper.join().unwrap();
+        assert_eq!(control.attention(), EVENT);
+    }
+}

@@ -1,0 +1,312 @@
+//! The cache of translations.
+//!
+//! One set for each thing a privilege level may do, so that changing privilege (or STAC and CLAC) is a change of
+//! pointer and no entry has to know who may use it.
+
+use super::{Access, PAGE, PAGE_MASK};
+use crate::cpu::Cpu;
+use crate::state::{bits, rflags};
+
+/// Data entries of a set, a power of two.
+pub(crate) const ENTRIES: usize = 1024;
+/// Instruction entries of a set, a power of two.
+pub(crate) const EXEC_ENTRIES: usize = 256;
+/// A tag that no page has.
+const NONE: u64 = u64::MAX;
+
+/// Supervisor accesses; with SMAP, not to user pages.
+pub(crate) const SUPERVISOR: usize = 0;
+/// Supervisor accesses with RFLAGS.AC set: user pages too.
+pub(crate) const SUPERVISOR_AC: usize = 1;
+/// User accesses.
+pub(crate) const USER: usize = 2;
+/// User accesses under alignment checks: never filled, so that the slow path sees every access.
+pub(crate) const CHECKED: usize = 3;
+const SETS: usize = 4;
+
+/// One cached data page. Generated code relies on this layout.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Entry {
+    /// The page's linear address if reads may go straight to RAM, else [`NONE`].
+    pub read: u64,
+    /// The same for writes.
+    pub write: u64,
+    /// Host address minus linear address.
+    pub addend: u64,
+    /// [`GLOBAL`] and [`LARGE`].
+    pub kind: u64,
+}
+
+/// One cached code page.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct ExecEntry {
+    pub tag: u64,
+    /// Guest-physical address of the page.
+    pub page: u64,
+    pub kind: u64,
+}
+
+/// Survives CR3 writes.
+pub(crate) const GLOBAL: u64 = 1;
+/// Part of a 2 MiB, 4 MiB or 1 GiB page.
+pub(crate) const LARGE: u64 = 2;
+
+const EMPTY: Entry = Entry { read: NONE, write: NONE, addend: 0, kind: 0 };
+const EMPTY_EXEC: ExecEntry = ExecEntry { tag: NONE, page: 0, kind: 0 };
+
+/// The translations usable at one privilege.
+#[repr(C)]
+pub(crate) struct TlbSet {
+    pub entries: [Entry; ENTRIES],
+    pub exec: [ExecEntry; EXEC_ENTRIES],
+    /// Raised whenever an instruction translation may have gone: the validity of cached jump targets.
+    pub exec_epoch: u32,
+    /// Slots filled since the last flush, so that a flush costs what was used.
+    filled: Used<{ ENTRIES / 64 }>,
+    exec_filled: Used<{ EXEC_ENTRIES / 64 }>,
+    has_large: bool,
+    /// The pages that instructions were fetched from since the last full flush: first and last.
+    exec_range: (u64, u64),
+    /// Whether one of them was not global.
+    exec_local: bool,
+}
+
+/// A set of slots that can be walked in time proportional to its size.
+struct Used<const WORDS: usize> {
+    listed: [u64; WORDS],
+    slots: Vec<u16>,
+}
+
+impl<const WORDS: usize> Used<WORDS> {
+    fn new() -> Self {
+        Used { listed: [0; WORDS], slots: Vec::with_capacity(WORDS * 64) }
+    }
+
+    fn insert(&mut self, slot: usize) {
+        let bit = 1 << (slot % 64);
+        if self.listed[slot / 64] & bit == 0 {
+            self.listed[slot / 64] |= bit;
+            self.slots.push(slot as u16);
+        }
+    }
+
+    /// Keeps the slots for which `stays` holds.
+    fn retain(&mut self, mut stays: impl FnMut(usize) -> bool) {
+        let listed = &mut self.listed;
+        self.slots.retain(|&slot| {
+            let slot = usize::from(slot);
+            let kept = stays(slot);
+            if !kept {
+                listed[slot / 64] &= !(1 << (slot % 64));
+            }
+            kept
+        });
+    }
+}
+
+impl TlbSet {
+    #[inline(always)]
+    pub fn slot(address: u64) -> usize {
+        (address / PAGE) as usize % ENTRIES
+    }
+
+    #[inline(always)]
+    pub fn exec_slot(address: u64) -> usize {
+        (address / PAGE) as usize % EXEC_ENTRIES
+    }
+
+    /// Caches a data page; `kind` as in [`Entry`].
+    pub fn fill(&mut self, address: u64, host: *mut u8, access: Access, kind: u64) {
+        let page = address & PAGE_MASK;
+        let slot = Self::slot(address);
+        let entry = &mut self.entries[slot];
+        self.filled.insert(slot);
+        if entry.read != page && entry.write != page {
+            *entry = EMPTY;
+        }
+        let addend = (host as u64).wrapping_sub(page);
+        if entry.addend != addend {
+            *entry = EMPTY;
+        }
+        entry.addend = addend;
+        entry.kind = kind;
+        match access {
+            Access::Write => entry.write = page,
+            _ => entry.read = page,
+        }
+        self.has_large |= kind & LARGE != 0;
+    }
+
+    /// Caches a code page.
+    pub fn fill_exec(&mut self, address: u64, page: u64, kind: u64) {
+        let slot = Self::exec_slot(address);
+        self.exec_filled.insert(slot);
+        let linear = address & PAGE_MASK;
+        self.exec_range = (self.exec_range.0.min(linear), self.exec_range.1.max(linear));
+        self.exec_local |= kind & GLOBAL == 0;
+        self.exec[slot] = ExecEntry { tag: linear, page, kind };
+        self.has_large |= kind & LARGE != 0;
+    }
+
+    /// Drops the entries for which `dies` holds of (linear page, kind).
+    fn drop_where(&mut self, dies: impl Fn(u64, u64) -> bool) {
+        let entries = &mut self.entries;
+        self.filled.retain(|slot| {
+            let entry = &mut entries[slot];
+            let page = if entry.read != NONE { entry.read } else { entry.write };
+            let stays = page != NONE && !dies(page, entry.kind);
+            if !stays {
+                *entry = EMPTY;
+            }
+            stays
+        });
+        let exec = &mut self.exec;
+        self.exec_filled.retain(|slot| {
+            let entry = &mut exec[slot];
+            let stays = entry.tag != NONE && !dies(entry.tag, entry.kind);
+            if !stays {
+                *entry = EMPTY_EXEC;
+            }
+            stays
+        });
+    }
+
+    /// Cached jump targets vouch for translations; they are void from now on.
+    fn forget_jumps(&mut self) {
+        self.exec_epoch = self.exec_epoch.wrapping_add(1);
+    }
+
+    fn flush(&mut self, keep_global: bool) {
+        self.drop_where(|_, kind| !keep_global || kind & GLOBAL == 0);
+        if self.exec_local || !keep_global {
+            self.forget_jumps();
+        }
+        self.exec_local = false;
+        if !keep_global {
+            self.has_large = false;
+            self.exec_range = (u64::MAX, 0);
+        }
+    }
+
+    /// INVLPG: the entry of the page, and every part of a large page around it.
+    fn flush_page(&mut self, address: u64) {
+        let page = address & PAGE_MASK;
+        // The size of a large page is not kept; 1 GiB covers all sizes.
+        let (first, last) = self.exec_range;
+        if first >> 30 <= page >> 30 && page >> 30 <= last >> 30 {
+            self.forget_jumps();
+        }
+        if self.has_large {
+            self.drop_where(|entry, kind| entry == page || (kind & LARGE != 0 && entry >> 30 == address >> 30));
+            return;
+        }
+        let entry = &mut self.entries[Self::slot(address)];
+        if entry.read == page || entry.write == page {
+            *entry = EMPTY;
+        }
+        let exec = &mut self.exec[Self::exec_slot(address)];
+        if exec.tag == page {
+            *exec = EMPTY_EXEC;
+        }
+    }
+
+    fn drop_writes(&mut self) {
+        for &slot in &self.filled.slots {
+            self.entries[usize::from(slot)].write = NONE;
+        }
+    }
+}
+
+/// All translations of one CPU.
+pub(crate) struct Tlb {
+    sets: Box<[TlbSet]>,
+}
+
+impl Tlb {
+    pub fn new() -> Box<Tlb> {
+        let set = || TlbSet {
+            entries: [EMPTY; ENTRIES],
+            exec: [EMPTY_EXEC; EXEC_ENTRIES],
+            exec_epoch: 0,
+            filled: Used::new(),
+            exec_filled: Used::new(),
+            has_large: false,
+            exec_range: (u64::MAX, 0),
+            exec_local: false,
+        };
+        Box::new(Tlb { sets: (0..SETS).map(|_| set()).collect() })
+    }
+
+    pub fn set(&mut self, index: usize) -> *mut TlbSet {
+        &raw mut self.sets[index]
+    }
+
+    /// Drops every fast write path.
+    pub fn drop_writes(&mut self) {
+        self.sets.iter_mut().for_each(TlbSet::drop_writes);
+    }
+}
+
+impl Cpu {
+    /// Which set the present privilege uses.
+    fn tlb_index(&self) -> usize {
+        let ac = self.rflags_system & rflags::AC != 0;
+        match (self.cpl, ac) {
+            (3, true) if self.cr0 & bits::CR0_AM != 0 => CHECKED,
+            (3, _) => USER,
+            (_, true) => SUPERVISOR_AC,
+            (_, false) => SUPERVISOR,
+        }
+    }
+
+    /// Makes the set of the present privilege the current one.
+    pub(crate) fn select_tlb(&mut self) {
+        self.tlb = self.tlbs.set(self.tlb_index());
+    }
+
+    /// Does `work` with the rights of the supervisor, as accesses to descriptor tables and task state have them
+    /// whatever the privilege level.
+    pub(crate) fn as_supervisor<R>(&mut self, work: impl FnOnce(&mut Cpu) -> R) -> R {
+        let before = self.tlb;
+        self.tlb = self.tlbs.set(SUPERVISOR);
+        let result = work(self);
+        self.tlb = before;
+        result
+    }
+
+    /// The rights with which an access is made now: those of the selected set.
+    pub(crate) fn privilege(&mut self) -> super::Privilege {
+        let set = self.tlb;
+        let is = |cpu: &mut Cpu, index| std::ptr::eq(set, cpu.tlbs.set(index));
+        if is(self, SUPERVISOR) {
+            super::Privilege::Supervisor
+        } else if is(self, SUPERVISOR_AC) {
+            super::Privilege::SupervisorAc
+        } else {
+            super::Privilege::User
+        }
+    }
+
+    /// Under alignment checks (CR0.AM, RFLAGS.AC, CPL 3).
+    pub(crate) fn checks_alignment(&mut self) -> bool {
+        std::ptr::eq(self.tlb, self.tlbs.set(CHECKED))
+    }
+
+    /// Drops all translations, global ones included.
+    pub(crate) fn flush_tlb_all(&mut self) {
+        self.tlbs.sets.iter_mut().for_each(|set| set.flush(false));
+    }
+
+    /// Drops the translations that a CR3 write drops.
+    pub(crate) fn flush_tlb_non_global(&mut self) {
+        let keep_global = self.cr4 & bits::CR4_PGE != 0;
+        self.tlbs.sets.iter_mut().for_each(|set| set.flush(keep_global));
+    }
+
+    /// Drops the translation of one linear address (INVLPG).
+    pub(crate) fn flush_tlb_page(&mut self, address: u64) {
+        self.tlbs.sets.iter_mut().for_each(|set| set.flush_page(address));
+    }
+}

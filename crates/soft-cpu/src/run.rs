@@ -1,0 +1,331 @@
+//! The loop that runs blocks, takes events and delivers exceptions.
+//!
+//! ```text
+//! run ──> attend: stop? events? write paths? limit?      between blocks, only if something asks
+//!     └─> blocks: operation after operation, block after block through links and the jump cache
+//!              ├─ Fault ──> system::deliver
+//!              ├─ Halt  ──> sleep until something asks
+//!              └─ Sync  ──> look at everything again
+//! ```
+
+use crate::block::Block;
+use crate::control::{DROP_WRITES, EVENT, STOP};
+use crate::cpu::{Cpu, slot};
+use crate::fault::{Exception, Raised, vector};
+use crate::mmu::PAGE_MASK;
+use crate::native;
+use crate::op::{Flow, SEGMENT_SS};
+use crate::platform::{Accepts, Event, Idle};
+use crate::state::{Activity, rflags};
+use crate::system::{self, Delivery};
+
+/// Why [`Cpu::run`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// [`crate::Control::stop`] was called. Calling `run` again goes on.
+    Stopped,
+    /// Triple fault: the processor has shut down.
+    Shutdown,
+}
+
+/// How one pass over blocks ended.
+enum Pass {
+    /// Something may want attention.
+    Look,
+    Halted,
+    Raised,
+}
+
+impl Cpu {
+    /// Runs until [`crate::Control::stop`] or a triple fault. A halted CPU sleeps inside.
+    pub fn run(&mut self) -> Exit {
+        native::enter_environment(self);
+        self.enter_guest();
+        let exit = loop {
+            if let Some(exit) = self.attend() {
+                break exit;
+            }
+            if self.activity != Activity::Running {
+                self.sleep();
+                continue;
+            }
+            let pass = if self.steps() { self.single() } else { self.blocks() };
+            match pass {
+                Pass::Look => {}
+                Pass::Halted => self.activity = Activity::Halted,
+                Pass::Raised => {
+                    let exception = self.exception.take().expect("a raised exception is noted");
+                    if system::deliver(self, Delivery::Exception(exception)).is_err() {
+                        break Exit::Shutdown;
+                    }
+                }
+            }
+        };
+        self.control.set_in_guest(false);
+        native::leave_environment(self);
+        exit
+    }
+
+    /// Executes exactly one instruction, without taking events; an exception is returned instead of delivered. For
+    /// tests and debuggers.
+    pub fn step(&mut self) -> Result<(), Exception> {
+        native::enter_environment(self);
+        self.enter_guest();
+        let pass = loop {
+            let before = self.instructions;
+            match self.single() {
+                // A repeated string instruction that paused is not done yet.
+                Pass::Look if self.instructions == before => {}
+                pass => break pass,
+            }
+        };
+        self.control.set_in_guest(false);
+        native::leave_environment(self);
+        match pass {
+            Pass::Raised => Err(self.exception.take().expect("a raised exception is noted")),
+            Pass::Halted => {
+                self.activity = Activity::Halted;
+                Ok(())
+            }
+            Pass::Look => Ok(()),
+        }
+    }
+
+    /// Whether instructions must be run one at a time: single-stepping, or an interrupt shadow to be worn off.
+    fn steps(&self) -> bool {
+        self.interrupt_shadow || self.rflags_system & rflags::TF != 0
+    }
+
+    #[inline]
+    fn wants_attention(&self) -> bool {
+        self.control.attention() != 0 || self.instructions >= self.instruction_limit
+    }
+
+    /// Answers whatever asks for attention.
+    fn attend(&mut self) -> Option<Exit> {
+        if self.instructions >= self.instruction_limit {
+            let instructions = self.instructions;
+            self.instruction_limit = self.outside(|platform, id| platform.instruction_limit(id, instructions));
+        }
+        let attention = self.control.attention();
+        if attention & STOP != 0 {
+            self.control.clear(STOP);
+            return Some(Exit::Stopped);
+        }
+        if attention & DROP_WRITES != 0 {
+            self.answer_drop_writes();
+        }
+        if attention & EVENT != 0 {
+            return self.take_event();
+        }
+        None
+    }
+
+    fn take_event(&mut self) -> Option<Exit> {
+        self.control.clear(EVENT);
+        let running = self.activity != Activity::WaitForStartup;
+        let accepts = Accepts {
+            interrupts: running && self.rflags_system & rflags::IF != 0 && !self.interrupt_shadow,
+            nmi: running && !self.nmi_masked && !self.interrupt_shadow,
+        };
+        let Some(event) = self.outside(|platform, id| platform.take_event(id, accepts)) else {
+            self.event_blocked |= !accepts.interrupts || !accepts.nmi;
+            return None;
+        };
+        // There may be more where this came from.
+        self.control.raise_quietly(EVENT);
+        self.handle_event(event)
+    }
+
+    fn handle_event(&mut self, event: Event) -> Option<Exit> {
+        let delivery = match event {
+            Event::Init => {
+                system::init(self);
+                return None;
+            }
+            Event::Startup(vector) => {
+                if self.activity == Activity::WaitForStartup {
+                    system::startup(self, vector);
+                }
+                return None;
+            }
+            Event::Interrupt(vector) => Delivery::External(vector),
+            Event::Nmi => Delivery::Nmi,
+        };
+        self.activity = Activity::Running;
+        system::deliver(self, delivery).err().map(|_| Exit::Shutdown)
+    }
+
+    /// Sleeps until something wants attention.
+    fn sleep(&mut self) {
+        if self.control.attention() != 0 {
+            return;
+        }
+        let instructions = self.instructions;
+        match self.outside(|platform, id| platform.idle(id, instructions)) {
+            Idle::Park => {
+                self.control.set_in_guest(false);
+                self.control.park();
+                self.enter_guest();
+            }
+            Idle::SkipTo(count) => {
+                self.instructions = self.instructions.max(count);
+                self.instruction_limit = 0;
+            }
+        }
+    }
+
+    /// Runs one instruction, then the traps that follow an instruction.
+    fn single(&mut self) -> Pass {
+        let (shadow, stepping) = (self.interrupt_shadow, self.rflags_system & rflags::TF != 0);
+        self.trap_pending = stepping;
+        self.interrupt_shadow = false;
+        let block = match self.find_block(true) {
+            Ok(block) => block,
+            Err(Raised) => {
+                self.interrupt_shadow = shadow;
+                return Pass::Raised;
+            }
+        };
+        let (flow, op) = self.execute(block);
+        let pass = self.finish(flow, block, op);
+        if matches!(pass, Pass::Raised) {
+            return pass;
+        }
+        // A repeated instruction traps after each round; that is after some iteration, as the architecture has it.
+        if shadow && !self.interrupt_shadow {
+            self.recheck_events();
+        }
+        if std::mem::take(&mut self.trap_pending) {
+            self.dr[6] |= 1 << 14;
+            if matches!(pass, Pass::Halted) {
+                self.activity = Activity::Halted;
+            }
+            self.raise(Exception::new(vector::DB));
+            return Pass::Raised;
+        }
+        pass
+    }
+
+    /// Runs blocks until something wants attention.
+    fn blocks(&mut self) -> Pass {
+        let Ok(mut block) = self.find_block(false) else { return Pass::Raised };
+        loop {
+            let (flow, op) = self.execute(block);
+            if flow as u32 > Flow::Indirect as u32 {
+                return self.finish(flow, block, op);
+            }
+            // SAFETY: blocks found by the cache live until it is cleared, which only building a block does.
+            self.instructions += u64::from(unsafe { (*block).count });
+            if self.wants_attention() {
+                return Pass::Look;
+            }
+            block = match self.next_block(block, flow) {
+                Some(next) => next,
+                None => return Pass::Raised,
+            };
+        }
+    }
+
+    /// The block at `rip`, reached from `from` by `flow`.
+    #[inline(always)]
+    fn next_block(&mut self, from: *mut Block, flow: Flow) -> Option<*mut Block> {
+        if flow != Flow::Indirect {
+            // SAFETY: `from` has just run, and links lead to blocks of the same cache generation.
+            let next = unsafe { (*from).links[(flow as u32 - Flow::Jump0 as u32) as usize] };
+            // SAFETY: as above.
+            if !next.is_null() && unsafe { (*next).is_valid() } {
+                return Some(next);
+            }
+        }
+        self.look_up(from, flow)
+    }
+
+    fn look_up(&mut self, from: *mut Block, flow: Flow) -> Option<*mut Block> {
+        let rip = self.rip;
+        let set = self.tlb as u64 | self.code_size as u64;
+        // SAFETY: `tlb` points to one of the CPU's own sets.
+        let epoch = unsafe { (*self.tlb).exec_epoch };
+        if let Some(block) = self.blocks.jump(rip, set, epoch) {
+            self.link(from, flow, block);
+            return Some(block);
+        }
+        let decoded = self.blocks.decoded;
+        let block = self.find_block(false).ok()?;
+        // Building may have cleared the cache, and `from` with it; a built block is linked the next time round.
+        if self.blocks.decoded == decoded {
+            // SAFETY: the cache returned a live block.
+            if unsafe { (*block).is_linkable() } {
+                // The walk may have changed the set's epoch.
+                // SAFETY: as above.
+                let epoch = unsafe { (*self.tlb).exec_epoch };
+                self.blocks.remember_jump(rip, set, epoch, block);
+            }
+            self.link(from, flow, block);
+        }
+        Some(block)
+    }
+
+    /// Links `from` to `to` if that is right under every mapping: both lie in the same page, seen at the same distance.
+    fn link(&mut self, from: *mut Block, flow: Flow, to: *mut Block) {
+        if flow == Flow::Indirect {
+            return;
+        }
+        let same_page = self.regs[slot::BLOCK_IP] & PAGE_MASK == self.rip & PAGE_MASK;
+        // SAFETY: both were found in the cache since it was last cleared.
+        unsafe {
+            if same_page && (*from).is_linkable() && (*to).is_linkable() {
+                (*from).links[(flow as u32 - Flow::Jump0 as u32) as usize] = to;
+            }
+        }
+    }
+
+    /// Runs the operations of one block; returns how it ended and where.
+    #[inline(always)]
+    fn execute(&mut self, block: *mut Block) -> (Flow, *const crate::op::Op) {
+        self.blocks.running = block;
+        self.regs[slot::BLOCK_IP] = self.rip;
+        // SAFETY: the block is live, and its last operation never returns `Next`.
+        unsafe {
+            let mut op = (*block).ops.as_ptr();
+            loop {
+                let flow = ((*op).run)(self, &*op);
+                if flow != Flow::Next {
+                    return (flow, op);
+                }
+                op = op.add(1);
+            }
+        }
+    }
+
+    /// Accounts for the end of a block that is not a plain jump.
+    fn finish(&mut self, flow: Flow, block: *mut Block, op: *const crate::op::Op) -> Pass {
+        // SAFETY: the block has just run and building is the only thing that drops blocks.
+        let (block, op) = unsafe { (&*block, &*op) };
+        match flow {
+            Flow::Fault => {
+                self.instructions += block.completed_before(op);
+                self.rip = op.ip(self);
+                self.settle_segment(op.segment);
+                return Pass::Raised;
+            }
+            Flow::Again => self.instructions += block.completed_before(op),
+            Flow::Halt => {
+                self.instructions += u64::from(block.count);
+                return Pass::Halted;
+            }
+            _ => self.instructions += u64::from(block.count),
+        }
+        Pass::Look
+    }
+
+    /// An address that is not canonical is #SS through the stack segment, #GP through any other.
+    fn settle_segment(&mut self, segment: u8) {
+        if let Some(exception) = &mut self.exception
+            && exception.segment_dependent
+            && segment == SEGMENT_SS
+        {
+            exception.vector = vector::SS;
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The software accelerator: [`queztl_soft_cpu`] behind the seam.
+
+use std::sync::Arc;
+
+use queztl_guest_memory::GuestRam;
+use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
+use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
+use queztl_soft_cpu::state::Activity;
+use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State};
+
+use super::{Accelerator, Error, Vcpu, VcpuExit, VcpuHandle, Vm};
+use crate::board::Board;
+
+/// Runs guests on the software CPU: everywhere, without privileges.
+#[derive(Debug, Default)]
+pub struct Soft;
+
+impl Accelerator for Soft {
+    fn name(&self) -> &'static str {
+        "soft"
+    }
+
+    fn create_vm(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<Box<dyn Vm>, Error> {
+        let cpuid = CpuidPolicy::new(&CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() });
+        let platform = Arc::new(BoardPlatform { board: board.clone() });
+        let shared = Arc::new(Shared::new(ram, platform, cpuid, vcpus).map_err(Error::CodeMemory)?);
+        for id in 0..vcpus {
+            let control = shared.control(id);
+            board.irqchip().set_waker(id, Arc::new(move || control.notify()));
+        }
+        Ok(Box::new(SoftVm { shared }))
+    }
+}
+
+struct SoftVm {
+    shared: Arc<Shared>,
+}
+
+impl Vm for SoftVm {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
+        let mut cpu = Cpu::new(self.shared.clone(), id);
+        if id != 0 {
+            cpu.set_state(&State { activity: Activity::WaitForStartup, ..State::default() });
+        }
+        Ok(Box::new(SoftVcpu { cpu }))
+    }
+}
+
+struct SoftVcpu {
+    cpu: Cpu,
+}
+
+impl Vcpu for SoftVcpu {
+    fn state(&self) -> State {
+        self.cpu.state()
+    }
+
+    fn set_state(&mut self, state: &State) {
+        self.cpu.set_state(state);
+    }
+
+    fn run(&mut self) -> VcpuExit {
+        match self.cpu.run() {
+            Exit::Stopped => VcpuExit::Stopped,
+            Exit::Shutdown => VcpuExit::Shutdown,
+        }
+    }
+
+    fn handle(&self) -> Arc<dyn VcpuHandle> {
+        Arc::new(SoftHandle { control: self.cpu.control() })
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        Some(self.cpu.instructions())
+    }
+}
+
+struct SoftHandle {
+    control: Arc<Control>,
+}
+
+impl VcpuHandle for SoftHandle {
+    fn notify(&self) {
+        self.control.notify();
+    }
+
+    fn stop(&self) {
+        self.control.stop();
+    }
+}
+
+/// The board, as the software CPU sees its surroundings.
+struct BoardPlatform {
+    board: Arc<Board>,
+}
+
+impl BoardPlatform {
+    /// Moves instruction-counted time to `instructions` and fires what has become due.
+    fn advance(&self, instructions: u64) {
+        let clock = self.board.clock();
+        if clock.is_instruction_counted() {
+            clock.set_instructions(instructions);
+            self.board.timers().run_expired(clock.now_ns());
+        }
+    }
+
+    /// The instruction count of the next deadline.
+    fn next_deadline(&self) -> Option<u64> {
+        self.board.clock().instructions_at(self.board.timers().next_deadline()?)
+    }
+}
+
+/// How often instruction-counted time is moved forward when no timer is due, in instructions: devices that are read
+/// without the TSC in between see time pass at this grain.
+const GRAIN: u64 = 10_000;
+
+impl Platform for BoardPlatform {
+    fn mmio_read(&self, cpu: u32, address: u64, data: &mut [u8]) {
+        self.board.mmio_read(cpu, address, data);
+    }
+
+    fn mmio_write(&self, cpu: u32, address: u64, data: &[u8]) {
+        self.board.mmio_write(cpu, address, data);
+    }
+
+    fn port_read(&self, _cpu: u32, port: u16, data: &mut [u8]) {
+        self.board.port_read(port, data);
+    }
+
+    fn port_write(&self, _cpu: u32, port: u16, data: &[u8]) {
+        self.board.port_write(port, data);
+    }
+
+    fn msr_read(&self, cpu: u32, msr: u32) -> Option<u64> {
+        self.board.msr_read(cpu, msr)
+    }
+
+    fn msr_write(&self, cpu: u32, msr: u32, value: u64) -> bool {
+        self.board.msr_write(cpu, msr, value)
+    }
+
+    fn take_event(&self, cpu: u32, accepts: Accepts) -> Option<Event> {
+        self.board.irqchip().take_event(cpu, accepts)
+    }
+
+    fn task_priority(&self, cpu: u32) -> u8 {
+        self.board.irqchip().task_priority(cpu)
+    }
+
+    fn set_task_priority(&self, cpu: u32, class: u8) {
+        self.board.irqchip().set_task_priority(cpu, class);
+    }
+
+    fn tsc(&self, _cpu: u32, instructions: u64) -> u64 {
+        self.board.clock().set_instructions(instructions);
+        self.board.clock().tsc()
+    }
+
+    fn instruction_limit(&self, _cpu: u32, instructions: u64) -> u64 {
+        if !self.board.clock().is_instruction_counted() {
+            return u64::MAX;
+        }
+        self.advance(instructions);
+        let next = instructions + GRAIN;
+        self.next_deadline().map_or(next, |deadline| deadline.clamp(instructions + 1, next))
+    }
+
+    fn idle(&self, cpu: u32, instructions: u64) -> Idle {
+        if !self.board.clock().is_instruction_counted() {
+            return Idle::Park;
+        }
+        self.advance(instructions);
+        match self.next_deadline() {
+            _ if self.board.irqchip().has_event(cpu) => Idle::SkipTo(instructions),
+            Some(deadline) => Idle::SkipTo(deadline.max(instructions + 1)),
+            None => Idle::Park,
+        }
+    }
+
+    fn entered_user_mode(&self, _cpu: u32) {
+        self.board.user_mode_entered();
+    }
+}

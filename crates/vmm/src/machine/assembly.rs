@@ -1,0 +1,286 @@
+//! Putting a machine together: everything inside it is made here, in the order in which the parts need each other.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use queztl_guest_memory::GuestRam;
+use queztl_network::{Backend, Mac, Tap, UserNetwork, UserNetworkConfig};
+use queztl_storage::{RawConfig, RawFile};
+
+use super::Error;
+use super::events::Events;
+use crate::accel::soft::Soft;
+use crate::accel::{Accelerator, State, Vcpu};
+use crate::acpi::{self, AcpiConfig, VirtioMmioDevice};
+use crate::board::{Board, BoardParts};
+use crate::boot::{self, BootConfig, InitialState};
+use crate::bus::Bus;
+use crate::clock::Clock;
+use crate::config::{AccelChoice, DiskConfig, MachineConfig, NetConfig, SerialOutput, SoftClock, SoftOptions};
+use crate::devices::legacy::serial::Serial;
+use crate::devices::legacy::{LegacyConfig, LegacyDevices};
+use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::block::BlockConfig;
+use crate::devices::virtio::console::{self, ConsoleConfig};
+use crate::devices::virtio::mmio::WINDOW_BYTES;
+use crate::devices::virtio::net;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::{MmioTransport, VirtioDevice};
+use crate::irq::{InterruptSink, IrqLine};
+use crate::irqchip::IrqChip;
+use crate::kvmclock::KvmClock;
+use crate::layout;
+use crate::timers::Timers;
+
+/// The guest's time for one instruction where time is made of instructions.
+const NS_PER_INSTRUCTION: u64 = 5;
+/// The context identifier of the guest's socket device: the first that is not reserved (Virtio 1.2 §5.10.4).
+const GUEST_CID: u64 = 3;
+/// Queues of a disk at most; more threads than that do not help one file.
+const DISK_QUEUES: u32 = 4;
+
+/// The guest's consoles, for whoever sits at the other end.
+#[derive(Clone)]
+pub(super) struct Console {
+    pub serial: Arc<Serial>,
+    pub virtio: Arc<console::Console>,
+}
+
+/// A machine that has not started yet.
+pub(super) struct Assembly {
+    vcpus: Vec<Box<dyn Vcpu>>,
+    console: Console,
+    transports: Vec<Arc<MmioTransport>>,
+    _board: Arc<Board>,
+}
+
+impl Assembly {
+    /// Makes the machine. A serial line to a file starts the file anew if `fresh`, else goes on at its end.
+    pub fn new(config: &MachineConfig, events: Arc<Events>, fresh: bool) -> Result<Assembly, Error> {
+        let (accelerator, options) = choose(config.accel)?;
+        let ram = Arc::new(GuestRam::new(config.ram_bytes)?);
+        let clock = Arc::new(clock(options));
+        let timers = Timers::new(clock.clone());
+        let irqchip = IrqChip::new(config.vcpus, clock.clone(), &timers);
+        let sink: Arc<dyn InterruptSink> = irqchip.clone();
+
+        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+        irqchip.insert_into(&mut ports, &mut mmio).map_err(device)?;
+        let legacy_config =
+            LegacyConfig { serial_output: serial_output(config, fresh)?, debug_exit_port: config.debug_exit };
+        let legacy = LegacyDevices::new(legacy_config, &sink, &timers, events.clone());
+        legacy.insert_into(&mut ports).map_err(|overlap| match config.debug_exit {
+            Some(_) => Error::DebugExitPort,
+            None => device(overlap),
+        })?;
+
+        let mut slots = Slots { ram: ram.clone(), sink, mmio: &mut mmio, transports: Vec::new() };
+        let virtio = add_devices(config, &mut slots)?;
+        let transports = slots.transports;
+
+        let rsdp = acpi_tables(config.vcpus, transports.len() as u32, &ram)?;
+        let entry = load(config, rsdp, &ram)?;
+        let kvmclock = KvmClock::new(ram.memory().clone(), clock.clone(), config.vcpus);
+        let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events };
+        let board = Arc::new(Board::new(parts));
+        let vcpus = vcpus(&*accelerator, config.vcpus, ram, board.clone(), &entry)?;
+        let console = Console { serial: legacy.serial, virtio };
+        Ok(Assembly { vcpus, console, transports, _board: board })
+    }
+
+    /// The vCPUs, each to be run by a thread of its own.
+    pub fn take_vcpus(&mut self) -> Vec<Box<dyn Vcpu>> {
+        std::mem::take(&mut self.vcpus)
+    }
+
+    pub fn console(&self) -> Console {
+        self.console.clone()
+    }
+
+    /// Stops the devices and passes on the console's last output, for `limit` at the longest.
+    pub fn close(self, limit: Duration) {
+        self.transports.iter().for_each(|transport| transport.reset());
+        self.console.serial.flush(limit);
+        self.console.serial.close();
+    }
+}
+
+fn device(error: impl std::fmt::Display) -> Error {
+    Error::Device(error.to_string())
+}
+
+/// The accelerator for a choice. KVM cannot run guests yet, so `auto` is the software CPU.
+fn choose(choice: AccelChoice) -> Result<(Box<dyn Accelerator>, SoftOptions), Error> {
+    match choice {
+        AccelChoice::Auto => Ok((Box::new(Soft), SoftOptions::default())),
+        AccelChoice::Soft(options) => Ok((Box::new(Soft), options)),
+        AccelChoice::Kvm => Err(Error::NoKvm),
+    }
+}
+
+fn clock(options: SoftOptions) -> Clock {
+    match options.clock {
+        SoftClock::RealTime => Clock::real_time(),
+        SoftClock::Instructions => Clock::instruction_counted(NS_PER_INSTRUCTION),
+    }
+}
+
+fn serial_output(config: &MachineConfig, fresh: bool) -> Result<Option<Box<dyn Write + Send>>, Error> {
+    Ok(match &config.serial {
+        SerialOutput::Stdio => Some(Box::new(std::io::stdout())),
+        SerialOutput::None => None,
+        SerialOutput::File(path) => {
+            let mut options = File::options();
+            let options = if fresh { options.write(true).truncate(true) } else { options.append(true) };
+            let file = options.create(true).open(path);
+            Some(Box::new(file.map_err(|source| Error::SerialFile { path: path.clone(), source })?))
+        }
+    })
+}
+
+/// Where virtio devices go: one window and one interrupt line after the other.
+struct Slots<'a> {
+    ram: Arc<GuestRam>,
+    sink: Arc<dyn InterruptSink>,
+    mmio: &'a mut Bus,
+    transports: Vec<Arc<MmioTransport>>,
+}
+
+impl Slots<'_> {
+    fn add(&mut self, virtio: Arc<dyn VirtioDevice>) -> Result<(), Error> {
+        let number = self.transports.len() as u32;
+        let line = IrqLine::new(self.sink.clone(), layout::VIRTIO_GSI_BASE + number);
+        let transport = MmioTransport::new(virtio, self.ram.memory().clone(), line).map_err(device)?;
+        self.mmio.insert(window(number), WINDOW_BYTES, transport.clone()).map_err(device)?;
+        self.transports.push(transport);
+        Ok(())
+    }
+}
+
+/// Disks come first, so that their numbers do not depend on the other devices.
+fn add_devices(config: &MachineConfig, slots: &mut Slots<'_>) -> Result<Arc<console::Console>, Error> {
+    for disk in &config.disks {
+        slots.add(block(disk, config.vcpus)?)?;
+    }
+    for (number, net) in (0..).zip(&config.nets) {
+        slots.add(network(net, number)?)?;
+    }
+    if let Some(path) = &config.vsock {
+        return Err(Error::Vsock(format!("{path:?} {GUEST_CID}")));
+    }
+    let console = ConsoleConfig { output: Box::new(std::io::sink()), columns: 0, rows: 0 }.build().map_err(device)?;
+    slots.add(console.clone())?;
+    slots.add(Rng::new())?;
+    slots.add(Balloon::new().map_err(device)?)?;
+    Ok(console)
+}
+
+fn block(config: &DiskConfig, vcpus: u32) -> Result<Arc<dyn VirtioDevice>, Error> {
+    let raw = RawConfig { path: config.path.clone(), read_only: config.read_only, direct: false };
+    let disk = RawFile::open(&raw).map_err(|source| Error::Disk { path: config.path.clone(), source })?;
+    let serial = config.serial.clone().unwrap_or_default();
+    let block = BlockConfig { disk: Arc::new(disk), serial, queues: vcpus.min(DISK_QUEUES) as u16 };
+    Ok(block.build().map_err(device)?)
+}
+
+fn network(config: &NetConfig, number: u32) -> Result<Arc<dyn VirtioDevice>, Error> {
+    let backend: Box<dyn Backend> = match config {
+        NetConfig::User => {
+            let network = UserNetwork::start(&UserNetworkConfig::default());
+            Box::new(network.map_err(|error| Error::Net(error.to_string()))?)
+        }
+        NetConfig::Tap(name) => Box::new(Tap::open(name).map_err(|error| Error::Net(error.to_string()))?),
+    };
+    // One process runs one machine, so its number tells the machines of a host apart.
+    let mac = Mac::derived(&std::process::id().to_string(), number);
+    Ok(net::NetConfig { backend, mac }.build().map_err(device)?)
+}
+
+/// The window of virtio device `number`.
+fn window(number: u32) -> u64 {
+    layout::VIRTIO_MMIO_BASE + u64::from(number) * layout::VIRTIO_MMIO_STRIDE
+}
+
+fn acpi_tables(vcpus: u32, virtio_devices: u32, ram: &GuestRam) -> Result<u64, Error> {
+    let describe = |number| VirtioMmioDevice {
+        address: window(number),
+        len: WINDOW_BYTES as u32,
+        gsi: layout::VIRTIO_GSI_BASE + number,
+    };
+    let tables =
+        AcpiConfig { vcpus, virtio_devices: (0..virtio_devices).map(describe).collect(), ..AcpiConfig::default() };
+    let rsdp = acpi::build(ram.memory(), &tables).map_err(|error| Error::Acpi(error.to_string()))?;
+    Ok(rsdp.0)
+}
+
+fn load(config: &MachineConfig, rsdp: u64, ram: &GuestRam) -> Result<InitialState, Error> {
+    let mut seed = [0; 32];
+    let random = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
+    // A run that must be repeatable gets the same seed every time.
+    let repeatable = matches!(config.accel, AccelChoice::Soft(SoftOptions { clock: SoftClock::Instructions }));
+    let rng_seed = if repeatable { Some([0x51; 32]) } else { random.is_ok().then_some(seed) };
+    let boot = BootConfig {
+        kernel: &config.kernel,
+        initrd: &config.initrd,
+        cmdline: &config.cmdline,
+        rsdp: Some(rsdp),
+        protocol: boot::Protocol::Auto,
+        rng_seed,
+    };
+    Ok(boot::load(&boot, ram.memory())?)
+}
+
+fn vcpus(
+    accelerator: &dyn Accelerator,
+    count: u32,
+    ram: Arc<GuestRam>,
+    board: Arc<Board>,
+    entry: &InitialState,
+) -> Result<Vec<Box<dyn Vcpu>>, Error> {
+    let vm = accelerator.create_vm(ram, board, count)?;
+    let mut vcpus = (0..count).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(first) = vcpus.first_mut() {
+        let reset = first.state();
+        first.set_state(&entry_state(entry, reset));
+    }
+    Ok(vcpus)
+}
+
+/// The boot loader's registers on top of the state after reset.
+fn entry_state(entry: &InitialState, mut state: State) -> State {
+    use queztl_soft_cpu::state::{Segment, Table, gpr, seg};
+    let segment = |from: &boot::Segment| Segment {
+        base: from.base,
+        limit: from.limit,
+        selector: from.selector,
+        attributes: u16::from(from.access) | u16::from(from.flags) << 12,
+    };
+    state.gpr = [0; 16];
+    let registers = [
+        (gpr::RAX, entry.rax),
+        (gpr::RBX, entry.rbx),
+        (gpr::RCX, entry.rcx),
+        (gpr::RDX, entry.rdx),
+        (gpr::RSI, entry.rsi),
+        (gpr::RDI, entry.rdi),
+        (gpr::RBP, entry.rbp),
+        (gpr::RSP, entry.rsp),
+    ];
+    for (register, value) in registers {
+        state.gpr[register] = value;
+    }
+    state.rip = entry.rip;
+    state.rflags = entry.rflags();
+    state.segments = [segment(&entry.data); 6];
+    state.segments[seg::CS] = segment(&entry.cs);
+    state.tr = segment(&entry.tr);
+    state.gdtr = Table { base: entry.gdt.base, limit: entry.gdt.limit };
+    state.idtr = Table::default();
+    state.cr0 = entry.cr0();
+    state.cr3 = entry.cr3();
+    state.cr4 = entry.cr4();
+    state.efer = entry.efer();
+    state
+}

@@ -1,0 +1,188 @@
+//! One virtual machine from its configuration to its end.
+//!
+//! ```text
+//! Machine::new ──> Assembly (assembly.rs): RAM, board, devices, boot loader, vCPUs
+//! Machine::run ──> one thread a vCPU ──> wait for an end (events.rs)
+//!                     ^                        │ reset: a new Assembly from the same configuration
+//!                     └────────────────────────┘ anything else: stop the vCPUs, flush the console, Outcome
+//! ```
+//! A restarted guest finds a machine as after power-up: RAM, devices and vCPUs are made anew, only what lies outside
+//! (disks, the console's other end) stays.
+
+mod assembly;
+mod events;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::accel::{self, Vcpu, VcpuExit, VcpuHandle};
+use crate::boot;
+use crate::config::{ConfigError, MachineConfig, Outcome};
+use assembly::{Assembly, Console};
+use events::{End, Events};
+
+/// How long the console may take to pass on its last output.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a machine cannot be made or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    #[error(transparent)]
+    Accelerator(#[from] accel::Error),
+    #[error("KVM cannot run guests in this version: use --accel soft (or auto)")]
+    NoKvm,
+    #[error(transparent)]
+    Ram(#[from] queztl_guest_memory::Error),
+    #[error("disk {path:?}: {source}")]
+    Disk { path: std::path::PathBuf, source: queztl_storage::Error },
+    #[error("the network device cannot be made: {0}")]
+    Net(String),
+    #[error("the socket device cannot be made: {0}")]
+    Vsock(String),
+    #[error("a device cannot be made: {0}")]
+    Device(String),
+    #[error("the serial line's file {path:?} cannot be created: {source}")]
+    SerialFile { path: std::path::PathBuf, source: std::io::Error },
+    #[error("the ACPI tables cannot be made: {0}")]
+    Acpi(String),
+    #[error("the debug exit port belongs to a device of the machine: choose another, 0xf4 for example")]
+    DebugExitPort,
+    #[error("a vCPU thread cannot be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A machine, ready to run.
+pub struct Machine {
+    config: MachineConfig,
+    events: Arc<Events>,
+    console: Arc<Mutex<Option<Console>>>,
+    assembly: Option<Assembly>,
+}
+
+impl Machine {
+    /// Makes the machine and loads its kernel.
+    pub fn new(config: MachineConfig) -> Result<Machine, Error> {
+        config.check()?;
+        let events = Arc::new(Events::default());
+        let assembly = Assembly::new(&config, events.clone(), true)?;
+        let console = Arc::new(Mutex::new(Some(assembly.console())));
+        Ok(Machine { config, events, console, assembly: Some(assembly) })
+    }
+
+    /// The handle for other threads.
+    pub fn handle(&self) -> MachineHandle {
+        MachineHandle { events: self.events.clone(), console: self.console.clone() }
+    }
+
+    /// `report` is called, on a vCPU's thread, when the guest's first user process starts.
+    pub fn on_boot_mark(&self, report: impl FnOnce() + Send + 'static) {
+        self.events.on_boot_mark(Box::new(report));
+    }
+
+    /// Runs until the guest, the timeout or a handle ends it.
+    pub fn run(mut self, timeout: Option<Duration>) -> Result<Outcome, Error> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            let assembly = match self.assembly.take() {
+                Some(assembly) => assembly,
+                None => Assembly::new(&self.config, self.events.clone(), false)?,
+            };
+            *lock(&self.console) = Some(assembly.console());
+            let end = run_once(assembly, &self.events, deadline)?;
+            *lock(&self.console) = None;
+            if let Some(outcome) = outcome(end) {
+                return Ok(outcome);
+            }
+            tracing::info!("the guest restarts");
+            self.events.forget_reset();
+        }
+    }
+}
+
+fn outcome(end: End) -> Option<Outcome> {
+    Some(match end {
+        End::Reset => return None,
+        End::PowerOff => Outcome::PowerOff,
+        End::Panic => Outcome::Panic,
+        End::TripleFault => Outcome::TripleFault,
+        End::DebugExit(value) => Outcome::DebugExit(value),
+        End::Stopped => Outcome::Stopped,
+        End::Timeout => Outcome::Timeout,
+    })
+}
+
+/// Runs one assembly from its first instruction to an end.
+fn run_once(mut assembly: Assembly, events: &Arc<Events>, deadline: Option<Instant>) -> Result<End, Error> {
+    let vcpus = assembly.take_vcpus();
+    let handles: Vec<Arc<dyn VcpuHandle>> = vcpus.iter().map(|vcpu| vcpu.handle()).collect();
+    let started = Instant::now();
+    let mut threads = Vec::with_capacity(vcpus.len());
+    for (id, vcpu) in vcpus.into_iter().enumerate() {
+        match start(id, vcpu, events.clone()) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                stop_all(&handles, threads, started);
+                return Err(error);
+            }
+        }
+    }
+    let end = events.wait(deadline);
+    stop_all(&handles, threads, started);
+    assembly.close(FLUSH_LIMIT);
+    Ok(end)
+}
+
+fn start(id: usize, mut vcpu: Box<dyn Vcpu>, events: Arc<Events>) -> Result<JoinHandle<Option<u64>>, Error> {
+    let body = move || {
+        if vcpu.run() == VcpuExit::Shutdown {
+            tracing::debug!(vcpu = id, state = ?vcpu.state(), "triple fault");
+            events.note(End::TripleFault);
+        }
+        vcpu.instructions()
+    };
+    std::thread::Builder::new().name(format!("vcpu-{id}")).spawn(body).map_err(Error::Thread)
+}
+
+fn stop_all(handles: &[Arc<dyn VcpuHandle>], threads: Vec<JoinHandle<Option<u64>>>, started: Instant) {
+    handles.iter().for_each(|handle| handle.stop());
+    let counts = threads.into_iter().map(|thread| thread.join().ok().flatten());
+    let instructions: u64 = counts.flatten().sum();
+    let seconds = started.elapsed().as_secs_f64();
+    let million_per_second = instructions as f64 / 1e6 / seconds;
+    tracing::info!(instructions, seconds, million_per_second, "the vCPUs have stopped");
+}
+
+/// A machine, as other threads reach it.
+#[derive(Clone)]
+pub struct MachineHandle {
+    events: Arc<Events>,
+    console: Arc<Mutex<Option<Console>>>,
+}
+
+impl MachineHandle {
+    /// Ends the run as [`Outcome::Stopped`].
+    pub fn stop(&self) {
+        self.events.note(End::Stopped);
+    }
+
+    /// Gives input to the guest's serial line and returns how many bytes it takes now.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        lock(&self.console).as_ref().map_or(0, |console| console.serial.push_input(bytes))
+    }
+
+    /// Tells the guest the terminal's size.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        if let Some(console) = lock(&self.console).as_ref() {
+            console.virtio.resize(columns, rows);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
