@@ -58,8 +58,8 @@ pub fn accelerator() -> Finding {
 
 fn consequence(support: &KvmSupport) -> &'static str {
     match support {
-        KvmSupport::Hardware { .. } => "guests can run at the processor's own speed",
-        KvmSupport::EmulatedRing0 { .. } => "Linux runs faster on the software CPU, so --accel auto takes that",
+        KvmSupport::Hardware { .. } => "this version runs guests on the software CPU all the same",
+        KvmSupport::EmulatedRing0 { .. } => "Linux runs faster on the software CPU, which --accel auto takes",
         KvmSupport::Missing(_) => "guests run on the software CPU",
     }
 }
