@@ -6,9 +6,11 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{AcpiConfig, OEM_ID, OEM_REVISION, OEM_TABLE_ID, VirtioMmioDevice};
+use super::{AcpiConfig, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::devices::legacy::pm::SLEEP_TYPE_S5;
-use crate::layout::{PVPANIC_PORT, RTC_GSI, RTC_PORT, SERIAL_GSI, SERIAL_PORT};
+use crate::layout::{
+    PVPANIC_PORT, RTC_GSI, RTC_PORT, SERIAL_GSI, SERIAL_PORT, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_STRIDE,
+};
 
 const HEADER_LEN: u32 = 36;
 
@@ -17,7 +19,7 @@ pub(super) fn build(config: &AcpiConfig) -> Vec<u8> {
     let mut table = Sdt::new(*b"DSDT", HEADER_LEN, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut body = sleep_states();
     body.extend(in_system_bus(&[serial(), clock(), pvpanic()].concat()));
-    let virtio: Vec<u8> = (0..).zip(&config.virtio_devices).flat_map(|(index, device)| virtio(index, device)).collect();
+    let virtio: Vec<u8> = (0..config.virtio_devices).flat_map(virtio).collect();
     if !virtio.is_empty() {
         body.extend(in_system_bus(&virtio));
     }
@@ -69,10 +71,12 @@ fn pvpanic() -> Vec<u8> {
     device("PEVT", &"QEMU0001", 0, vec![&port(PVPANIC_PORT, 1)])
 }
 
-fn virtio(index: u32, virtio: &VirtioMmioDevice) -> Vec<u8> {
-    // The address was checked to lie below 4 GiB.
-    let registers = Memory32Fixed::new(true, virtio.address as u32, virtio.len);
-    let interrupt = Interrupt::new(true, false, false, false, virtio.gsi);
+/// Number `index` of the virtio devices; its interrupt is level-triggered.
+fn virtio(index: u32) -> Vec<u8> {
+    // All windows lie in the hole below 4 GiB.
+    let address = VIRTIO_MMIO_BASE + u64::from(index) * VIRTIO_MMIO_STRIDE;
+    let registers = Memory32Fixed::new(true, address as u32, VIRTIO_MMIO_STRIDE as u32);
+    let interrupt = Interrupt::new(true, false, false, false, VIRTIO_GSI_BASE + index);
     super::bytes(&Device::new(
         format!("V{index:03X}").as_str().into(),
         vec![

@@ -30,18 +30,7 @@ const OEM_ID: [u8; 6] = *b"QUEZTL";
 const OEM_TABLE_ID: [u8; 8] = *b"QUEZTLVM";
 const OEM_REVISION: u32 = 1;
 
-/// One virtio device on the memory-mapped transport.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VirtioMmioDevice {
-    /// Guest-physical address of its registers.
-    pub address: u64,
-    /// Length of its registers in bytes.
-    pub len: u32,
-    /// Its interrupt line: level-triggered, active high.
-    pub gsi: u32,
-}
-
-/// One NUMA node, by its place in [`AcpiConfig::numa`].
+/// One NUMA node, numbered by its place in [`AcpiConfig::numa`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NumaNode {
     /// The vCPUs of the node.
@@ -56,9 +45,10 @@ pub struct NumaNode {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AcpiConfig {
     pub vcpus: u32,
-    pub virtio_devices: Vec<VirtioMmioDevice>,
-    /// Empty for a machine without NUMA.
-    pub numa: Vec<NumaNode>,
+    /// How many virtio devices there are, at the addresses and interrupt lines of [`crate::layout`].
+    pub virtio_devices: u32,
+    /// `None` for a machine without NUMA.
+    pub numa: Option<Vec<NumaNode>>,
 }
 
 /// Why the tables cannot be built.
@@ -67,9 +57,7 @@ pub enum AcpiError {
     #[error("a machine has 1 to {MAX_VCPUS} vCPUs, not {0}: give another number of vCPUs")]
     Vcpus(u32),
     #[error("a machine has at most {VIRTIO_MAX_DEVICES} virtio devices, not {0}: leave some out")]
-    Devices(usize),
-    #[error("virtio device registers of {len} bytes at {address:#x} do not lie below 4 GiB")]
-    DeviceAddress { address: u64, len: u32 },
+    Devices(u32),
     #[error("NUMA node {node} names {found} distances instead of {nodes}, one for each node")]
     Distances { node: usize, found: usize, nodes: usize },
     #[error("the distance from NUMA node {from} to {to} is {value}; it must be 10 to itself and 11 to 255 to others")]
@@ -85,20 +73,20 @@ pub enum AcpiError {
 }
 
 /// Writes all tables into guest memory; gives the guest-physical address of the RSDP.
-pub fn build(memory: &GuestMemory, config: &AcpiConfig) -> Result<GuestAddress, AcpiError> {
+pub fn build(memory: &GuestMemory, config: &AcpiConfig) -> Result<u64, AcpiError> {
     config.check()?;
     // The RSDP comes first, where a search from the start of the area finds it, but names what follows it.
     let mut area = Area { memory, next: ACPI_START + Rsdp::len() as u64 };
     let dsdt = area.place(&dsdt::build(config))?;
     let facs = area.place(&bytes(&FACS::new()))?;
     let mut entries = vec![area.place(&tables::fadt(dsdt, facs))?, area.place(&tables::madt(config.vcpus))?];
-    if !config.numa.is_empty() {
-        entries.push(area.place(&tables::srat(&config.numa))?);
-        entries.push(area.place(&tables::slit(&config.numa))?);
+    if let Some(nodes) = &config.numa {
+        entries.push(area.place(&tables::srat(nodes))?);
+        entries.push(area.place(&tables::slit(nodes))?);
     }
     let xsdt = area.place(&tables::xsdt(&entries))?;
     let mut first = Area { memory, next: ACPI_START };
-    first.place(&bytes(&Rsdp::new(OEM_ID, xsdt))).map(GuestAddress)
+    first.place(&bytes(&Rsdp::new(OEM_ID, xsdt)))
 }
 
 /// The part of guest memory that the tables fill, lowest address first.
@@ -129,37 +117,32 @@ impl AcpiConfig {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(AcpiError::Vcpus(self.vcpus));
         }
-        if self.virtio_devices.len() > VIRTIO_MAX_DEVICES as usize {
-            return Err(AcpiError::Devices(self.virtio_devices.len()));
+        if self.virtio_devices > VIRTIO_MAX_DEVICES {
+            return Err(AcpiError::Devices(self.virtio_devices));
         }
-        for &VirtioMmioDevice { address, len, .. } in &self.virtio_devices {
-            if address.checked_add(len.into()).is_none_or(|end| end > 1 << 32) {
-                return Err(AcpiError::DeviceAddress { address, len });
-            }
-        }
-        if self.numa.is_empty() { Ok(()) } else { self.check_numa() }
+        self.numa.as_deref().map_or(Ok(()), |nodes| check_numa(nodes, self.vcpus))
     }
+}
 
-    fn check_numa(&self) -> Result<(), AcpiError> {
-        let nodes = self.numa.len();
-        for (node, NumaNode { distances, .. }) in self.numa.iter().enumerate() {
-            if distances.len() != nodes {
-                return Err(AcpiError::Distances { node, found: distances.len(), nodes });
-            }
-            for (to, value) in distances.iter().copied().enumerate() {
-                if (to == node) != (value == 10) || value < 10 {
-                    return Err(AcpiError::Distance { from: node, to, value });
-                }
+fn check_numa(nodes: &[NumaNode], vcpus: u32) -> Result<(), AcpiError> {
+    let count = nodes.len();
+    for (node, NumaNode { distances, .. }) in nodes.iter().enumerate() {
+        if distances.len() != count {
+            return Err(AcpiError::Distances { node, found: distances.len(), nodes: count });
+        }
+        for (to, value) in distances.iter().copied().enumerate() {
+            if (to == node) != (value == 10) || value < 10 {
+                return Err(AcpiError::Distance { from: node, to, value });
             }
         }
-        for vcpu in 0..self.vcpus {
-            let count = self.numa.iter().filter(|node| node.vcpus.contains(&vcpu)).count();
-            if count != 1 {
-                return Err(AcpiError::VcpuNode { vcpu, count });
-            }
-        }
-        Ok(())
     }
+    for vcpu in 0..vcpus {
+        let count = nodes.iter().filter(|node| node.vcpus.contains(&vcpu)).count();
+        if count != 1 {
+            return Err(AcpiError::VcpuNode { vcpu, count });
+        }
+    }
+    Ok(())
 }
 
 fn bytes(table: &dyn Aml) -> Vec<u8> {

@@ -25,6 +25,8 @@ const INPUT_LIMIT: usize = 4096;
 const OUTPUT_LIMIT: usize = 64 << 10;
 /// What a guest that ignores a busy transmitter may add before its output is dropped, as the hardware would at once.
 const OUTPUT_HARD_LIMIT: usize = 1 << 20;
+/// How long closing waits for the sink to take the rest of the output.
+pub const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How long the writer collects output before it writes: one wake-up for a line of text rather than for a byte.
 const LINGER: Duration = Duration::from_micros(300);
 
@@ -78,6 +80,8 @@ struct Output {
     /// Bytes are on their way to the sink.
     writing: bool,
     closed: bool,
+    /// The writer has ended.
+    finished: bool,
 }
 
 struct Uart {
@@ -164,14 +168,20 @@ impl Serial {
     }
 
     /// Ends the line: output that is still buffered is written, then the thread ends; callers of
-    /// [`Serial::write_input`] return. Waits as long as the sink does.
+    /// [`Serial::write_input`] return. A sink that blocks is left to itself after [`CLOSE_LIMIT`].
     pub fn close(&self) {
         self.shared.lock_uart().closed = true;
         self.shared.input_room.notify_all();
-        self.shared.lock_output().closed = true;
+        let mut output = self.shared.lock_output();
+        output.closed = true;
         self.shared.output_changed.notify_all();
+        let running = |output: &mut Output| !output.finished;
+        let waited = self.shared.output_changed.wait_timeout_while(output, CLOSE_LIMIT, running);
+        output = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let finished = output.finished;
+        drop(output);
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(writer) = writer {
+        if let Some(writer) = writer.filter(|_| finished) {
             let _ = writer.join();
         }
     }
@@ -211,6 +221,8 @@ impl Shared {
                 uart.update();
             }
         }
+        self.lock_output().finished = true;
+        self.output_changed.notify_all();
     }
 
     /// Waits for output; `None` when the line is closed and everything was written.
