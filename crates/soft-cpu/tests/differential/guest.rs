@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::cpuid::CpuidTable;
+use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
 use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::{Fpu, Segment, bits, seg};
 use queztl_soft_cpu::{Cpu, Shared, State};
@@ -68,7 +68,7 @@ impl Guest {
     pub fn new(fs_base: u64) -> Guest {
         let ram = Arc::new(GuestRam::new(16 << 20).expect("a little RAM"));
         build_tables(&ram);
-        let shared = Shared::new(ram.clone(), Arc::new(Nothing), CpuidTable::host(1), 1).expect("executable memory");
+        let shared = Shared::new(ram.clone(), Arc::new(Nothing), CpuidPolicy::new(&CpuidConfig { vcpus: 1, tsc_hz: 1_000_000_000 }), 1).expect("executable memory");
         let cpu = Cpu::new(Arc::new(shared), 0);
         Guest { ram, cpu, template: user_state(fs_base) }
     }
@@ -130,7 +130,7 @@ fn build_tables(ram: &GuestRam) {
         write(table + index(level), (table + PAGE) | PRESENT | WRITABLE | USER);
     }
     let last = TABLES + 3 * PAGE;
-    let mut page = |address: u64, rights: u64| {
+    let page = |address: u64, rights: u64| {
         write(last + (address >> 12 & 0x1ff) * 8, (ARENA + (address - BASE)) | PRESENT | USER | rights);
     };
     for offset in (0..DATA_LEN as u64).step_by(PAGE as usize) {
