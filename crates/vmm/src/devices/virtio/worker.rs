@@ -39,16 +39,6 @@ impl Poller {
         Ok(epoll::add(&self.0, fd, EventData::new_u64(token), ready)?)
     }
 
-    /// Changes what is waited for at `fd`.
-    pub fn modify(&self, fd: impl AsFd, token: u64, ready: Ready) -> io::Result<()> {
-        Ok(epoll::modify(&self.0, fd, EventData::new_u64(token), ready)?)
-    }
-
-    /// Waits for `fd` no longer.
-    pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
-        Ok(epoll::delete(&self.0, fd)?)
-    }
-
     fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
         events.clear();
         match epoll::wait(&self.0, rustix::buffer::spare_capacity(events), None) {
