@@ -2,12 +2,14 @@
 //!
 //! - [`KernelBuild`] makes a guest kernel from a kernel source and our configuration fragments; [`kernels`] lists them.
 //! - [`rootfs`] makes the small root file system that `queztl-hv run` starts by default.
+//! - [`debian`] makes a disk with a stock distribution, and fetches its installer.
 //! - [`default_kernel`] and [`default_rootfs`] are for whoever names neither.
 //! - [`Store`] is where all of them live: complete or not at all, each made once.
 //!
 //! Long work reports to a [`Progress`]. A tool that the host lacks is installed when root asks, else named in a sentence.
 
 pub mod cpio;
+pub mod debian;
 mod error;
 mod kernel;
 mod progress;
