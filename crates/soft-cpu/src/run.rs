@@ -55,7 +55,9 @@ impl Cpu {
                 Pass::Halted => self.activity = Activity::Halted,
                 Pass::Raised => {
                     let exception = self.exception.take().expect("a raised exception is noted");
+                    tracing::trace!(cpu = self.id, "{exception:x?} at {:#x}", self.rip);
                     if system::deliver(self, Delivery::Exception(exception)).is_err() {
+                        tracing::debug!(cpu = self.id, "triple fault after {exception:x?} at {:#x}", self.rip);
                         break Exit::Shutdown;
                     }
                 }

@@ -173,13 +173,20 @@ impl Default for Vector {
 }
 
 /// x87, MMX and vector state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Fpu {
     /// The 512 bytes of FXSAVE64; only the x87 part (control, status, tag, opcode, pointers, ST0–ST7) counts here.
     pub legacy: [u8; 512],
     pub vectors: [Vector; 32],
     pub mxcsr: u32,
+}
+
+impl std::fmt::Debug for Fpu {
+    /// Without the registers, which would bury everything around them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fpu").field("mxcsr", &self.mxcsr).finish_non_exhaustive()
+    }
 }
 
 impl Default for Fpu {

@@ -73,7 +73,12 @@ fn is_foreign(instruction: &Instruction) -> bool {
             | Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw | Lds | Les | Lfs | Lgs | Lss | Arpl | Bound
             | Into | Enter | Leave | Xgetbv | Xsetbv | Xlatb | Ud0 | Ud1 | Ud2 | Fxsave | Fxsave64 | Fxrstor | Fxrstor64
     );
+    let system_registers = (0..instruction.op_count()).any(|operand| {
+        let register = instruction.op_register(operand);
+        register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr()
+    });
     listed
+        || system_registers
         || instruction.flow_control() != FlowControl::Next
         || instruction.is_privileged()
         || instruction.is_stack_instruction()

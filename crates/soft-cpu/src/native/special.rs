@@ -55,9 +55,10 @@ fn select(instruction: &Instruction) -> Option<(Special, Unit)> {
         Das => Some((bcd::das, Unit::None)),
         Aam => Some((bcd::aam, Unit::None)),
         Aad => Some((bcd::aad, Unit::None)),
-        // Hints of features that the guest is not promised, encoded where older processors do nothing.
+        // Hints of features that the guest is not promised, encoded where older processors do nothing; some processors
+        // refuse some of the reserved ones, so they are not left to the host.
         Rdsspd | Rdsspq | Cldemote | Prefetchit0 | Prefetchit1 | Bndcl | Bndcu | Bndcn | Bndmk | Bndmov | Bndldx
-        | Bndstx => Some((nothing, Unit::None)),
+        | Bndstx | Reservednop => Some((nothing, Unit::None)),
         _ => None,
     }
 }

@@ -38,7 +38,7 @@ fn is_excluded(code: Code) -> bool {
             | Retf | Rdtsc | Rdtscp | Rdpmc | Rdpid | Rdpru | Cpuid | Rdrand | Rdseed | Xgetbv | Xsetbv | Popf | Popfd | Popfq
             | Lar | Lsl | Verr | Verw | Sgdt | Sidt | Sldt | Str | Smsw | Lss | Lfs | Lgs | Rdfsbase | Wrfsbase | Rdgsbase
             | Wrgsbase | Monitor | Mwait | Monitorx | Mwaitx | Enter | Vmcall | Vmmcall | Swapgs | Fxsave | Fxsave64 | Fxrstor
-            | Fxrstor64 | Rsm | Pushf | Pushfq | Rdsspd | Rdsspq
+            | Fxrstor64 | Rsm | Pushf | Pushfq | Rdsspd | Rdsspq | Reservednop
     );
     let far = matches!(
         code,

@@ -227,8 +227,15 @@ fn install_handlers() {
 
 extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     if !INSIDE.load(Ordering::SeqCst) {
-        // SAFETY: a fault of the test program itself: let it be fatal when the instruction is run again.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // A fault of the test program itself is fatal once it returns to the instruction; say where it was.
+        // SAFETY: the kernel passes a `ucontext_t`; the default action is always allowed.
+        unsafe {
+            let registers = &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+            let (rip, address) = (registers[libc::REG_RIP as usize], registers[libc::REG_CR2 as usize]);
+            let code = *(rip as *const [u8; 16]);
+            eprintln!("signal {signal} outside the sandbox: rip {rip:#x} address {address:#x} code {code:02x?}");
+            libc::signal(signal, libc::SIG_DFL);
+        }
         return;
     }
     // SAFETY: the kernel passes a `ucontext_t`, and the sandbox's context is mapped.

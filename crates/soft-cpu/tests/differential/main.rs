@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use iced_x86::{Code, FastFormatter, Instruction, Mnemonic};
 
-use arena::{DATA, DATA_LEN};
+use arena::{DATA, DATA_LEN, READ_ONLY};
 use case::{Ending, Registers, differences};
 use guest::Guest;
 use host::Host;
@@ -30,6 +30,8 @@ use rng::Rng;
 const OPERAND_SETS: u64 = 6;
 /// Instructions between two fills of the data pages.
 const DATA_LIFETIME: u64 = 16;
+/// The writable part of the data.
+const WRITABLE: usize = (READ_ONLY - DATA) as usize;
 /// Failures reported in full.
 const REPORTED: usize = 12;
 
@@ -130,8 +132,8 @@ impl Bench {
         self.host.set_data(&self.data, false);
         self.guest.data().copy_from_slice(&self.data);
         let mut planted = rng.clone();
-        operands::plant_branch(instruction, before, self.fs_base, self.host.data(), rng);
-        operands::plant_branch(instruction, before, self.fs_base, self.guest.data(), &mut planted);
+        operands::plant_branch(instruction, before, self.fs_base, &mut self.host.data()[..WRITABLE], rng);
+        operands::plant_branch(instruction, before, self.fs_base, &mut self.guest.data()[..WRITABLE], &mut planted);
         let (host, host_ending) = self.host.run(before, bytes.len() as u64);
         let (guest, guest_ending) = self.guest.run(before);
         self.hide_pointers(instruction, before);
@@ -159,8 +161,8 @@ impl Bench {
         };
         for (address, _) in operands::accesses(instruction, before, self.fs_base) {
             let at = address.wrapping_sub(DATA) as usize;
-            if at < DATA_LEN - 28 {
-                let range = at + 3 * word..(at + len).min(0x2000).max(at + 3 * word);
+            if at < WRITABLE {
+                let range = at + 3 * word..(at + len).min(WRITABLE).max(at + 3 * word);
                 self.host.data()[range.clone()].fill(0);
                 self.guest.data()[range].fill(0);
             }
