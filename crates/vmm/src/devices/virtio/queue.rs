@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use queztl_guest_memory::GuestMemory;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -9,6 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT.
+const NO_INTERRUPT: u16 = 1;
 
 /// A ring or a chain that breaks the rules; the device stops until it is reset.
 #[derive(Debug, thiserror::Error)]
@@ -232,10 +236,20 @@ impl VirtQueue {
             return Ok(());
         }
         let wanted = self.queue.needs_notification(self.memory.as_ref());
-        if wanted.map_err(|source| self.ring(source))? {
+        if wanted.map_err(|source| self.ring(source))? && !self.interrupts_refused()? {
             self.interrupt.queue_used(self.index);
         }
         Ok(())
+    }
+
+    /// Whether a driver without the event index has set VIRTQ_AVAIL_F_NO_INTERRUPT (§2.7.7).
+    fn interrupts_refused(&self) -> Result<bool, QueueError> {
+        if self.queue.event_idx_enabled() {
+            return Ok(false);
+        }
+        let flags = self.memory.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
+        let flags = flags.map_err(|source| self.ring(virtio_queue::Error::GuestMemory(source)))?;
+        Ok(u16::from_le(flags) & NO_INTERRUPT != 0)
     }
 
     /// Asks the driver to notify again; true if more chains have become available meanwhile, which it may not announce.

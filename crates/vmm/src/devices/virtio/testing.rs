@@ -214,6 +214,11 @@ impl Driver {
         self.memory().store(index.to_le(), GuestAddress(Self::base(queue) + 0x1002), Ordering::SeqCst).unwrap();
     }
 
+    /// Writes the flags of the available ring.
+    pub fn set_available_flags(&self, queue: usize, flags: u16) {
+        self.memory().store(flags.to_le(), GuestAddress(Self::base(queue) + 0x1000), Ordering::SeqCst).unwrap();
+    }
+
     /// Sets the used index after which the driver wants an interrupt (event index only).
     pub fn set_used_event(&self, queue: usize, index: u16) {
         let address = Self::base(queue) + 0x1000 + 4 + u64::from(self.rings[queue].size) * 2;

@@ -119,6 +119,19 @@ fn the_event_index_holds_interrupts_back_until_the_driver_wants_one() {
 }
 
 #[test]
+fn a_driver_that_refuses_interrupts_gets_none() {
+    let mut driver = Driver::ready(echo(), 0);
+    driver.set_available_flags(0, 1);
+    driver.call(0, &[Part::Read(b"x"), Part::Write(1)]);
+    // The second answer comes after the first would have interrupted.
+    driver.call(0, &[Part::Read(b"x"), Part::Write(1)]);
+    assert_eq!(driver.line.raises(), 0);
+    driver.set_available_flags(0, 0);
+    driver.call(0, &[Part::Read(b"x"), Part::Write(1)]);
+    driver.wait_for("the interrupt", |d| (d.line.raises() == 1).then_some(()));
+}
+
+#[test]
 fn features_that_were_not_offered_do_not_stick() {
     let mut driver = Driver::new(echo());
     for features in [feature::VERSION_1 | 1, feature::VERSION_1 | 1 << 40, ECHO_FEATURE] {

@@ -24,8 +24,8 @@ impl VsockHandler {
     /// Moves packets in both directions until neither can go on.
     fn pump(&mut self, poller: &Poller) -> Result<(), Fault> {
         loop {
-            let drained = self.from_guest(poller)?;
-            self.to_guest()?;
+            let drained = self.handle_sent(poller)?;
+            self.fill_buffers()?;
             // Packets of the guest wait only while answers to it do.
             if drained || !self.muxer.has_room() {
                 break;
@@ -36,7 +36,7 @@ impl VsockHandler {
     }
 
     /// Handles packets of the guest while there is room for answers; true if there are none left.
-    fn from_guest(&mut self, poller: &Poller) -> Result<bool, Fault> {
+    fn handle_sent(&mut self, poller: &Poller) -> Result<bool, Fault> {
         while self.muxer.has_room() {
             let Some(chain) = self.transmit.pop()? else {
                 if self.transmit.rearm()? {
@@ -64,7 +64,7 @@ impl VsockHandler {
     }
 
     /// Sends packets to the guest while there are packets and buffers.
-    fn to_guest(&mut self) -> Result<(), Fault> {
+    fn fill_buffers(&mut self) -> Result<(), Fault> {
         while self.muxer.wants_to_send() {
             let Some(chain) = self.receive.pop()? else {
                 if self.receive.rearm()? {
