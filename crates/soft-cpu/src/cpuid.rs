@@ -405,7 +405,7 @@ fn extended_leaves(table: &mut CpuidTable, config: &CpuidConfig, host: &Host) {
     }
     // The time-stamp counter runs at one rate, always.
     table.set(0x8000_0007, 0, CpuidResult::new(0, 0, 0, 1 << 8));
-    let cores = config.vcpus.clamp(1, 256) - 1 | core_bits(config) << 12;
+    let cores = (config.vcpus.clamp(1, 256) - 1) | core_bits(config) << 12;
     let widths = PHYSICAL_BITS | LINEAR_BITS << 8;
     table.set(0x8000_0008, 0, CpuidResult::new(widths, feature::XSAVE_POINTERS, cores, 0));
     // One thread per core, one node per socket; ids are filled in.

@@ -39,7 +39,7 @@ impl Event {
 
     /// The error code that names this event's gate.
     fn gate_error(&self) -> u32 {
-        u32::from(self.vector) * 8 | IDT | self.external()
+        (u32::from(self.vector) * 8) | IDT | self.external()
     }
 }
 
@@ -99,9 +99,9 @@ fn plain(vector: u8, rip: u64, software: bool) -> Event {
 
 fn deliver_exception(cpu: &mut Cpu, exception: Exception) -> Result<(), TripleFault> {
     let mut present = exception;
+    note(cpu, &present);
     // Each round climbs from benign to #DF at the latest; a round that repeats a benign one ends as a triple fault.
     for _ in 0..8 {
-        note(cpu, &present);
         let event = Event {
             vector: present.vector,
             error: present.error,
@@ -114,6 +114,7 @@ fn deliver_exception(cpu: &mut Cpu, exception: Exception) -> Result<(), TripleFa
             return Ok(());
         }
         let Some(raised) = cpu.exception.take() else { return Err(TripleFault) };
+        note(cpu, &raised);
         present = combine(class(present.vector), raised)?;
     }
     Err(TripleFault)
