@@ -16,7 +16,8 @@ use tempfile::TempDir;
 const SLEEP: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
 
 struct Guest {
-    folder: TempDir,
+    /// Holds the kernel's file until the guest has run.
+    _folder: TempDir,
     command: Command,
 }
 
@@ -26,7 +27,7 @@ impl Guest {
         let kernel = guest(folder.path(), code);
         let mut command = queztl();
         command.args(["run", "--accel", "soft", "--ram", "16M", "--kernel"]).arg(kernel);
-        Guest { folder, command }
+        Guest { _folder: folder, command }
     }
 
     fn args(mut self, args: &[&str]) -> Guest {

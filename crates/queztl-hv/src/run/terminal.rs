@@ -68,7 +68,9 @@ pub fn restore_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         restore();
         let place = info.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
-        let reason = info.payload_as_str().unwrap_or("unknown reason").replace('\n', " ");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+        let reason = text.unwrap_or("unknown reason").replace('\n', " ");
         eprintln!("queztl-hv: internal error{place}: {reason}; please report it");
         std::process::exit(Status::Failure.code().into());
     }));
