@@ -175,6 +175,19 @@ fn memory_address_size(insn: &Instruction, default: u8) -> u8 {
     }
 }
 
+/// The segment of an instruction's memory operand. In 64-bit mode the prefixes of the four flat ones do not count, not
+/// even for whether a fault is a stack fault.
+fn memory_segment(insn: &Instruction, code: CodeSize) -> Register {
+    let segment = insn.memory_segment();
+    if code != CodeSize::Bits64 || matches!(segment, Register::FS | Register::GS) {
+        return segment;
+    }
+    match insn.memory_base() {
+        Register::RSP | Register::RBP | Register::ESP | Register::EBP => Register::SS,
+        _ => Register::DS,
+    }
+}
+
 fn segment_slot(register: Register) -> u8 {
     match register {
         Register::None => offset(slot::ZERO),
@@ -188,6 +201,8 @@ fn address(cpu: &mut Cpu, op: &Op) -> Flow {
     // SAFETY: the block that owns this operation owns the instruction.
     let insn = unsafe { &*(op.imm as *const Instruction) };
     let touch = if op.dst == 0 { Touch::Read } else { Touch::Write };
+    // For operands relative to the instruction pointer.
+    cpu.next_rip = op.ip(cpu).wrapping_add(insn.len() as u64);
     cpu.regs[slot::ADDRESS] = check!(cpu.memory_address(insn, op.disp, touch));
     Flow::Next
 }
@@ -458,7 +473,11 @@ impl Builder<'_> {
     }
 
     fn operands(&self, insn: &Instruction) -> Operands {
-        let string_segment = if insn.segment_prefix() == Register::None { Register::DS } else { insn.segment_prefix() };
+        let string_segment = match insn.segment_prefix() {
+            Register::None => Register::DS,
+            Register::ES | Register::CS | Register::SS if self.code == CodeSize::Bits64 => Register::DS,
+            segment => segment,
+        };
         Operands {
             shape: shape(insn),
             size: operand_size(insn, 0),
@@ -482,6 +501,9 @@ impl Builder<'_> {
             self.memory(insn, &mut op);
         } else if operands.shape == Shape::Reg {
             op.dst = register_offset(insn.op0_register());
+        }
+        if operands.shape != Shape::Mem && matches!(insn.mnemonic(), Mnemonic::Call | Mnemonic::Ret) {
+            op.segment = crate::op::SEGMENT_SS;
         }
         if branch::select(insn, operands, &info, &mut op).is_none() {
             self.ops.truncate(before);
@@ -529,7 +551,8 @@ impl Builder<'_> {
         } else if has_memory(insn) {
             self.memory(insn, op);
         }
-        if insn.mnemonic() == Mnemonic::Push && operands.shape != Shape::Mem || insn.mnemonic() == Mnemonic::Pop {
+        let pushes_value = insn.mnemonic() == Mnemonic::Push && operands.shape != Shape::Mem;
+        if pushes_value || matches!(insn.mnemonic(), Mnemonic::Pop | Mnemonic::Leave) {
             op.segment = crate::op::SEGMENT_SS;
         }
     }
@@ -558,7 +581,7 @@ impl Builder<'_> {
             op.index = register_offset(insn.memory_index().full_register());
             op.shift = insn.memory_index_scale().trailing_zeros() as u8;
         }
-        op.segment = segment_slot(insn.memory_segment());
+        op.segment = segment_slot(memory_segment(insn, self.code));
     }
 
     /// Sets the memory operand of `op`, with an address operation before it where the address is not the common kind.
@@ -572,7 +595,7 @@ impl Builder<'_> {
         before.imm = self.pointer(index);
         before.disp = access_size(insn);
         before.dst = u8::from(writes_memory(insn));
-        before.segment = segment_slot(insn.memory_segment());
+        before.segment = segment_slot(memory_segment(insn, self.code));
         self.ops.push(before);
         op.base = offset(slot::ADDRESS);
     }

@@ -149,7 +149,8 @@ fn unit(instruction: &Instruction, plan: &Plan) -> Unit {
     if features.iter().any(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387)) {
         return Unit::X87;
     }
-    match (plan.vex, plan.vectors.is_empty(), plan.mmx) {
+    let without_vectors = plan.vectors.is_empty() && !converts(instruction);
+    match (plan.vex, without_vectors, plan.mmx) {
         (true, false, _) => Unit::Avx,
         (false, false, true) => Unit::SseMmx,
         (false, false, false) => Unit::Sse,
@@ -157,6 +158,17 @@ fn unit(instruction: &Instruction, plan: &Plan) -> Unit {
         (_, true, false) if instruction.mnemonic() == Mnemonic::Emms => Unit::Mmx,
         _ => Unit::None,
     }
+}
+
+/// Conversions of floating-point numbers from memory to a general or MMX register: vector instructions without a
+/// vector register.
+fn converts(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        instruction.mnemonic(),
+        Cvtss2si | Cvttss2si | Cvtsd2si | Cvttsd2si | Vcvtss2si | Vcvttss2si | Vcvtsd2si | Vcvttsd2si | Cvtps2pi | Cvttps2pi
+            | Cvtpd2pi | Cvttpd2pi
+    )
 }
 
 /// How the memory operand is used, and its length in bytes.
@@ -191,7 +203,7 @@ fn alignment(instruction: &Instruction, len: u32) -> u32 {
             let sse = !instruction.cpuid_features().iter().all(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::MMX));
             let free = matches!(
                 mnemonic,
-                Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm
+                Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Pcmpistri | Pcmpistrm
             );
             sse && len == 16 && !free
         }

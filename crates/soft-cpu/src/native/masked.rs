@@ -139,18 +139,13 @@ pub(super) fn gather(cpu: &mut Cpu, _: &Op, thunk: &Thunk) -> Outcome<()> {
     let indices = cpu.fpu.vectors[instruction.memory_index().number()];
     // As many elements as the narrower of index and destination has room for.
     let count = (instruction.memory_index().size() / index_size).min(instruction.op0_register().size() / size);
-    // What is above the elements of a mask does not count, and an element is all mask or none before any is loaded.
     for index in 0..count {
-        let all = if sign(element(&cpu.fpu.vectors[mask], index, size), size) { u64::MAX } else { 0 };
-        set_element(&mut cpu.fpu.vectors[mask], index, size, all);
-    }
-    for index in 0..count {
-        if element(&cpu.fpu.vectors[mask], index, size) != 0 {
+        if sign(element(&cpu.fpu.vectors[mask], index, size), size) {
             let address = element_address(cpu, instruction, element(&indices, index, index_size), index_size);
             let value = load(cpu, address, size)?;
             set_element(&mut cpu.fpu.vectors[to], index, size, value);
-            set_element(&mut cpu.fpu.vectors[mask], index, size, 0);
         }
+        set_element(&mut cpu.fpu.vectors[mask], index, size, 0);
     }
     cpu.fpu.vectors[to].0[count * size..].fill(0);
     cpu.fpu.vectors[mask].0.fill(0);

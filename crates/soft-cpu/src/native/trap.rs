@@ -5,20 +5,19 @@
 //! instruction finds it pending and raises #MF.
 //!
 //! **SSE**: the instruction runs masked with clear flags, on a copy of its destination. If a flag rises that the guest
-//! has unmasked, everything is put back and #XM raised (SDM vol. 1 §11.5.2). One case differs from hardware: a result
-//! that is tiny but exact is not seen as an unmasked underflow.
+//! has unmasked, everything is put back and #XM raised (SDM vol. 1 §11.5.2).
 
 use std::arch::asm;
 
 use super::environment::{
-    Image, MXCSR_STICKY, X87_MASKS, guest_mxcsr, mxcsr, restore, save, set_mxcsr, set_x87_control, x87_status,
+    Image, MXCSR_MASKS, MXCSR_STICKY, X87_MASKS, guest_mxcsr, mxcsr, restore, save, set_mxcsr, set_x87_control, x87_status,
 };
 use super::thunk::{Memory, Thunk, Unit};
 use super::{call, gate, operand_address};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, slot};
 use crate::fault::{Exception, Outcome, vector};
 use crate::op::Op;
-use crate::state::bits;
+use crate::state::{Vector, bits};
 
 /// Some x87 exception is unmasked.
 pub(super) const X87: u8 = 1 << 0;
@@ -27,6 +26,10 @@ pub(super) const MXCSR: u8 = 1 << 1;
 
 /// The MXCSR flags found before any result is computed: invalid, denormal, division by zero.
 const BEFORE_COMPUTING: u32 = 0b111;
+/// The MXCSR flag of a tiny result.
+const UNDERFLOW: u32 = 1 << 4;
+/// MXCSR.FTZ, which only counts while underflow is masked.
+const FLUSH_TO_ZERO: u32 = 1 << 15;
 
 /// Carries out an instruction that [`super::run`] could not.
 #[cold]
@@ -102,28 +105,59 @@ fn call_unmasked(cpu: &mut Cpu, thunk: &Thunk, memory: *mut u8) {
 
 /// Runs an SSE or AVX instruction and undoes it if it caused an exception that the guest has unmasked.
 fn call_watched(cpu: &mut Cpu, thunk: &Thunk, memory: *mut u8) -> Outcome<()> {
-    let before = mxcsr();
-    let sticky = before & MXCSR_STICKY;
-    let (regs, flags, vectors) = (cpu.regs, cpu.flags, cpu.fpu.vectors);
-    let mut x87 = Image([0; 512]);
-    if thunk.unit == Unit::SseMmx {
-        save(&mut x87);
+    let before = Snapshot::take(cpu, thunk);
+    let guest = guest_mxcsr(cpu);
+    let unmasked = !(guest >> 7) & MXCSR_STICKY;
+    let control = guest & !MXCSR_STICKY | MXCSR_MASKS;
+    let mut raised = 0;
+    if unmasked & UNDERFLOW != 0 {
+        // Unmasked, a tiny result is an underflow even if it is exact. Flushing to zero tells of every tiny result,
+        // but not truly of inexact ones.
+        raised = probe(cpu, thunk, memory, control | FLUSH_TO_ZERO) & UNDERFLOW;
+        before.put_back(cpu, thunk);
     }
-    set_mxcsr(before & !MXCSR_STICKY);
-    call(cpu, thunk, memory);
-    let raised = mxcsr() & MXCSR_STICKY;
-    let unmasked = raised & !(guest_mxcsr(cpu) >> 7);
-    if unmasked == 0 {
-        set_mxcsr(before | raised);
+    let flush = if unmasked & UNDERFLOW != 0 { 0 } else { control & FLUSH_TO_ZERO };
+    raised |= probe(cpu, thunk, memory, control & !FLUSH_TO_ZERO | flush);
+    if raised & unmasked == 0 {
+        set_mxcsr(guest | raised | MXCSR_MASKS);
         return Ok(());
     }
-    (cpu.regs, cpu.flags, cpu.fpu.vectors) = (regs, flags, vectors);
-    if thunk.unit == Unit::SseMmx {
-        restore(&x87);
-    }
+    before.put_back(cpu, thunk);
     // An unmasked exception among the early ones keeps the late ones from being looked for.
-    let seen = if unmasked & BEFORE_COMPUTING != 0 { raised & BEFORE_COMPUTING } else { raised };
-    set_mxcsr((before & !MXCSR_STICKY) | sticky | seen);
+    let seen = if raised & unmasked & BEFORE_COMPUTING != 0 { raised & BEFORE_COMPUTING } else { raised };
+    set_mxcsr(guest | seen | MXCSR_MASKS);
     let delivers = cpu.cr4 & bits::CR4_OSXMMEXCPT != 0;
     cpu.fail(Exception::new(if delivers { vector::XM } else { vector::UD }))
+}
+
+/// Runs the thunk under the given MXCSR, whose flags are clear, and returns the flags it raised.
+fn probe(cpu: &mut Cpu, thunk: &Thunk, memory: *mut u8, control: u32) -> u32 {
+    set_mxcsr(control);
+    call(cpu, thunk, memory);
+    mxcsr() & MXCSR_STICKY
+}
+
+/// What an SSE instruction may change, other than memory.
+struct Snapshot {
+    regs: [u64; slot::COUNT],
+    flags: u16,
+    vectors: [Vector; 32],
+    x87: Image,
+}
+
+impl Snapshot {
+    fn take(cpu: &Cpu, thunk: &Thunk) -> Snapshot {
+        let mut x87 = Image([0; 512]);
+        if thunk.unit == Unit::SseMmx {
+            save(&mut x87);
+        }
+        Snapshot { regs: cpu.regs, flags: cpu.flags, vectors: cpu.fpu.vectors, x87 }
+    }
+
+    fn put_back(&self, cpu: &mut Cpu, thunk: &Thunk) {
+        (cpu.regs, cpu.flags, cpu.fpu.vectors) = (self.regs, self.flags, self.vectors);
+        if thunk.unit == Unit::SseMmx {
+            restore(&self.x87);
+        }
+    }
 }

@@ -142,10 +142,10 @@ pub(crate) fn string(cpu: &mut Cpu, insn: &Instruction, input: bool) -> Outcome<
     let transfer = Transfer::new(cpu, insn, input);
     let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
     let left = if repeated { cpu.regs[gpr::RCX] & transfer.address_mask } else { 1 };
+    check_permission(cpu, transfer.port, transfer.size)?;
     if left == 0 {
         return Ok(Next::Sync);
     }
-    check_permission(cpu, transfer.port, transfer.size)?;
     let offset = cpu.regs[transfer.pointer] & transfer.address_mask;
     let touch = if input { Touch::Write } else { Touch::Read };
     let count = transfer.batch(cpu, offset, left, touch);

@@ -2,7 +2,7 @@
 
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, MandatoryPrefix, Mnemonic,
-    OpCodeInfo, OpCodeTableKind,
+    OpCodeInfo, OpCodeOperandKind, OpCodeTableKind,
 };
 
 use crate::arena::ENTRY;
@@ -38,7 +38,7 @@ fn is_excluded(code: Code) -> bool {
             | Retf | Rdtsc | Rdtscp | Rdpmc | Rdpid | Rdpru | Cpuid | Rdrand | Rdseed | Xgetbv | Xsetbv | Popf | Popfd | Popfq
             | Lar | Lsl | Verr | Verw | Sgdt | Sidt | Sldt | Str | Smsw | Lss | Lfs | Lgs | Rdfsbase | Wrfsbase | Rdgsbase
             | Wrgsbase | Monitor | Mwait | Monitorx | Mwaitx | Enter | Vmcall | Vmmcall | Swapgs | Fxsave | Fxsave64 | Fxrstor
-            | Fxrstor64 | Rsm | Pushf | Pushfq | Rdsspd | Rdsspq | Reservednop
+            | Fxrstor64 | Rsm | Pushf | Pushfq | Rdsspd | Rdsspq | Reservednop | Pause
     );
     let far = matches!(
         code,
@@ -173,9 +173,9 @@ fn opcode(op: &OpCodeInfo, rng: &mut Rng, bytes: &mut Vec<u8>) {
     if op.op_code_len() == 2 {
         bytes.push((code >> 8) as u8);
     }
-    let name = op.instruction_string();
-    // Forms with the register in the opcode have no ModRM byte; the decoder refuses a wrong guess.
-    let register_in_opcode = op.op_kinds().iter().any(|kind| format!("{kind:?}").ends_with("_opcode")) && !name.is_empty();
+    use OpCodeOperandKind::*;
+    let register_in_opcode =
+        op.op_kinds().iter().any(|kind| matches!(kind, r8_opcode | r16_opcode | r32_opcode | r64_opcode | sti_opcode));
     let low = if register_in_opcode { rng.below(8) as u8 } else { 0 };
     bytes.push(code as u8 | low);
     let mut modrm = rng.next() as u8;

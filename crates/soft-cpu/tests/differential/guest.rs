@@ -152,6 +152,8 @@ fn user_state(fs_base: u64) -> State {
     state.cr4 = bits::CR4_PAE | bits::CR4_OSFXSR | bits::CR4_OSXMMEXCPT | bits::CR4_OSXSAVE;
     state.efer = bits::EFER_SCE | bits::EFER_LME | bits::EFER_LMA | bits::EFER_NXE;
     state.xcr0 = 7;
+    // Too short for an I/O permission map: every port is out of bounds.
+    state.tr.limit = 0x3f;
     state.fpu = Fpu::default();
     state
 }

@@ -18,7 +18,7 @@ mod rng;
 
 use std::collections::BTreeMap;
 
-use iced_x86::{Code, FastFormatter, Instruction, Mnemonic};
+use iced_x86::{Code, FastFormatter, Instruction, InstructionInfoFactory, Mnemonic};
 
 use arena::{DATA, DATA_LEN, READ_ONLY};
 use case::{Ending, Registers, differences};
@@ -33,7 +33,7 @@ const DATA_LIFETIME: u64 = 16;
 /// The writable part of the data.
 const WRITABLE: usize = (READ_ONLY - DATA) as usize;
 /// Failures reported in full.
-const REPORTED: usize = 12;
+const REPORTED: usize = 40;
 
 struct Settings {
     seed: u64,
@@ -129,16 +129,26 @@ impl Bench {
     }
 
     fn case(&mut self, instruction: &Instruction, bytes: &[u8], before: &Registers, name: &str, rng: &mut Rng) {
+        if is_processors_choice(instruction, before, self.fs_base) {
+            return;
+        }
         self.host.set_data(&self.data, false);
         self.guest.data().copy_from_slice(&self.data);
-        let mut planted = rng.clone();
-        operands::plant_branch(instruction, before, self.fs_base, &mut self.host.data()[..WRITABLE], rng);
-        operands::plant_branch(instruction, before, self.fs_base, &mut self.guest.data()[..WRITABLE], &mut planted);
-        let (host, host_ending) = self.host.run(before, bytes.len() as u64);
+        if operands::branches_through_memory(instruction) {
+            let mut again = rng.clone();
+            let planted = operands::plant_branch(instruction, before, self.fs_base, &mut self.host.data()[..WRITABLE], rng)
+                & operands::plant_branch(instruction, before, self.fs_base, &mut self.guest.data()[..WRITABLE], &mut again);
+            if !planted {
+                return;
+            }
+        }
+        let (mut host, host_ending) = self.host.run(before, bytes.len() as u64);
         let (guest, guest_ending) = self.guest.run(before);
+        let unstable = unstable_flags(instruction);
+        host.flags = host.flags & !unstable | guest.flags & unstable;
         self.hide_pointers(instruction, before);
         let mut found = differences(before, &host, &guest);
-        if host_ending != guest_ending {
+        if !same_ending(instruction, host_ending, guest_ending) {
             found.push(format!("  ending: host {host_ending:x?}  soft-cpu {guest_ending:x?}"));
         }
         found.extend(self.memory_differences());
@@ -207,6 +217,43 @@ impl Bench {
         }
         let forms: usize = self.covered.values().map(|c| c.forms.len()).sum();
         println!("{} mnemonics, {forms} forms, {} cases", self.covered.len(), self.cases);
+    }
+}
+
+/// Cases in which processors of different makers do different things: SHA instructions on misaligned memory fault on
+/// some only, and masked byte stores fault for bytes that they do not write on some only.
+fn is_processors_choice(instruction: &Instruction, before: &Registers, fs_base: u64) -> bool {
+    use Mnemonic::*;
+    let accesses = || operands::accesses(instruction, before, fs_base);
+    match instruction.mnemonic() {
+        Sha1nexte | Sha1msg1 | Sha1msg2 | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2 => {
+            accesses().iter().any(|(address, _)| address % 16 != 0)
+        }
+        Maskmovq | Maskmovdqu | Vmaskmovdqu => {
+            let (first, end) = (DATA, DATA + WRITABLE as u64);
+            accesses().iter().any(|(address, _)| *address < first || address + 16 > end)
+        }
+        _ => false,
+    }
+}
+
+/// Flags that differ from one run to the next on one host: OF of a rotation through carry by more than one.
+fn unstable_flags(instruction: &Instruction) -> u64 {
+    match instruction.mnemonic() {
+        Mnemonic::Rcl | Mnemonic::Rcr => 1 << 11,
+        _ => 0,
+    }
+}
+
+/// Whether the endings agree as far as the architecture says. Where an instruction makes several accesses, their order
+/// is the processor's own, and with it the address that faults.
+fn same_ending(instruction: &Instruction, host: Ending, guest: Ending) -> bool {
+    let several = instruction.is_save_restore_instruction()
+        || matches!(instruction.mnemonic(), Mnemonic::Fldenv | Mnemonic::Fnstenv | Mnemonic::Fnsave | Mnemonic::Frstor)
+        || InstructionInfoFactory::new().info(instruction).used_memory().len() > 1;
+    match (host, guest) {
+        (Ending::Raised { vector: a, .. }, Ending::Raised { vector: b, .. }) if several => a == b,
+        _ => host == guest,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::rng::Rng;
 const RCX: usize = 1;
 const RDX: usize = 2;
 const RSP: usize = 4;
+const RBP: usize = 5;
 
 /// Random registers, nothing said about addresses.
 pub fn registers(rng: &mut Rng) -> Registers {
@@ -109,12 +110,10 @@ pub fn aim(bytes: &[u8], before: &mut Registers, fs_base: u64, rng: &mut Rng) ->
             aim_operand(&instruction, operand, &mut bytes, before, segment(&instruction), rng);
         }
         let instruction = decode(&bytes);
-        if instruction.is_stack_instruction() || instruction.mnemonic() == Mnemonic::Leave {
+        if instruction.is_stack_instruction() {
             let address = target(rng, 8);
-            if instruction.mnemonic() == Mnemonic::Leave {
-                before.gpr[RSP + 1] = address;
-            }
-            before.gpr[RSP] = address;
+            let pointer = if instruction.mnemonic() == Mnemonic::Leave { RBP } else { RSP };
+            before.gpr[pointer] = address;
         }
         if let Some((register, size)) = bit_index
             && rng.chance(80)
@@ -320,17 +319,25 @@ fn indexed(address: u64, index: u64, size: u32) -> u64 {
     address.wrapping_add_signed((index >> size.ilog2()) * i64::from(size / 8))
 }
 
-/// Where an indirect branch or a return finds its target in memory.
-pub fn plant_branch(instruction: &Instruction, before: &Registers, fs_base: u64, data: &mut [u8], rng: &mut Rng) {
+/// Whether the instruction finds a branch target in memory.
+pub fn branches_through_memory(instruction: &Instruction) -> bool {
     use FlowControl::*;
-    if !matches!(instruction.flow_control(), IndirectBranch | IndirectCall | Return) {
-        return;
+    match instruction.flow_control() {
+        IndirectBranch | IndirectCall => instruction.op0_kind() == OpKind::Memory,
+        Return => true,
+        _ => false,
     }
+}
+
+/// Puts a branch target where the instruction will find it; false if that is no place to write to, and the access does
+/// not fault either.
+pub fn plant_branch(instruction: &Instruction, before: &Registers, fs_base: u64, data: &mut [u8], rng: &mut Rng) -> bool {
     let target = branch_target(rng).to_le_bytes();
-    for (address, len) in accesses(instruction, before, fs_base) {
+    accesses(instruction, before, fs_base).into_iter().all(|(address, len)| {
         let at = address.wrapping_sub(DATA) as usize;
-        if len == 8 && at < data.len() - 8 {
+        if len == 8 && at <= data.len() - 8 {
             data[at..at + 8].copy_from_slice(&target);
         }
-    }
+        !(DATA - 8..READ_ONLY + 0x1000).contains(&address) || at <= data.len() - 8
+    })
 }

@@ -13,7 +13,7 @@ use super::Error;
 use super::events::Events;
 use crate::accel::soft::Soft;
 use crate::accel::{Accelerator, State, Vcpu};
-use crate::acpi::{self, AcpiConfig, VirtioMmioDevice};
+use crate::acpi::{self, AcpiConfig};
 use crate::board::{Board, BoardParts};
 use crate::boot::{self, BootConfig, InitialState};
 use crate::bus::Bus;
@@ -27,6 +27,7 @@ use crate::devices::virtio::console::{self, ConsoleConfig};
 use crate::devices::virtio::mmio::WINDOW_BYTES;
 use crate::devices::virtio::net;
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::VsockConfig;
 use crate::devices::virtio::{MmioTransport, VirtioDevice};
 use crate::irq::{InterruptSink, IrqLine};
 use crate::irqchip::IrqChip;
@@ -37,7 +38,7 @@ use crate::timers::Timers;
 /// The guest's time for one instruction where time is made of instructions.
 const NS_PER_INSTRUCTION: u64 = 5;
 /// The context identifier of the guest's socket device: the first that is not reserved (Virtio 1.2 §5.10.4).
-const GUEST_CID: u64 = 3;
+const GUEST_CID: u32 = 3;
 /// Queues of a disk at most; more threads than that do not help one file.
 const DISK_QUEUES: u32 = 4;
 
@@ -168,7 +169,8 @@ fn add_devices(config: &MachineConfig, slots: &mut Slots<'_>) -> Result<Arc<cons
         slots.add(network(net, number)?)?;
     }
     if let Some(path) = &config.vsock {
-        return Err(Error::Vsock(format!("{path:?} {GUEST_CID}")));
+        let vsock = VsockConfig { guest_cid: GUEST_CID, path: path.clone() };
+        slots.add(vsock.build().map_err(|error| Error::Vsock(error.to_string()))?)?;
     }
     let console = ConsoleConfig { output: Box::new(std::io::sink()), columns: 0, rows: 0 }.build().map_err(device)?;
     slots.add(console.clone())?;
@@ -204,15 +206,8 @@ fn window(number: u32) -> u64 {
 }
 
 fn acpi_tables(vcpus: u32, virtio_devices: u32, ram: &GuestRam) -> Result<u64, Error> {
-    let describe = |number| VirtioMmioDevice {
-        address: window(number),
-        len: WINDOW_BYTES as u32,
-        gsi: layout::VIRTIO_GSI_BASE + number,
-    };
-    let tables =
-        AcpiConfig { vcpus, virtio_devices: (0..virtio_devices).map(describe).collect(), ..AcpiConfig::default() };
-    let rsdp = acpi::build(ram.memory(), &tables).map_err(|error| Error::Acpi(error.to_string()))?;
-    Ok(rsdp.0)
+    let tables = AcpiConfig { vcpus, virtio_devices, numa: None };
+    acpi::build(ram.memory(), &tables).map_err(|error| Error::Acpi(error.to_string()))
 }
 
 fn load(config: &MachineConfig, rsdp: u64, ram: &GuestRam) -> Result<InitialState, Error> {

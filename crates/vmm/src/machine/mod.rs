@@ -140,7 +140,8 @@ fn run_once(mut assembly: Assembly, events: &Arc<Events>, deadline: Option<Insta
 fn start(id: usize, mut vcpu: Box<dyn Vcpu>, events: Arc<Events>) -> Result<JoinHandle<Option<u64>>, Error> {
     let body = move || {
         if vcpu.run() == VcpuExit::Shutdown {
-            tracing::debug!(vcpu = id, state = ?vcpu.state(), "triple fault");
+            let state = vcpu.state();
+            tracing::debug!(vcpu = id, "triple fault in {state:#x?}");
             events.note(End::TripleFault);
         }
         vcpu.instructions()
