@@ -157,7 +157,7 @@ static void canonical(void) {
         check_trap("read by RBP of a non-canonical address", &c, SS, 0);
         ring0("push to a non-canonical address", stack_push, 0, hole + 64, 0, SS, 0);
         ring0("pop from a non-canonical address", stack_pop, 0, hole, 0, SS, 0);
-        ring0("SS override does nothing in 64-bit mode for RBX", stack_override, 0, hole, 0, SS, 0);
+        ring0("SS override does nothing in 64-bit mode for RBX", stack_override, 0, hole, 0, GP, 0);
     }
     ring0("jump to a non-canonical address", jump, 0, hole, 0, GP, 0);
     c = kernel(jump);
@@ -173,9 +173,9 @@ static void canonical(void) {
     if (!skip_on_reference("RSP after such a call", "faults at the target"))
         check("RSP after such a call", c.rsp, rsp);
     ring0("return to a non-canonical address", ret, 0, hole, 0, GP, 0);
-    u64 edge = TEST_AREA;
-    map(edge, (u64)alloc_page(), P | W, 1);
     ring0("last canonical byte is only unmapped", read64, 0, hole - 8, 0, PF, 0);
+    map(hole - 4096, (u64)alloc_page(), P | W, 1);
+    flush_tlb();
     if (!skip_on_reference("read across the canonical edge", "#PF where the manual says #GP"))
         ring0("read across the canonical edge", read64, 0, hole - 4, 0, GP, 0);
 }

@@ -96,8 +96,11 @@ static void ioapic(void) {
     check("masked again", quiet(20000000), 0);
     check("redirection reads back", ioapic_read(0x10 + 2 * 2) & 0x1a7ff, 0x10060);
     /* One shot, mode 0: exactly one edge. */
-    ticks = 0;
+    outb(0x43, 0x30);
+    quiet(1000000);
     ioapic_write(0x10 + 2 * 2, 0x60);
+    quiet(1000000);
+    ticks = 0;
     pit_start(0, 2000);
     check_true("PIT mode 0", wait_for(ticks == 1));
     check("  once", quiet(20000000), 0);

@@ -10,6 +10,7 @@
 #define KCODE64 0x08
 #define KDATA 0x10
 #define KCODE32 0x38
+#define UDATA 0x23
 #define TSS_BASE 0xa0
 #define AP_PAGE 0x8000
 
@@ -105,6 +106,7 @@ enable_long_mode:
 boot64:
     mov $KDATA, %eax
     mov %eax, %ss
+    mov $UDATA, %eax
     mov %eax, %ds
     mov %eax, %es
     xor %eax, %eax
@@ -219,6 +221,7 @@ run_iret:
 leave_run:
     mov $KDATA, %eax
     mov %eax, %ss
+    mov $UDATA, %eax       /* an outer ring keeps it over IRET */
     mov %eax, %ds
     mov %eax, %es
     mov %rdi, %rsp
