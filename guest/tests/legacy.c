@@ -73,6 +73,7 @@ paging_off:
     wrmsr
     ret
 
+.balign 16
 legacy_stubs:
 .set vector, 0
 .rept 33
