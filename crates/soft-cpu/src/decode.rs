@@ -444,7 +444,9 @@ impl Builder<'_> {
         }
         let mut op = Op::new(slow, start);
         op.imm = self.pointer(index);
-        op.segment = segment_slot(Register::None);
+        // Only for what a fault is called: the address is not computed from the operation.
+        let segment = if has_memory(&insn) { memory_segment(&insn, self.code) } else { Register::None };
+        op.segment = segment_slot(segment);
         self.ops.push(op);
         false
     }
@@ -552,7 +554,7 @@ impl Builder<'_> {
             self.memory(insn, op);
         }
         let pushes_value = insn.mnemonic() == Mnemonic::Push && operands.shape != Shape::Mem;
-        if pushes_value || matches!(insn.mnemonic(), Mnemonic::Pop | Mnemonic::Leave) {
+        if pushes_value || insn.mnemonic() == Mnemonic::Leave || insn.mnemonic() == Mnemonic::Pop && operands.shape != Shape::Mem {
             op.segment = crate::op::SEGMENT_SS;
         }
     }

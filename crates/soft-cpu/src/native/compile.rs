@@ -10,7 +10,7 @@
 //! themselves and, while free, for the others.
 
 use iced_x86::{
-    Code, CpuidFeature, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, MemorySize, Mnemonic,
+    Code, CodeSize, CpuidFeature, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, MemorySize, Mnemonic,
     OpAccess, OpKind, Register, RflagsBits, UsedRegister,
 };
 
@@ -52,13 +52,21 @@ pub(super) fn normalise(instruction: &Instruction) -> Option<Instruction> {
     to_long_mode_form(&mut key);
     key.set_segment_prefix(Register::None);
     if (0..key.op_count()).any(|operand| key.op_kind(operand) == OpKind::Memory) {
-        key.set_memory_base(Register::RDI);
+        // With a bit index the address is not complete before the thunk runs, so its size is part of the form.
+        let narrow = bit_index(&key).is_some() && short_addresses(&key);
+        key.set_memory_base(if narrow { Register::EDI } else { Register::RDI });
         key.set_memory_index(Register::None);
         key.set_memory_index_scale(1);
         key.set_memory_displacement64(0);
         key.set_memory_displ_size(0);
     }
     Some(key)
+}
+
+/// Whether the memory operand has a 32-bit address.
+fn short_addresses(instruction: &Instruction) -> bool {
+    let named = if instruction.memory_base() == Register::None { instruction.memory_index() } else { instruction.memory_base() };
+    if named == Register::None { instruction.memory_displ_size() == 4 && instruction.code_size() != CodeSize::Code64 } else { named.size() == 4 }
 }
 
 /// Instructions that belong to other parts of the CPU, or that the host must not run for a guest.
@@ -115,6 +123,12 @@ pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
     if !features::available(instruction) || !instruction.op_code().mode64() {
         return None;
     }
+    let short = instruction.memory_base() == Register::EDI;
+    let mut instruction = *instruction;
+    if short {
+        instruction.set_memory_base(Register::RDI);
+    }
+    let instruction = &instruction;
     let plan = Plan::new(instruction)?;
     let code = plan.emit()?;
     let (memory, len) = memory_operand(instruction)?;
@@ -126,13 +140,18 @@ pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
         memory,
         unit,
         gate: unit.gate(),
-        traps: traps(unit),
+        traps: if is_x87_relic(instruction) { 0 } else { traps(unit) },
         locked: instruction.has_lock_prefix() || (instruction.mnemonic() == Mnemonic::Xchg && memory == Memory::Modify),
-        bit_index: plan.bit_index.map(|(guest, size)| BitIndex { register: guest as u8, size }),
+        bit_index: plan.bit_index.map(|(guest, size)| BitIndex { register: guest as u8, size, short }),
         special: special::none,
         instruction: *instruction,
     };
     Some(Draft { code, thunk })
+}
+
+/// Instructions of older coprocessors: they do nothing, and do not wait.
+fn is_x87_relic(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Fndisi | Mnemonic::Fneni | Mnemonic::Fnsetpm)
 }
 
 fn traps(unit: Unit) -> u8 {

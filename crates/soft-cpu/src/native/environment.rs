@@ -205,6 +205,12 @@ pub(super) fn reset_x87() {
     unsafe { asm!("fninit", options(nomem, nostack, preserves_flags)) };
 }
 
+/// The transition that every MMX instruction makes: all registers in use, top of stack 0.
+pub(super) fn touch_mmx() {
+    // SAFETY: the x87 registers are the guest's; only a scratch register is written.
+    unsafe { asm!("movq {}, mm0", out(reg) _, options(nomem, nostack, preserves_flags)) };
+}
+
 pub(super) fn save(image: &mut Image) {
     // SAFETY: writes the 512 aligned bytes of `image`.
     unsafe { asm!("fxsave64 [{}]", in(reg) image.0.as_mut_ptr(), options(nostack, preserves_flags)) };

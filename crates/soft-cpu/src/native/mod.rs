@@ -107,7 +107,7 @@ fn indexed_address(cpu: &Cpu, address: u64, thunk: &Thunk) -> u64 {
     };
     let bytes = i64::from(bit.size / 8);
     let moved = address.wrapping_add_signed((index >> bit.size.ilog2()).wrapping_mul(bytes));
-    if cpu.code_size == CodeSize::Bits64 { moved } else { moved & 0xffff_ffff }
+    if cpu.code_size == CodeSize::Bits64 && !bit.short { moved } else { moved & 0xffff_ffff }
 }
 
 #[inline(always)]

@@ -56,6 +56,8 @@ pub(super) struct BitIndex {
     pub register: u8,
     /// Operand size in bits: 16, 32 or 64.
     pub size: u8,
+    /// Addresses wrap at 32 bits.
+    pub short: bool,
 }
 
 /// A prepared instruction. Lives as long as the [`super::NativePool`] it came from.

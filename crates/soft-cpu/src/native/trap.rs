@@ -5,12 +5,14 @@
 //! instruction finds it pending and raises #MF.
 //!
 //! **SSE**: the instruction runs masked with clear flags, on a copy of its destination. If a flag rises that the guest
-//! has unmasked, everything is put back and #XM raised (SDM vol. 1 §11.5.2).
+//! has unmasked, everything is put back and #XM raised (SDM vol. 1 §11.5.2). Where an
+//! underflow is unmasked, the precision flag that comes with the fault may differ from the processor's.
 
 use std::arch::asm;
 
 use super::environment::{
-    Image, MXCSR_MASKS, MXCSR_STICKY, X87_MASKS, guest_mxcsr, mxcsr, restore, save, set_mxcsr, set_x87_control, x87_status,
+    Image, MXCSR_MASKS, MXCSR_STICKY, X87_MASKS, guest_mxcsr, mxcsr, restore, save, set_mxcsr, set_x87_control, touch_mmx,
+    x87_status,
 };
 use super::thunk::{Memory, Thunk, Unit};
 use super::{call, gate, operand_address};
@@ -158,6 +160,8 @@ impl Snapshot {
         (cpu.regs, cpu.flags, cpu.fpu.vectors) = (self.regs, self.flags, self.vectors);
         if thunk.unit == Unit::SseMmx {
             restore(&self.x87);
+            // Even a faulting instruction has turned the x87 registers into MMX registers.
+            touch_mmx();
         }
     }
 }

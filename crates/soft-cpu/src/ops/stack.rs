@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::decode::{Operands, Shape};
-use crate::fault::Outcome;
+use crate::fault::{Outcome, Raised, vector};
 use crate::mmu::Word;
 use crate::op::{Flow, Handler, Op, Register, check, offset};
 use crate::state::{gpr, seg};
@@ -33,10 +33,21 @@ pub(crate) fn add_to_sp(cpu: &mut Cpu, bytes: u64) {
     set_sp(cpu, sp.wrapping_add(bytes));
 }
 
+/// Turns a non-canonical address into the stack fault that it is here, whatever segment the instruction's operand has.
+#[cold]
+fn stack_fault(cpu: &mut Cpu, raised: Raised) -> Raised {
+    if let Some(exception) = &mut cpu.exception
+        && std::mem::take(&mut exception.segment_dependent)
+    {
+        exception.vector = vector::SS;
+    }
+    raised
+}
+
 /// Pushes a value of any size on any stack.
 pub(crate) fn push<T: Word>(cpu: &mut Cpu, value: T) -> Outcome<()> {
     let sp = cpu.reg::<u64>(RSP).wrapping_sub(T::SIZE);
-    cpu.store(stack_address(cpu, sp), value)?;
+    cpu.store(stack_address(cpu, sp), value).map_err(|raised| stack_fault(cpu, raised))?;
     set_sp(cpu, sp);
     Ok(())
 }
@@ -51,7 +62,7 @@ pub(crate) fn peek<T: Word>(cpu: &mut Cpu) -> Outcome<T> {
 #[inline(always)]
 pub(crate) fn push_64<T: Word>(cpu: &mut Cpu, value: T) -> Outcome<()> {
     let rsp = cpu.reg::<u64>(RSP).wrapping_sub(T::SIZE);
-    cpu.store(rsp, value)?;
+    cpu.store(rsp, value).map_err(|raised| stack_fault(cpu, raised))?;
     cpu.set_reg(RSP, rsp);
     Ok(())
 }

@@ -63,6 +63,9 @@ fn hex(bytes: &[u8]) -> String {
 /// One line for each register in which `host` and `guest` differ, with the value before.
 pub fn differences(before: &Registers, host: &Registers, guest: &Registers) -> Vec<String> {
     let mut lines = Vec::new();
+    if host == guest {
+        return lines;
+    }
     let mut note = |name: &str, before: String, host: String, guest: String| {
         if host != guest {
             lines.push(format!("  {name}: before {before}  host {host}  soft-cpu {guest}"));

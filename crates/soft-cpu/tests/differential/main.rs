@@ -24,6 +24,7 @@ use arena::{DATA, DATA_LEN, READ_ONLY};
 use case::{Ending, Registers, differences};
 use guest::Guest;
 use host::Host;
+use queztl_soft_cpu::vector;
 use rng::Rng;
 
 /// Operand sets tried on each encoding.
@@ -34,6 +35,10 @@ const DATA_LIFETIME: u64 = 16;
 const WRITABLE: usize = (READ_ONLY - DATA) as usize;
 /// Failures reported in full.
 const REPORTED: usize = 40;
+
+/// MXCSR bits.
+const UNDERFLOW_MASK: u32 = 1 << 11;
+const PRECISION: u32 = 1 << 5;
 
 struct Settings {
     seed: u64,
@@ -146,6 +151,10 @@ impl Bench {
         let (guest, guest_ending) = self.guest.run(before);
         let unstable = unstable_flags(instruction);
         host.flags = host.flags & !unstable | guest.flags & unstable;
+        if matches!(host_ending, Ending::Raised { vector: vector::XM, .. }) {
+            let unsure = unsure_mxcsr(instruction, before);
+            host.mxcsr = host.mxcsr & !unsure | guest.mxcsr & unsure;
+        }
         self.hide_pointers(instruction, before);
         let mut found = differences(before, &host, &guest);
         if !same_ending(instruction, host_ending, guest_ending) {
@@ -245,6 +254,17 @@ fn unstable_flags(instruction: &Instruction) -> u64 {
     }
 }
 
+/// MXCSR flags that a masked run cannot tell of an instruction that faults unmasked: whether a tiny result that is not
+/// delivered counts as inexact, and how far a dot product got.
+fn unsure_mxcsr(instruction: &Instruction, before: &Registers) -> u32 {
+    use Mnemonic::*;
+    match instruction.mnemonic() {
+        Dpps | Dppd | Vdpps | Vdppd => 0x3f,
+        _ if before.mxcsr & UNDERFLOW_MASK == 0 => PRECISION,
+        _ => 0,
+    }
+}
+
 /// Whether the endings agree as far as the architecture says. Where an instruction makes several accesses, their order
 /// is the processor's own, and with it the address that faults.
 fn same_ending(instruction: &Instruction, host: Ending, guest: Ending) -> bool {
@@ -252,7 +272,7 @@ fn same_ending(instruction: &Instruction, host: Ending, guest: Ending) -> bool {
         || matches!(instruction.mnemonic(), Mnemonic::Fldenv | Mnemonic::Fnstenv | Mnemonic::Fnsave | Mnemonic::Frstor)
         || InstructionInfoFactory::new().info(instruction).used_memory().len() > 1;
     match (host, guest) {
-        (Ending::Raised { vector: a, .. }, Ending::Raised { vector: b, .. }) if several => a == b,
+        (Ending::Raised { .. }, Ending::Raised { .. }) if several => true,
         _ => host == guest,
     }
 }
