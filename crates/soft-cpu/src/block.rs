@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::Instruction;
 
-use crate::cpu::{CodeSize, Cpu, slot};
+use crate::cpu::{CodeSize, Cpu};
 use crate::op::{Flow, Op};
 
 /// Most instructions in one block.
@@ -49,8 +49,8 @@ pub(crate) struct SecondPage {
 /// A decoded run of instructions.
 pub(crate) struct Block {
     pub ops: Box<[Op]>,
-    /// Instructions that slow operations point to.
-    pub instructions: Box<[Instruction]>,
+    /// Instructions that slow operations point to; only kept.
+    pub _instructions: Box<[Instruction]>,
     pub key: u64,
     pub stamp: PageStamp,
     pub second: Option<SecondPage>,
@@ -94,7 +94,7 @@ impl Block {
 }
 
 /// Stands in for every operation of a block whose code was overwritten while it ran.
-fn leave(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn leave(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.rip = op.ip(cpu);
     Flow::Again
 }
@@ -127,6 +127,8 @@ pub(crate) struct BlockCache {
     pub running: *mut Block,
     /// Blocks decoded since the start.
     pub decoded: u64,
+    /// Some slot of `jumps` may be in use.
+    jumps_remembered: bool,
 }
 
 impl Default for BlockCache {
@@ -138,6 +140,7 @@ impl Default for BlockCache {
             jumps: vec![NO_JUMP; JUMPS].into(),
             running: std::ptr::null_mut(),
             decoded: 0,
+            jumps_remembered: false,
         }
     }
 }
@@ -157,6 +160,27 @@ impl BlockCache {
         for block in self.blocks.drain(..) {
             // SAFETY: the pointer came from Box::into_raw in `insert`, and nothing refers to it any more.
             drop(unsafe { Box::from_raw(block) });
+        }
+    }
+
+    /// Drops all blocks; takes time in proportion to their number where they are few.
+    pub fn forget(&mut self) {
+        const FEW: usize = 64;
+        if self.blocks.len() > FEW {
+            return self.clear();
+        }
+        self.index.clear();
+        self.running = std::ptr::null_mut();
+        let linked = self.jumps_remembered;
+        for block in self.blocks.drain(..) {
+            // SAFETY: the pointer came from Box::into_raw in `insert`; the table's reference to it goes here, other
+            // references went above or, for the jumps, below.
+            let block = unsafe { Box::from_raw(block) };
+            self.table[Self::slot(block.key)] = std::ptr::null_mut();
+        }
+        if linked {
+            self.jumps.fill(NO_JUMP);
+            self.jumps_remembered = false;
         }
     }
 
@@ -206,6 +230,7 @@ impl BlockCache {
     }
 
     pub fn remember_jump(&mut self, rip: u64, set: u64, epoch: u32, block: *mut Block) {
+        self.jumps_remembered = true;
         self.jumps[Self::jump_slot(rip)] = Jump { rip, set, epoch, block };
     }
 }
@@ -240,10 +265,5 @@ impl Cpu {
                 (*running).poison();
             }
         }
-    }
-
-    /// The first address of the running block.
-    pub(crate) fn block_ip(&self) -> u64 {
-        self.regs[slot::BLOCK_IP]
     }
 }

@@ -201,6 +201,11 @@ impl CpuidTable {
         self.leaves.get(&(leaf, subleaf)).copied().unwrap_or_default()
     }
 
+    /// Every leaf and subleaf with what [`CpuidTable::get`] gives for it, in ascending order.
+    pub fn leaves(&self) -> impl Iterator<Item = ((u32, u32), CpuidResult)> + '_ {
+        self.leaves.iter().map(|(place, result)| (*place, *result))
+    }
+
     /// Replaces a leaf. Promising more than [`CpuidPolicy::new`] did promises instructions that do not work.
     pub fn set(&mut self, leaf: u32, subleaf: u32, result: CpuidResult) {
         self.leaves.insert((leaf, if has_subleaves(leaf) { subleaf } else { 0 }), result);
@@ -274,7 +279,7 @@ impl CpuidTable {
 }
 
 /// Whether ECX selects among several tables.
-fn has_subleaves(leaf: u32) -> bool {
+pub fn has_subleaves(leaf: u32) -> bool {
     matches!(leaf, 7 | 0xb | 0xd | 0x8000_001d)
 }
 

@@ -197,7 +197,7 @@ fn segment_slot(register: Register) -> u8 {
 
 /// Computes an address that is not the common kind (address size below 64 bits, or segments that count) into
 /// [`slot::ADDRESS`]. `imm` points to the instruction, `dst` holds the access, `disp` its size.
-fn address(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn address(cpu: &mut Cpu, op: &Op) -> Flow {
     // SAFETY: the block that owns this operation owns the instruction.
     let insn = unsafe { &*(op.imm as *const Instruction) };
     let touch = if op.dst == 0 { Touch::Read } else { Touch::Write };
@@ -208,7 +208,7 @@ fn address(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// Runs an instruction that has no operation of its own.
-fn slow(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn slow(cpu: &mut Cpu, op: &Op) -> Flow {
     // SAFETY: the block that owns this operation owns the instruction.
     let insn = unsafe { &*(op.imm as *const Instruction) };
     cpu.rip = op.ip(cpu);
@@ -232,12 +232,12 @@ fn slow(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// Bytes that are no instruction.
-fn invalid(cpu: &mut Cpu, _op: &Op) -> Flow {
+extern "C" fn invalid(cpu: &mut Cpu, _op: &Op) -> Flow {
     check!(cpu.fail(Exception::ud()))
 }
 
 /// An instruction of more than 15 bytes.
-fn too_long(cpu: &mut Cpu, _op: &Op) -> Flow {
+extern "C" fn too_long(cpu: &mut Cpu, _op: &Op) -> Flow {
     check!(cpu.fail(Exception::gp(0)))
 }
 
@@ -305,7 +305,7 @@ impl Cpu {
         let count = instructions.len().max(1) as u32;
         let links = [std::ptr::null_mut(); 2];
         let key = key(gpa, code, single);
-        Ok(self.blocks.insert(Block { ops, instructions, key, stamp, second, links, count }))
+        Ok(self.blocks.insert(Block { ops, _instructions: instructions, key, stamp, second, links, count }))
     }
 
     /// Copies the code bytes from `gpa` to the end of its page, after making sure that every later write to them will

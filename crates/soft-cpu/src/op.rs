@@ -24,8 +24,9 @@ pub(crate) enum Flow {
     Halt,
 }
 
-/// How an operation is carried out. The `Op` is the one whose `run` this is, inside its block.
-pub(crate) type Handler = fn(&mut Cpu, &Op) -> Flow;
+/// How an operation is carried out. The `Op` is the one whose `run` this is, inside its block. The C convention, so
+/// that generated code can be an operation.
+pub(crate) type Handler = extern "C" fn(&mut Cpu, &Op) -> Flow;
 
 /// One decoded operation. Registers are byte offsets into [`Cpu::regs`].
 #[derive(Clone, Copy)]

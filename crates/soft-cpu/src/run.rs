@@ -93,6 +93,36 @@ impl Cpu {
         }
     }
 
+    /// Finishes the present instruction for another accelerator that cannot: executes it, exactly once, and delivers the
+    /// exception it raises, if any. RAM may have been written behind this CPU's back, so its code is decoded anew.
+    /// `Some` after a triple fault.
+    pub fn finish_instruction(&mut self) -> Option<Exit> {
+        self.blocks.forget();
+        let exception = self.step().err()?;
+        self.deliver_alone(Delivery::Exception(exception))
+    }
+
+    /// Takes `event` as if the platform had given it. `Some` after a triple fault.
+    pub fn accept(&mut self, event: Event) -> Option<Exit> {
+        self.blocks.forget();
+        native::enter_environment(self);
+        self.enter_guest();
+        let exit = self.handle_event(event);
+        self.control.set_in_guest(false);
+        native::leave_environment(self);
+        exit
+    }
+
+    /// Delivers outside of `run`.
+    fn deliver_alone(&mut self, delivery: Delivery) -> Option<Exit> {
+        native::enter_environment(self);
+        self.enter_guest();
+        let delivered = system::deliver(self, delivery);
+        self.control.set_in_guest(false);
+        native::leave_environment(self);
+        delivered.err().map(|_| Exit::Shutdown)
+    }
+
     /// Whether instructions must be run one at a time: single-stepping, or an interrupt shadow to be worn off.
     fn steps(&self) -> bool {
         self.interrupt_shadow || self.rflags_system & rflags::TF != 0

@@ -288,11 +288,6 @@ impl Cpu {
         Ok((!span.bounced).then_some(span))
     }
 
-    /// Whether the span is a copy rather than the guest's own bytes, so that a locked instruction on it is not atomic.
-    pub(crate) fn is_bounced(span: Span) -> bool {
-        span.bounced
-    }
-
     /// Loads with supervisor rights whatever the privilege level: descriptor tables and task state.
     pub(crate) fn load_system<T: Word>(&mut self, address: u64) -> Outcome<T> {
         self.as_supervisor(|cpu| cpu.load(address))

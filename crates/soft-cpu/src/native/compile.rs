@@ -10,8 +10,8 @@
 //! themselves and, while free, for the others.
 
 use iced_x86::{
-    Code, CodeSize, CpuidFeature, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, MemorySize, Mnemonic,
-    OpAccess, OpKind, Register, RflagsBits, UsedRegister,
+    Code, CodeSize, CpuidFeature, Encoder, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, MemorySize,
+    Mnemonic, OpAccess, OpKind, Register, RflagsBits, UsedRegister,
 };
 
 use super::emit::Emitter;
@@ -65,8 +65,16 @@ pub(super) fn normalise(instruction: &Instruction) -> Option<Instruction> {
 
 /// Whether the memory operand has a 32-bit address.
 fn short_addresses(instruction: &Instruction) -> bool {
-    let named = if instruction.memory_base() == Register::None { instruction.memory_index() } else { instruction.memory_base() };
-    if named == Register::None { instruction.memory_displ_size() == 4 && instruction.code_size() != CodeSize::Code64 } else { named.size() == 4 }
+    let named = if instruction.memory_base() == Register::None {
+        instruction.memory_index()
+    } else {
+        instruction.memory_base()
+    };
+    if named == Register::None {
+        instruction.memory_displ_size() == 4 && instruction.code_size() != CodeSize::Code64
+    } else {
+        named.size() == 4
+    }
 }
 
 /// Instructions that belong to other parts of the CPU, or that the host must not run for a guest.
@@ -77,9 +85,51 @@ fn is_foreign(instruction: &Instruction) -> bool {
     }
     let listed = matches!(
         instruction.mnemonic(),
-        INVALID | Div | Idiv | Lea | In | Out | Cli | Sti | Cld | Std | Cpuid | Rdtsc | Rdtscp | Rdpmc | Rdpid | Pause
-            | Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw | Lds | Les | Lfs | Lgs | Lss | Arpl | Bound
-            | Into | Enter | Leave | Xgetbv | Xsetbv | Xlatb | Ud0 | Ud1 | Ud2 | Fxsave | Fxsave64 | Fxrstor | Fxrstor64
+        INVALID
+            | Div
+            | Idiv
+            | Lea
+            | In
+            | Out
+            | Cli
+            | Sti
+            | Cld
+            | Std
+            | Cpuid
+            | Rdtsc
+            | Rdtscp
+            | Rdpmc
+            | Rdpid
+            | Pause
+            | Sgdt
+            | Sidt
+            | Sldt
+            | Str
+            | Smsw
+            | Lar
+            | Lsl
+            | Verr
+            | Verw
+            | Lds
+            | Les
+            | Lfs
+            | Lgs
+            | Lss
+            | Arpl
+            | Bound
+            | Into
+            | Enter
+            | Leave
+            | Xgetbv
+            | Xsetbv
+            | Xlatb
+            | Ud0
+            | Ud1
+            | Ud2
+            | Fxsave
+            | Fxsave64
+            | Fxrstor
+            | Fxrstor64
     );
     let system_registers = (0..instruction.op_count()).any(|operand| {
         let register = instruction.op_register(operand);
@@ -185,8 +235,18 @@ fn converts(instruction: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
         instruction.mnemonic(),
-        Cvtss2si | Cvttss2si | Cvtsd2si | Cvttsd2si | Vcvtss2si | Vcvttss2si | Vcvtsd2si | Vcvttsd2si | Cvtps2pi | Cvttps2pi
-            | Cvtpd2pi | Cvttpd2pi
+        Cvtss2si
+            | Cvttss2si
+            | Cvtsd2si
+            | Cvttsd2si
+            | Vcvtss2si
+            | Vcvttss2si
+            | Vcvtsd2si
+            | Vcvttsd2si
+            | Cvtps2pi
+            | Cvttps2pi
+            | Cvtpd2pi
+            | Cvttpd2pi
     )
 }
 
@@ -222,7 +282,16 @@ fn alignment(instruction: &Instruction, len: u32) -> u32 {
             let sse = !instruction.cpuid_features().iter().all(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::MMX));
             let free = matches!(
                 mnemonic,
-                Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Pcmpistri | Pcmpistrm
+                Movups
+                    | Movupd
+                    | Movdqu
+                    | Lddqu
+                    | Pcmpestri
+                    | Pcmpestri64
+                    | Pcmpestrm
+                    | Pcmpestrm64
+                    | Pcmpistri
+                    | Pcmpistrm
             );
             sse && len == 16 && !free
         }

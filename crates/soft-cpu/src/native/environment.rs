@@ -102,8 +102,7 @@ pub(crate) fn sync_x87_out(cpu: &mut Cpu) {
     put_u16(&mut image.0, IMAGE_STATUS, status);
     image.0[IMAGE_POINTERS].fill(0);
     cpu.fpu.legacy[..IMAGE_MXCSR.start].copy_from_slice(&image.0[..IMAGE_MXCSR.start]);
-    cpu.fpu.legacy[IMAGE_MXCSR.end + 4..IMAGE_X87_END]
-        .copy_from_slice(&image.0[IMAGE_MXCSR.end + 4..IMAGE_X87_END]);
+    cpu.fpu.legacy[IMAGE_MXCSR.end + 4..IMAGE_X87_END].copy_from_slice(&image.0[IMAGE_MXCSR.end + 4..IMAGE_X87_END]);
     cpu.fpu.mxcsr = guest_mxcsr(cpu);
 }
 

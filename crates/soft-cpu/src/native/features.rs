@@ -11,8 +11,8 @@ pub(super) fn available(instruction: &Instruction) -> bool {
 fn has(feature: CpuidFeature) -> bool {
     use CpuidFeature::*;
     match feature {
-        INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8 | FPU | FPU287 | FPU387 | MMX | FXSR
-        | SSE | SSE2 | MULTIBYTENOP | PREFETCHW | CET_IBT | CLFSH => true,
+        INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8 | FPU | FPU287 | FPU387 | MMX
+        | FXSR | SSE | SSE2 | MULTIBYTENOP | PREFETCHW | CET_IBT | CLFSH => true,
         SSE3 => is_x86_feature_detected!("sse3"),
         SSSE3 => is_x86_feature_detected!("ssse3"),
         SSE4_1 => is_x86_feature_detected!("sse4.1"),

@@ -47,9 +47,7 @@ pub(super) fn fault(cpu: &Cpu, thunk: &Thunk) -> Exception {
         Unit::None | Unit::X87 | Unit::Wait => false,
         Unit::Mmx => emulated,
         Unit::Sse | Unit::SseMmx => emulated || cpu.cr4 & bits::CR4_OSFXSR == 0,
-        Unit::Avx => {
-            cpu.cr0 & bits::CR0_PE == 0 || cpu.cr4 & bits::CR4_OSXSAVE == 0 || cpu.xcr0 & XCR0_AVX != XCR0_AVX
-        }
+        Unit::Avx => cpu.cr0 & bits::CR0_PE == 0 || cpu.cr4 & bits::CR4_OSXSAVE == 0 || cpu.xcr0 & XCR0_AVX != XCR0_AVX,
     };
     Exception::new(if missing { vector::UD } else { vector::NM })
 }

@@ -19,7 +19,8 @@ pub(super) fn is_valid(instruction: &Instruction) -> bool {
     if !instruction.is_vsib() {
         return true;
     }
-    let numbers = [instruction.op0_register(), instruction.memory_index(), instruction.op2_register()].map(|r| r.number());
+    let numbers =
+        [instruction.op0_register(), instruction.memory_index(), instruction.op2_register()].map(|r| r.number());
     numbers[0] != numbers[1] && numbers[1] != numbers[2] && numbers[0] != numbers[2]
 }
 

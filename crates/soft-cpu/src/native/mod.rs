@@ -46,7 +46,7 @@ use thunk::Memory;
 pub(crate) use thunk::Thunk;
 
 /// Carries out an instruction; `op.imm` holds the address of its [`Thunk`].
-pub(crate) fn run(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) extern "C" fn run(cpu: &mut Cpu, op: &Op) -> Flow {
     // SAFETY: the block builder put the address of a thunk of this machine's pool there, which outlives the block.
     let thunk = unsafe { &*(op.imm as *const Thunk) };
     if thunk.gate & !cpu.fpu_gate != 0 || thunk.traps & cpu.native.traps != 0 {

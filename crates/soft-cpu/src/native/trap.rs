@@ -11,8 +11,8 @@
 use std::arch::asm;
 
 use super::environment::{
-    Image, MXCSR_MASKS, MXCSR_STICKY, X87_MASKS, guest_mxcsr, mxcsr, restore, save, set_mxcsr, set_x87_control, touch_mmx,
-    x87_status,
+    Image, MXCSR_MASKS, MXCSR_STICKY, X87_MASKS, guest_mxcsr, mxcsr, restore, save, set_mxcsr, set_x87_control,
+    touch_mmx, x87_status,
 };
 use super::thunk::{Memory, Thunk, Unit};
 use super::{call, gate, operand_address};

@@ -53,7 +53,7 @@ fn apply<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, a: T, b: T) 
     if LIVE { O::apply(a, b, &mut cpu.flags) } else { T::from_u64(O::bare(a.to_u64(), b.to_u64(), cpu.flags)) }
 }
 
-fn reg_reg<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg_reg<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let result = apply::<O, T, LIVE>(cpu, cpu.reg(op.dst), cpu.reg(op.src));
     if O::WRITES {
         cpu.set_reg(op.dst, result);
@@ -61,7 +61,7 @@ fn reg_reg<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -
     Flow::Next
 }
 
-fn reg_imm<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg_imm<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let result = apply::<O, T, LIVE>(cpu, cpu.reg(op.dst), T::from_u64(op.imm));
     if O::WRITES {
         cpu.set_reg(op.dst, result);
@@ -69,7 +69,7 @@ fn reg_imm<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -
     Flow::Next
 }
 
-fn reg_mem<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg_mem<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b = check!(cpu.load::<T>(op.address(cpu)));
     let result = apply::<O, T, LIVE>(cpu, cpu.reg(op.dst), b);
     if O::WRITES {
@@ -78,12 +78,12 @@ fn reg_mem<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -
     Flow::Next
 }
 
-fn mem_reg<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn mem_reg<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b = cpu.reg(op.src);
     mem_value::<O, T, LIVE>(cpu, op, b)
 }
 
-fn mem_imm<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn mem_imm<O: Binary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     mem_value::<O, T, LIVE>(cpu, op, T::from_u64(op.imm))
 }
 
@@ -169,26 +169,26 @@ fn apply_unary<O: Unary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, a: T) -
     if LIVE { O::apply(a, &mut cpu.flags) } else { T::from_u64(O::bare(a.to_u64())) }
 }
 
-fn unary_reg<O: Unary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn unary_reg<O: Unary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let result = apply_unary::<O, T, LIVE>(cpu, cpu.reg(op.dst));
     cpu.set_reg(op.dst, result);
     Flow::Next
 }
 
-fn unary_mem<O: Unary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn unary_mem<O: Unary, T: Arithmetic, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let address = op.address(cpu);
     modify::<T>(cpu, address, |cpu, a| apply_unary::<O, T, LIVE>(cpu, a))
 }
 
 /// IMUL r, r and IMUL r, r, imm (with `dst` and `src` as the product's operands).
-fn imul_reg_reg<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn imul_reg_reg<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
     let (a, b) = (cpu.reg(op.dst), cpu.reg(op.src));
     let result = T::imul(a, b, &mut cpu.flags);
     cpu.set_reg(op.dst, result);
     Flow::Next
 }
 
-fn imul_reg_mem<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn imul_reg_mem<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b = check!(cpu.load::<T>(op.address(cpu)));
     let a = cpu.reg(op.dst);
     let result = T::imul(a, b, &mut cpu.flags);
@@ -196,14 +196,14 @@ fn imul_reg_mem<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
     Flow::Next
 }
 
-fn imul_reg_imm<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn imul_reg_imm<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
     let a = cpu.reg(op.src);
     let result = T::imul(a, T::from_u64(op.imm), &mut cpu.flags);
     cpu.set_reg(op.dst, result);
     Flow::Next
 }
 
-fn imul_mem_imm<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn imul_mem_imm<T: Multiply>(cpu: &mut Cpu, op: &Op) -> Flow {
     let a = check!(cpu.load::<T>(op.address(cpu)));
     let result = T::imul(a, T::from_u64(op.imm), &mut cpu.flags);
     cpu.set_reg(op.dst, result);

@@ -22,11 +22,11 @@ fn go<const MASK: u64>(cpu: &mut Cpu, displacement: u64, flow: Flow) -> Flow {
     flow
 }
 
-fn jump<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn jump<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
     go::<MASK>(cpu, op.imm, Flow::Jump0)
 }
 
-fn jump_if<const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn jump_if<const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     if flags::condition(CODE, cpu.flags) {
         go::<{ u64::MAX }>(cpu, op.imm, Flow::Jump1)
     } else {
@@ -35,7 +35,7 @@ fn jump_if<const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// Jcc, JrCXZ and LOOPcc outside 64-bit code: `src` holds the condition, `dst` the width of RIP.
-fn jump_if_narrow<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn jump_if_narrow<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
     if flags::condition(op.src, cpu.flags) {
         go::<MASK>(cpu, op.imm, Flow::Jump1)
     } else {
@@ -59,7 +59,7 @@ fn counter(cpu: &Cpu, op: &Op) -> u64 {
     }
 }
 
-fn jump_if_counter_zero<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn jump_if_counter_zero<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
     if counter(cpu, op) == 0 {
         return go::<MASK>(cpu, op.imm, Flow::Jump1);
     }
@@ -67,7 +67,7 @@ fn jump_if_counter_zero<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// LOOP (`src` 0), LOOPE (1), LOOPNE (2).
-fn count_down<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn count_down<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
     let left = counter(cpu, op).wrapping_sub(1);
     match op.shift {
         2 => cpu.set_reg(offset(gpr::RCX), left as u16),
@@ -86,13 +86,13 @@ fn count_down<const MASK: u64>(cpu: &mut Cpu, op: &Op) -> Flow {
     go::<MASK>(cpu, op.disp, Flow::Jump0)
 }
 
-fn call<const MASK: u64, T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn call<const MASK: u64, T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let back = cpu.regs[slot::BLOCK_IP].wrapping_add(op.disp);
     check!(stack::push::<T>(cpu, T::from_u64(back)));
     go::<MASK>(cpu, op.imm, Flow::Jump0)
 }
 
-fn call_64(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn call_64(cpu: &mut Cpu, op: &Op) -> Flow {
     let back = cpu.regs[slot::BLOCK_IP].wrapping_add(op.disp);
     check!(stack::push_64(cpu, back));
     go::<{ u64::MAX }>(cpu, op.imm, Flow::Jump0)
@@ -107,14 +107,14 @@ fn check_target(cpu: &mut Cpu, target: u64) -> Outcome<()> {
     cpu.fail(Exception::gp(0))
 }
 
-fn jump_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn jump_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let target = cpu.reg::<T>(op.dst).to_u64();
     check!(check_target(cpu, target));
     cpu.rip = target;
     Flow::Indirect
 }
 
-fn jump_mem<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn jump_mem<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let target = check!(cpu.load::<T>(op.address(cpu))).to_u64();
     check!(check_target(cpu, target));
     cpu.rip = target;
@@ -131,18 +131,18 @@ fn call_to<T: Register>(cpu: &mut Cpu, op: &Op, next: u64, target: u64) -> Flow 
 }
 
 /// `imm` is the displacement of the next instruction, since `disp` belongs to the memory operand.
-fn call_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn call_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let target = cpu.reg::<T>(op.dst).to_u64();
     call_to::<T>(cpu, op, op.imm, target)
 }
 
-fn call_mem<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn call_mem<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let target = check!(cpu.load::<T>(op.address(cpu))).to_u64();
     call_to::<T>(cpu, op, op.imm, target)
 }
 
 /// RET and RET imm16: `imm` is what the stack pointer gains besides.
-fn ret_64(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn ret_64(cpu: &mut Cpu, op: &Op) -> Flow {
     let rsp: u64 = cpu.reg(stack::RSP);
     let target = check!(cpu.load::<u64>(rsp));
     check!(check_target(cpu, target));
@@ -151,7 +151,7 @@ fn ret_64(cpu: &mut Cpu, op: &Op) -> Flow {
     Flow::Indirect
 }
 
-fn ret<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn ret<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let target = check!(stack::peek::<T>(cpu)).to_u64();
     check!(check_target(cpu, target));
     stack::add_to_sp(cpu, T::SIZE.wrapping_add(op.imm));
@@ -271,7 +271,7 @@ fn indirect(insn: &Instruction, operands: &Operands, info: &BranchInfo, op: &mut
 }
 
 /// The end of a block that does not end in a branch: on to the next instruction, at displacement `imm`.
-pub(crate) fn fall_through(cpu: &mut Cpu, op: &Op) -> Flow {
+pub(crate) extern "C" fn fall_through(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.rip = cpu.regs[slot::BLOCK_IP].wrapping_add(op.imm);
     if cpu.code_size != CodeSize::Bits64 {
         cpu.rip &= narrow_ip(cpu);

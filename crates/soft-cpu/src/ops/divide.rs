@@ -129,25 +129,25 @@ fn divide_byte<const SIGNED: bool>(cpu: &mut Cpu, divisor: u8) -> Outcome<()> {
     Ok(())
 }
 
-fn by_reg<T: Divisor, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn by_reg<T: Divisor, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let divisor = cpu.reg(op.dst);
     check!(divide::<T, SIGNED>(cpu, divisor));
     Flow::Next
 }
 
-fn by_mem<T: Divisor, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn by_mem<T: Divisor, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let divisor = check!(cpu.load(op.address(cpu)));
     check!(divide::<T, SIGNED>(cpu, divisor));
     Flow::Next
 }
 
-fn by_reg_byte<const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn by_reg_byte<const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let divisor = cpu.reg(op.dst);
     check!(divide_byte::<SIGNED>(cpu, divisor));
     Flow::Next
 }
 
-fn by_mem_byte<const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn by_mem_byte<const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let divisor = check!(cpu.load(op.address(cpu)));
     check!(divide_byte::<SIGNED>(cpu, divisor));
     Flow::Next

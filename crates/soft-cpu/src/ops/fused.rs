@@ -25,7 +25,7 @@ fn branch<const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     }
 }
 
-fn reg_reg<O: Binary, T: Arithmetic, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg_reg<O: Binary, T: Arithmetic, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let result = O::apply(cpu.reg::<T>(op.dst), cpu.reg(op.src), &mut cpu.flags);
     if O::WRITES {
         cpu.set_reg(op.dst, result);
@@ -33,7 +33,7 @@ fn reg_reg<O: Binary, T: Arithmetic, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> 
     branch::<CODE>(cpu, op)
 }
 
-fn reg_imm<O: Binary, T: Arithmetic, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg_imm<O: Binary, T: Arithmetic, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let result = O::apply(cpu.reg::<T>(op.dst), T::from_u64(op.imm), &mut cpu.flags);
     if O::WRITES {
         cpu.set_reg(op.dst, result);

@@ -8,29 +8,29 @@ use crate::flags;
 use crate::op::{Flow, Handler, Op, Register, check, offset};
 use crate::state::gpr;
 
-fn reg_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = cpu.reg::<T>(op.src);
     cpu.set_reg(op.dst, value);
     Flow::Next
 }
 
-fn reg_imm<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg_imm<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.set_reg(op.dst, T::from_u64(op.imm));
     Flow::Next
 }
 
-fn reg_mem<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg_mem<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = check!(cpu.load::<T>(op.address(cpu)));
     cpu.set_reg(op.dst, value);
     Flow::Next
 }
 
-fn mem_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn mem_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     check!(cpu.store::<T>(op.address(cpu), cpu.reg(op.src)));
     Flow::Next
 }
 
-fn mem_imm<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn mem_imm<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     check!(cpu.store::<T>(op.address(cpu), T::from_u64(op.imm)));
     Flow::Next
 }
@@ -42,46 +42,46 @@ fn extend<F: Register, const SIGNED: bool>(value: F) -> u64 {
     if SIGNED { (((value.to_u64() << unused) as i64) >> unused) as u64 } else { value.to_u64() }
 }
 
-fn extend_reg<F: Register, T: Register, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn extend_reg<F: Register, T: Register, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = extend::<F, SIGNED>(cpu.reg(op.src));
     cpu.set_reg(op.dst, T::from_u64(value));
     Flow::Next
 }
 
-fn extend_mem<F: Register, T: Register, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn extend_mem<F: Register, T: Register, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = extend::<F, SIGNED>(check!(cpu.load(op.address(cpu))));
     cpu.set_reg(op.dst, T::from_u64(value));
     Flow::Next
 }
 
 /// `imm` masks the address to the address size; segments do not count.
-fn lea<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn lea<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let address = op.address(cpu) & op.imm;
     cpu.set_reg(op.dst, T::from_u64(address));
     Flow::Next
 }
 
-fn exchange<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn exchange<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let (a, b) = (cpu.reg::<T>(op.dst), cpu.reg::<T>(op.src));
     cpu.set_reg(op.dst, b);
     cpu.set_reg(op.src, a);
     Flow::Next
 }
 
-fn set_reg<const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn set_reg<const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = u8::from(flags::condition(CODE, cpu.flags));
     cpu.set_reg(op.dst, value);
     Flow::Next
 }
 
-fn set_mem<const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn set_mem<const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = u8::from(flags::condition(CODE, cpu.flags));
     check!(cpu.store(op.address(cpu), value));
     Flow::Next
 }
 
 /// A 32-bit CMOV clears the upper half even if it does not move.
-fn cmov_reg<T: Register, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn cmov_reg<T: Register, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let from = if flags::condition(CODE, cpu.flags) { op.src } else { op.dst };
     let value = cpu.reg::<T>(from);
     cpu.set_reg(op.dst, value);
@@ -89,7 +89,7 @@ fn cmov_reg<T: Register, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// The operand is read, and may fault, even if it is not moved.
-fn cmov_mem<T: Register, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn cmov_mem<T: Register, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let loaded = check!(cpu.load::<T>(op.address(cpu)));
     let value = if flags::condition(CODE, cpu.flags) { loaded } else { cpu.reg(op.dst) };
     cpu.set_reg(op.dst, value);
@@ -97,27 +97,27 @@ fn cmov_mem<T: Register, const CODE: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// CBW, CWDE, CDQE: the lower half of the accumulator, sign-extended.
-fn extend_accumulator<F: Register, T: Register>(cpu: &mut Cpu, _op: &Op) -> Flow {
+extern "C" fn extend_accumulator<F: Register, T: Register>(cpu: &mut Cpu, _op: &Op) -> Flow {
     let value = extend::<F, true>(cpu.reg(offset(gpr::RAX)));
     cpu.set_reg(offset(gpr::RAX), T::from_u64(value));
     Flow::Next
 }
 
 /// CWD, CDQ, CQO: DX becomes the sign of AX.
-fn sign_to_dx<T: Register>(cpu: &mut Cpu, _op: &Op) -> Flow {
+extern "C" fn sign_to_dx<T: Register>(cpu: &mut Cpu, _op: &Op) -> Flow {
     let value = extend::<T, true>(cpu.reg(offset(gpr::RAX)));
     cpu.set_reg(offset(gpr::RDX), T::from_u64(((value as i64) >> 63) as u64));
     Flow::Next
 }
 
-fn swap_bytes<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn swap_bytes<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = cpu.reg::<T>(op.dst).to_u64().swap_bytes() >> (64 - 8 * T::SIZE);
     cpu.set_reg(op.dst, T::from_u64(value));
     Flow::Next
 }
 
 /// NOP and its kin; the block builder drops most, this one keeps a block from being empty.
-pub(crate) fn nothing(_cpu: &mut Cpu, _op: &Op) -> Flow {
+pub(crate) extern "C" fn nothing(_cpu: &mut Cpu, _op: &Op) -> Flow {
     Flow::Next
 }
 

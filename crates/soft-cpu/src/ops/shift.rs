@@ -39,14 +39,14 @@ fn count<const BY_CL: bool>(cpu: &Cpu, op: &Op) -> u8 {
     if BY_CL { cpu.reg(offset(gpr::RCX)) } else { op.imm as u8 }
 }
 
-fn reg<O: Shift, T: Arithmetic, const BY_CL: bool, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn reg<O: Shift, T: Arithmetic, const BY_CL: bool, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let count = count::<BY_CL>(cpu, op);
     let result = apply::<O, T, LIVE>(cpu, cpu.reg(op.dst), count);
     cpu.set_reg(op.dst, result);
     Flow::Next
 }
 
-fn mem<O: Shift, T: Arithmetic, const BY_CL: bool, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn mem<O: Shift, T: Arithmetic, const BY_CL: bool, const LIVE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     let count = count::<BY_CL>(cpu, op);
     let address = op.address(cpu);
     modify::<T>(cpu, address, |cpu, a| apply::<O, T, LIVE>(cpu, a, count))

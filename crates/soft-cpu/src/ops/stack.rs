@@ -67,23 +67,23 @@ pub(crate) fn push_64<T: Word>(cpu: &mut Cpu, value: T) -> Outcome<()> {
     Ok(())
 }
 
-fn push_reg_64(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn push_reg_64(cpu: &mut Cpu, op: &Op) -> Flow {
     check!(push_64::<u64>(cpu, cpu.reg(op.dst)));
     Flow::Next
 }
 
-fn push_imm_64(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn push_imm_64(cpu: &mut Cpu, op: &Op) -> Flow {
     check!(push_64::<u64>(cpu, op.imm));
     Flow::Next
 }
 
-fn push_mem_64(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn push_mem_64(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = check!(cpu.load::<u64>(op.address(cpu)));
     check!(push_64::<u64>(cpu, value));
     Flow::Next
 }
 
-fn pop_reg_64(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn pop_reg_64(cpu: &mut Cpu, op: &Op) -> Flow {
     let rsp: u64 = cpu.reg(RSP);
     let value = check!(cpu.load::<u64>(rsp));
     // POP RSP gives the popped value, so the pointer moves first.
@@ -92,30 +92,30 @@ fn pop_reg_64(cpu: &mut Cpu, op: &Op) -> Flow {
     Flow::Next
 }
 
-fn push_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn push_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     check!(push::<T>(cpu, cpu.reg(op.dst)));
     Flow::Next
 }
 
-fn push_imm<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn push_imm<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     check!(push::<T>(cpu, T::from_u64(op.imm)));
     Flow::Next
 }
 
-fn push_mem<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn push_mem<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = check!(cpu.load::<T>(op.address(cpu)));
     check!(push::<T>(cpu, value));
     Flow::Next
 }
 
-fn pop_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn pop_reg<T: Register>(cpu: &mut Cpu, op: &Op) -> Flow {
     let value = check!(peek::<T>(cpu));
     add_to_sp(cpu, T::SIZE);
     cpu.set_reg(op.dst, value);
     Flow::Next
 }
 
-fn leave_64(cpu: &mut Cpu, _op: &Op) -> Flow {
+extern "C" fn leave_64(cpu: &mut Cpu, _op: &Op) -> Flow {
     let rbp: u64 = cpu.reg(RBP);
     let value = check!(cpu.load::<u64>(rbp));
     cpu.set_reg(RSP, rbp.wrapping_add(8));

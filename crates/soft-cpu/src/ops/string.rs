@@ -108,7 +108,7 @@ fn elements_in_page(address: u64, size: u64, backwards: bool) -> u64 {
 }
 
 /// One string instruction; `KIND` as [`Kind`].
-fn string<T: Arithmetic, const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
+extern "C" fn string<T: Arithmetic, const KIND: u8>(cpu: &mut Cpu, op: &Op) -> Flow {
     let kind = [Kind::Move, Kind::Store, Kind::Load, Kind::Compare, Kind::Scan][KIND as usize];
     let strings = Strings::new(op);
     if op.imm == repeat::NONE {

@@ -28,17 +28,73 @@ fn is_tested(code: Code) -> bool {
 fn is_excluded(code: Code) -> bool {
     use Mnemonic::*;
     let mnemonic = code.mnemonic();
-    let by_flow = matches!(
-        code.flow_control(),
-        FlowControl::Interrupt | FlowControl::XbeginXabortXend | FlowControl::Exception
-    );
+    let by_flow =
+        matches!(code.flow_control(), FlowControl::Interrupt | FlowControl::XbeginXabortXend | FlowControl::Exception);
     let listed = matches!(
         mnemonic,
-        INVALID | Syscall | Sysret | Sysretq | Sysenter | Sysexit | Sysexitq | Int | Int1 | Int3 | Into | Iret | Iretd | Iretq
-            | Retf | Rdtsc | Rdtscp | Rdpmc | Rdpid | Rdpru | Cpuid | Rdrand | Rdseed | Xgetbv | Xsetbv | Popf | Popfd | Popfq
-            | Lar | Lsl | Verr | Verw | Sgdt | Sidt | Sldt | Str | Smsw | Lss | Lfs | Lgs | Rdfsbase | Wrfsbase | Rdgsbase
-            | Wrgsbase | Monitor | Mwait | Monitorx | Mwaitx | Enter | Vmcall | Vmmcall | Swapgs | Fxsave | Fxsave64 | Fxrstor
-            | Fxrstor64 | Rsm | Pushf | Pushfq | Rdsspd | Rdsspq | Reservednop | Pause
+        INVALID
+            | Syscall
+            | Sysret
+            | Sysretq
+            | Sysenter
+            | Sysexit
+            | Sysexitq
+            | Int
+            | Int1
+            | Int3
+            | Into
+            | Iret
+            | Iretd
+            | Iretq
+            | Retf
+            | Rdtsc
+            | Rdtscp
+            | Rdpmc
+            | Rdpid
+            | Rdpru
+            | Cpuid
+            | Rdrand
+            | Rdseed
+            | Xgetbv
+            | Xsetbv
+            | Popf
+            | Popfd
+            | Popfq
+            | Lar
+            | Lsl
+            | Verr
+            | Verw
+            | Sgdt
+            | Sidt
+            | Sldt
+            | Str
+            | Smsw
+            | Lss
+            | Lfs
+            | Lgs
+            | Rdfsbase
+            | Wrfsbase
+            | Rdgsbase
+            | Wrgsbase
+            | Monitor
+            | Mwait
+            | Monitorx
+            | Mwaitx
+            | Enter
+            | Vmcall
+            | Vmmcall
+            | Swapgs
+            | Fxsave
+            | Fxsave64
+            | Fxrstor
+            | Fxrstor64
+            | Rsm
+            | Pushf
+            | Pushfq
+            | Rdsspd
+            | Rdsspq
+            | Reservednop
+            | Pause
     );
     let far = matches!(
         code,
@@ -48,14 +104,19 @@ fn is_excluded(code: Code) -> bool {
     let disputed = code == Code::Movsxd_r16_rm16;
     let name = format!("{code:?}");
     let segment = name.contains("Sreg") || name.ends_with("_FS") || name.ends_with("_GS");
-    by_flow || listed || far || disputed || segment || code.op_code().is_save_restore() && mnemonic != Fnsave && mnemonic != Frstor
+    by_flow
+        || listed
+        || far
+        || disputed
+        || segment
+        || code.op_code().is_save_restore() && mnemonic != Fnsave && mnemonic != Frstor
 }
 
 fn host_has(feature: CpuidFeature) -> bool {
     use CpuidFeature::*;
     match feature {
-        INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8 | FPU | FPU287 | FPU387 | MMX | SSE | SSE2
-        | MULTIBYTENOP | CLFSH | PREFETCHW | PAUSE | MSR | CET_IBT => true,
+        INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8 | FPU | FPU287 | FPU387 | MMX
+        | SSE | SSE2 | MULTIBYTENOP | CLFSH | PREFETCHW | PAUSE | MSR | CET_IBT => true,
         SSE3 => is_x86_feature_detected!("sse3"),
         SSSE3 => is_x86_feature_detected!("ssse3"),
         SSE4_1 => is_x86_feature_detected!("sse4.1"),
@@ -89,7 +150,8 @@ pub fn decode(bytes: &[u8]) -> Instruction {
 /// A random encoding of `code`, or `None` if none was found.
 pub fn encode(code: Code, rng: &mut Rng) -> Option<Vec<u8>> {
     for _ in 0..200 {
-        let mut bytes = if code.encoding() == EncodingKind::VEX { vex(code.op_code(), rng) } else { legacy(code.op_code(), rng) };
+        let mut bytes =
+            if code.encoding() == EncodingKind::VEX { vex(code.op_code(), rng) } else { legacy(code.op_code(), rng) };
         let instruction = decode(&bytes);
         if instruction.code() == code && !instruction.is_invalid() {
             bytes.truncate(instruction.len());

@@ -1,19 +1,22 @@
 //! Runs one instruction on the software CPU, in ring 3 of long mode, with the arena mapped as on the host.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
 use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::{Fpu, Segment, bits, seg};
-use queztl_soft_cpu::{Cpu, Shared, State};
+use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::arena::{BASE, CODE, DATA, DATA_LEN, ENTRY, PAGE, READ_ONLY};
 use crate::case::{Ending, FLAGS, Registers, X87};
 
-/// A machine with nothing around the CPU.
-struct Nothing;
+/// A machine with nothing around the CPU but a port that stops it.
+#[derive(Default)]
+struct Nothing {
+    control: OnceLock<Arc<Control>>,
+}
 
 impl Platform for Nothing {
     fn mmio_read(&self, _: u32, _: u64, data: &mut [u8]) {
@@ -23,7 +26,11 @@ impl Platform for Nothing {
     fn port_read(&self, _: u32, _: u16, data: &mut [u8]) {
         data.fill(0xff);
     }
-    fn port_write(&self, _: u32, _: u16, _: &[u8]) {}
+    fn port_write(&self, _: u32, _: u16, _: &[u8]) {
+        if let Some(control) = self.control.get() {
+            control.stop();
+        }
+    }
     fn msr_read(&self, _: u32, _: u32) -> Option<u64> {
         None
     }
@@ -68,15 +75,23 @@ impl Guest {
     pub fn new(fs_base: u64) -> Guest {
         let ram = Arc::new(GuestRam::new(16 << 20).expect("a little RAM"));
         build_tables(&ram);
-        let shared = Shared::new(ram.clone(), Arc::new(Nothing), CpuidPolicy::new(&CpuidConfig { vcpus: 1, tsc_hz: 1_000_000_000 }), 1).expect("executable memory");
+        let platform = Arc::new(Nothing::default());
+        let shared = Shared::new(
+            ram.clone(),
+            platform.clone(),
+            CpuidPolicy::new(&CpuidConfig { vcpus: 1, tsc_hz: 1_000_000_000 }),
+            1,
+        )
+        .expect("executable memory");
         let cpu = Cpu::new(Arc::new(shared), 0);
+        platform.control.set(cpu.control()).expect("a new platform has no control yet");
         Guest { ram, cpu, template: user_state(fs_base) }
     }
 
     /// Puts an instruction in place.
     pub fn set_code(&mut self, bytes: &[u8]) {
         let at = GuestAddress(ARENA + (ENTRY - BASE));
-        self.ram.memory().write_slice(&[0xcc; 32], at).expect("the code page is RAM");
+        self.ram.memory().write_slice(&[0xcc; 256], at).expect("the code page is RAM");
         self.ram.memory().write_slice(bytes, at).expect("the code page is RAM");
     }
 
@@ -89,16 +104,7 @@ impl Guest {
 
     /// Runs the instruction put in place.
     pub fn run(&mut self, before: &Registers) -> (Registers, Ending) {
-        let state = &mut self.template;
-        state.gpr = before.gpr;
-        state.rip = before.rip;
-        state.rflags = before.flags | 0x202;
-        before.x87.to_image(&mut state.fpu.legacy);
-        for (vector, ymm) in state.fpu.vectors.iter_mut().zip(&before.ymm) {
-            vector.0[..32].copy_from_slice(ymm);
-        }
-        state.fpu.mxcsr = before.mxcsr;
-        self.cpu.set_state(&self.template);
+        self.load(before, 0);
         let ending = match self.cpu.step() {
             Ok(()) => Ending::Completed,
             Err(exception) => Ending::Raised {
@@ -107,17 +113,40 @@ impl Guest {
                 address: if exception.vector == 14 { exception.address } else { 0 },
             },
         };
+        (self.registers(), ending)
+    }
+
+    /// Runs the instructions put in place, which end with a write to a port, at full speed.
+    pub fn run_to_port(&mut self, before: &Registers) -> (Registers, Exit) {
+        const IOPL_3: u64 = 3 << 12;
+        self.load(before, IOPL_3);
+        let exit = self.cpu.run();
+        (self.registers(), exit)
+    }
+
+    fn load(&mut self, before: &Registers, rflags: u64) {
+        let state = &mut self.template;
+        state.gpr = before.gpr;
+        state.rip = before.rip;
+        state.rflags = before.flags | 0x202 | rflags;
+        before.x87.to_image(&mut state.fpu.legacy);
+        for (vector, ymm) in state.fpu.vectors.iter_mut().zip(&before.ymm) {
+            vector.0[..32].copy_from_slice(ymm);
+        }
+        state.fpu.mxcsr = before.mxcsr;
+        self.cpu.set_state(&self.template);
+    }
+
+    fn registers(&self) -> Registers {
         let state = self.cpu.state();
-        let ymm = std::array::from_fn(|n| std::array::from_fn(|byte| state.fpu.vectors[n].0[byte]));
-        let after = Registers {
+        Registers {
             gpr: state.gpr,
             flags: state.rflags & FLAGS,
             rip: state.rip,
-            ymm,
+            ymm: std::array::from_fn(|n| std::array::from_fn(|byte| state.fpu.vectors[n].0[byte])),
             mxcsr: state.fpu.mxcsr,
             x87: X87::from_image(&state.fpu.legacy),
-        };
-        (after, ending)
+        }
     }
 }
 

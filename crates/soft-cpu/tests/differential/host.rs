@@ -34,34 +34,70 @@ const _: () = assert!(std::mem::offset_of!(Context, extended) == 192);
 global_asm!(
     ".globl queztl_sandbox_enter",
     "queztl_sandbox_enter:",
-    "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
     "mov [0x20010000 + 144], rsp",
-    "mov eax, 7", "xor edx, edx",
+    "mov eax, 7",
+    "xor edx, edx",
     "mov rcx, 0x20010000 + 192",
     "xrstor64 [rcx]",
-    "push qword ptr [0x20010000 + 128]", "popfq",
-    "mov rax, [0x20010000]", "mov rcx, [0x20010000 + 8]", "mov rdx, [0x20010000 + 16]", "mov rbx, [0x20010000 + 24]",
-    "mov rbp, [0x20010000 + 40]", "mov rsi, [0x20010000 + 48]", "mov rdi, [0x20010000 + 56]",
-    "mov r8, [0x20010000 + 64]", "mov r9, [0x20010000 + 72]", "mov r10, [0x20010000 + 80]", "mov r11, [0x20010000 + 88]",
-    "mov r12, [0x20010000 + 96]", "mov r13, [0x20010000 + 104]", "mov r14, [0x20010000 + 112]",
+    "push qword ptr [0x20010000 + 128]",
+    "popfq",
+    "mov rax, [0x20010000]",
+    "mov rcx, [0x20010000 + 8]",
+    "mov rdx, [0x20010000 + 16]",
+    "mov rbx, [0x20010000 + 24]",
+    "mov rbp, [0x20010000 + 40]",
+    "mov rsi, [0x20010000 + 48]",
+    "mov rdi, [0x20010000 + 56]",
+    "mov r8, [0x20010000 + 64]",
+    "mov r9, [0x20010000 + 72]",
+    "mov r10, [0x20010000 + 80]",
+    "mov r11, [0x20010000 + 88]",
+    "mov r12, [0x20010000 + 96]",
+    "mov r13, [0x20010000 + 104]",
+    "mov r14, [0x20010000 + 112]",
     "mov r15, [0x20010000 + 120]",
     "mov rsp, [0x20010000 + 32]",
     "jmp qword ptr [0x20010000 + 136]",
     ".globl queztl_sandbox_leave",
     "queztl_sandbox_leave:",
-    "mov [0x20010000], rax", "mov [0x20010000 + 8], rcx", "mov [0x20010000 + 16], rdx", "mov [0x20010000 + 24], rbx",
-    "mov [0x20010000 + 32], rsp", "mov [0x20010000 + 40], rbp", "mov [0x20010000 + 48], rsi",
-    "mov [0x20010000 + 56], rdi", "mov [0x20010000 + 64], r8", "mov [0x20010000 + 72], r9", "mov [0x20010000 + 80], r10",
-    "mov [0x20010000 + 88], r11", "mov [0x20010000 + 96], r12", "mov [0x20010000 + 104], r13",
-    "mov [0x20010000 + 112], r14", "mov [0x20010000 + 120], r15",
+    "mov [0x20010000], rax",
+    "mov [0x20010000 + 8], rcx",
+    "mov [0x20010000 + 16], rdx",
+    "mov [0x20010000 + 24], rbx",
+    "mov [0x20010000 + 32], rsp",
+    "mov [0x20010000 + 40], rbp",
+    "mov [0x20010000 + 48], rsi",
+    "mov [0x20010000 + 56], rdi",
+    "mov [0x20010000 + 64], r8",
+    "mov [0x20010000 + 72], r9",
+    "mov [0x20010000 + 80], r10",
+    "mov [0x20010000 + 88], r11",
+    "mov [0x20010000 + 96], r12",
+    "mov [0x20010000 + 104], r13",
+    "mov [0x20010000 + 112], r14",
+    "mov [0x20010000 + 120], r15",
     "mov rsp, [0x20010000 + 144]",
-    "pushfq", "pop qword ptr [0x20010000 + 128]",
+    "pushfq",
+    "pop qword ptr [0x20010000 + 128]",
     "cld",
-    "mov eax, 7", "xor edx, edx",
+    "mov eax, 7",
+    "xor edx, edx",
     "mov rcx, 0x20010000 + 192",
     "xsave64 [rcx]",
-    "vzeroupper", "fninit",
-    "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
+    "vzeroupper",
+    "fninit",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
     "ret",
 );
 
@@ -106,7 +142,7 @@ impl Host {
         let distance = (LANDING as i64 - (end as i64 + 5)) as i32;
         // SAFETY: the code page is mapped writable, and nobody runs on it now.
         unsafe {
-            std::ptr::write_bytes(ENTRY as *mut u8, 0xcc, 32);
+            std::ptr::write_bytes(ENTRY as *mut u8, 0xcc, 256);
             std::ptr::copy(bytes.as_ptr(), ENTRY as *mut u8, bytes.len());
             (end as *mut u8).write(0xe9);
             ((end + 1) as *mut i32).write_unaligned(distance);
@@ -162,6 +198,13 @@ impl Host {
             }
         }
         (read(context, rip), ending)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // SAFETY: the arena belongs to this value alone.
+        unsafe { libc::munmap(BASE as *mut _, ARENA_LEN) };
     }
 }
 

@@ -100,12 +100,19 @@ fn branch_target(rng: &mut Rng) -> u64 {
 pub fn aim(bytes: &[u8], before: &mut Registers, fs_base: u64, rng: &mut Rng) -> Option<Vec<u8>> {
     let mut bytes = bytes.to_vec();
     let instruction = decode(&bytes);
+    // A call through the stack pointer would need it to lead to code and to data at once.
+    if instruction.flow_control() == FlowControl::IndirectCall
+        && instruction.op0_register().full_register() == Register::RSP
+    {
+        return None;
+    }
     bound_counts(&instruction, before, rng);
     patch_branch(&instruction, &mut bytes, rng);
     let bit_index = bit_index(&instruction);
     for _ in 0..6 {
         let instruction = decode(&bytes);
-        let segment = |instruction: &Instruction| if instruction.memory_segment() == Register::FS { fs_base } else { 0 };
+        let segment =
+            |instruction: &Instruction| if instruction.memory_segment() == Register::FS { fs_base } else { 0 };
         for operand in 0..instruction.op_count() {
             aim_operand(&instruction, operand, &mut bytes, before, segment(&instruction), rng);
         }
@@ -187,7 +194,9 @@ fn aim_operand(
     match instruction.op_kind(operand) {
         OpKind::Memory => aim_memory(instruction, address, bytes, before, rng),
         OpKind::MemorySegRSI | OpKind::MemorySegESI => before.gpr[6] = address,
-        OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemoryESRDI | OpKind::MemoryESEDI => before.gpr[7] = address,
+        OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemoryESRDI | OpKind::MemoryESEDI => {
+            before.gpr[7] = address
+        }
         OpKind::Register if instruction.flow_control() == FlowControl::IndirectBranch => {
             before.gpr[instruction.op_register(operand).full_register().number()] = branch_target(rng);
         }
@@ -275,7 +284,11 @@ fn value_of(register: Register, element: usize, size: usize, before: &Registers,
         let bytes = &before.ymm[register.number()][element * size..(element + 1) * size];
         let mut value = [0; 8];
         value[..size].copy_from_slice(bytes);
-        return if size == 4 { i64::from(i32::from_le_bytes([value[0], value[1], value[2], value[3]])) as u64 } else { u64::from_le_bytes(value) };
+        return if size == 4 {
+            i64::from(i32::from_le_bytes([value[0], value[1], value[2], value[3]])) as u64
+        } else {
+            u64::from_le_bytes(value)
+        };
     }
     if register.is_segment_register() {
         return if register == Register::FS { fs_base } else { 0 };
@@ -306,7 +319,8 @@ fn all_safe(instruction: &Instruction, before: &Registers, fs_base: u64, bit_ind
         // Elements go up or down from the first.
         let reach = (repeats.max(1) - 1) * len.max(1);
         let len = len.max(1);
-        is_safe(address, len) && (reach == 0 || (is_safe(address.wrapping_sub(reach), len) && is_safe(address.wrapping_add(reach), len)))
+        is_safe(address, len)
+            && (reach == 0 || (is_safe(address.wrapping_sub(reach), len) && is_safe(address.wrapping_add(reach), len)))
     })
 }
 
@@ -331,9 +345,21 @@ pub fn branches_through_memory(instruction: &Instruction) -> bool {
 
 /// Puts a branch target where the instruction will find it; false if that is no place to write to, and the access does
 /// not fault either.
-pub fn plant_branch(instruction: &Instruction, before: &Registers, fs_base: u64, data: &mut [u8], rng: &mut Rng) -> bool {
+pub fn plant_branch(
+    instruction: &Instruction,
+    before: &Registers,
+    fs_base: u64,
+    data: &mut [u8],
+    rng: &mut Rng,
+) -> bool {
     let target = branch_target(rng).to_le_bytes();
-    accesses(instruction, before, fs_base).into_iter().all(|(address, len)| {
+    let accesses = accesses(instruction, before, fs_base);
+    if let [(a, _), (b, _)] = accesses[..]
+        && a.abs_diff(b) < 8
+    {
+        return false;
+    }
+    accesses.into_iter().all(|(address, len)| {
         let at = address.wrapping_sub(DATA) as usize;
         if len == 8 && at <= data.len() - 8 {
             data[at..at + 8].copy_from_slice(&target);
