@@ -1,0 +1,41 @@
+# Everything that a person does with this repository. `make` alone explains.
+.POSIX:
+.PHONY: help demo build test lint bench guest debian-image clean
+
+help:
+	@echo "make demo          build all, boot a guest, run a command inside; says how long each step took"
+	@echo "make build         the program: target/release/queztl-hv"
+	@echo "make guest         the minimal guest kernel and the small root file system"
+	@echo "make debian-image  a disk with Debian, its kernel and RAM disk (root, some minutes)"
+	@echo "make test          everything that must pass"
+	@echo "make lint          format, lints, licences"
+	@echo "make bench         Queztl beside its peers"
+	@echo "make clean         removes what was built here, but not the kernels and images of QUEZTL_HOME"
+
+demo:
+	@scripts/demo.sh
+
+build:
+	@scripts/setup.sh build
+	cargo build --release -p queztl-hv
+
+guest: build
+	target/release/queztl-hv kernel build --profile minimal
+
+debian-image:
+	@scripts/setup.sh build
+	cargo run --release --quiet -p queztl-guest-image --example make -- debian
+
+test:
+	@scripts/test.sh
+
+lint:
+	@scripts/lint.sh
+
+bench:
+	@scripts/setup.sh bench
+	cargo build --release -p queztl-hv -p queztl-bench
+	target/release/queztl-bench
+
+clean:
+	cargo clean
