@@ -200,6 +200,8 @@ fn segment_slot(register: Register) -> u8 {
 extern "C" fn address(cpu: &mut Cpu, op: &Op) -> Flow {
     // SAFETY: the block that owns this operation owns the instruction.
     let insn = unsafe { &*(op.imm as *const Instruction) };
+    // Addresses relative to the instruction pointer are relative to the next instruction.
+    cpu.next_rip = op.ip(cpu).wrapping_add(insn.len() as u64);
     let touch = if op.dst == 0 { Touch::Read } else { Touch::Write };
     // For operands relative to the instruction pointer.
     cpu.next_rip = op.ip(cpu).wrapping_add(insn.len() as u64);
@@ -519,7 +521,6 @@ impl Builder<'_> {
     fn hot(&mut self, insn: &Instruction, operands: &Operands, live: bool, start: u16) -> bool {
         let mut op = Op::new(moves::nothing, start);
         if string::select(insn, operands, &mut op).is_some() {
-            // Outside 64-bit mode segment limits count; the slow path knows them.
             self.ops.push(op);
             return true;
         }

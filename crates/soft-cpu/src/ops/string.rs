@@ -8,7 +8,7 @@ use std::arch::asm;
 
 use iced_x86::{Instruction, Mnemonic};
 
-use crate::cpu::{CodeSize, Cpu};
+use crate::cpu::{Cpu, slot};
 use crate::decode::Operands;
 use crate::fault::Outcome;
 use crate::flags;
@@ -16,6 +16,7 @@ use crate::mmu::{PAGE, Span};
 use crate::op::{Flow, Handler, Op, check, offset};
 use crate::ops::native_flags::Arithmetic;
 use crate::state::{gpr, rflags};
+use crate::system::operand::Touch;
 
 const RAX: u8 = offset(gpr::RAX);
 const RCX: u8 = offset(gpr::RCX);
@@ -61,17 +62,24 @@ impl Strings<'_> {
         Strings { op, mask }
     }
 
-    fn linear(&self, cpu: &Cpu, base: u8, register: u8) -> u64 {
-        let address = cpu.reg::<u64>(base).wrapping_add(cpu.reg::<u64>(register) & self.mask);
-        if cpu.code_size == CodeSize::Bits64 { address } else { address & 0xffff_ffff }
+    /// The linear address of the element that `register` points to, after its segment's checks.
+    fn linear(&self, cpu: &mut Cpu, base: u8, register: u8, size: u64, touch: Touch) -> Outcome<u64> {
+        let segment = usize::from(base / 8) - slot::SEGMENT_BASES;
+        let place = cpu.reg::<u64>(register) & self.mask;
+        cpu.linear(segment, place, size, touch)
     }
 
-    fn source(&self, cpu: &Cpu) -> u64 {
-        self.linear(cpu, self.op.segment, RSI)
+    fn source<T: Arithmetic>(&self, cpu: &mut Cpu) -> Outcome<u64> {
+        self.linear(cpu, self.op.segment, RSI, T::SIZE, Touch::Read)
     }
 
-    fn destination(&self, cpu: &Cpu) -> u64 {
-        self.linear(cpu, self.op.base, RDI)
+    fn destination<T: Arithmetic>(&self, cpu: &mut Cpu, touch: Touch) -> Outcome<u64> {
+        self.linear(cpu, self.op.base, RDI, T::SIZE, touch)
+    }
+
+    /// Whether a segment has no limit that a run could meet after its first element.
+    fn unlimited(&self, cpu: &Cpu, base: u8) -> bool {
+        cpu.flat() || cpu.segments[usize::from(base / 8) - slot::SEGMENT_BASES].limit == u32::MAX
     }
 
     /// Sets as much of a register as the address size covers.
@@ -164,9 +172,10 @@ fn wraps(strings: &Strings<'_>, cpu: &Cpu, register: u8) -> bool {
 
 fn move_run<T: Arithmetic>(cpu: &mut Cpu, strings: &Strings<'_>, count: u64) -> Outcome<u64> {
     let back = backwards(cpu);
-    let (from, to) = (strings.source(cpu), strings.destination(cpu));
+    let (from, to) = (strings.source::<T>(cpu)?, strings.destination::<T>(cpu, Touch::Write)?);
     let count = count.min(elements_in_page(from, T::SIZE, back)).min(elements_in_page(to, T::SIZE, back));
-    if count <= 1 || wraps(strings, cpu, RSI) || wraps(strings, cpu, RDI) {
+    let limited = !strings.unlimited(cpu, strings.op.segment) || !strings.unlimited(cpu, strings.op.base);
+    if count <= 1 || limited || wraps(strings, cpu, RSI) || wraps(strings, cpu, RDI) {
         return Ok(0);
     }
     let Some(source) = cpu.ram_read(from, T::SIZE)? else { return Ok(0) };
@@ -182,9 +191,9 @@ fn move_run<T: Arithmetic>(cpu: &mut Cpu, strings: &Strings<'_>, count: u64) -> 
 
 fn store_run<T: Arithmetic>(cpu: &mut Cpu, strings: &Strings<'_>, count: u64) -> Outcome<u64> {
     let back = backwards(cpu);
-    let to = strings.destination(cpu);
+    let to = strings.destination::<T>(cpu, Touch::Write)?;
     let count = count.min(elements_in_page(to, T::SIZE, back));
-    if count <= 1 || wraps(strings, cpu, RDI) {
+    if count <= 1 || !strings.unlimited(cpu, strings.op.base) || wraps(strings, cpu, RDI) {
         return Ok(0);
     }
     let Some(destination) = cpu.ram_write(to, T::SIZE)? else { return Ok(0) };
@@ -258,21 +267,30 @@ fn one<T: Arithmetic>(cpu: &mut Cpu, strings: &Strings<'_>, kind: Kind) -> Outco
     let moved = step::<T>(cpu, 1);
     match kind {
         Kind::Move => {
-            let value = cpu.load::<T>(strings.source(cpu))?;
-            cpu.store(strings.destination(cpu), value)?;
+            let from = strings.source::<T>(cpu)?;
+            let to = strings.destination::<T>(cpu, Touch::Write)?;
+            let value = cpu.load::<T>(from)?;
+            cpu.store(to, value)?;
         }
-        Kind::Store => cpu.store::<T>(strings.destination(cpu), cpu.reg(RAX))?,
+        Kind::Store => {
+            let to = strings.destination::<T>(cpu, Touch::Write)?;
+            cpu.store::<T>(to, cpu.reg(RAX))?;
+        }
         Kind::Load => {
-            let value = cpu.load::<T>(strings.source(cpu))?;
+            let from = strings.source::<T>(cpu)?;
+            let value = cpu.load::<T>(from)?;
             cpu.set_reg(RAX, value);
         }
         Kind::Compare => {
-            let a = cpu.load::<T>(strings.source(cpu))?;
-            let b = cpu.load::<T>(strings.destination(cpu))?;
+            let from = strings.source::<T>(cpu)?;
+            let to = strings.destination::<T>(cpu, Touch::Read)?;
+            let a = cpu.load::<T>(from)?;
+            let b = cpu.load::<T>(to)?;
             T::sub(a, b, &mut cpu.flags);
         }
         Kind::Scan => {
-            let b = cpu.load::<T>(strings.destination(cpu))?;
+            let to = strings.destination::<T>(cpu, Touch::Read)?;
+            let b = cpu.load::<T>(to)?;
             T::sub(cpu.reg(RAX), b, &mut cpu.flags);
         }
     }
@@ -318,7 +336,7 @@ pub(crate) fn select(insn: &Instruction, operands: &Operands, op: &mut Op) -> Op
     op.run = handler;
     op.shift = operands.address_size;
     op.segment = operands.string_source;
-    op.base = offset(crate::cpu::slot::SEGMENT_BASES + crate::state::seg::ES);
+    op.base = offset(slot::SEGMENT_BASES + crate::state::seg::ES);
     op.imm = if insn.has_repne_prefix() {
         repeat::NOT_EQUAL
     } else if insn.has_rep_prefix() {
