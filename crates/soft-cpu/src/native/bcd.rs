@@ -30,7 +30,7 @@ fn set_flags(cpu: &mut Cpu, result: u8, carry: bool, adjust: bool) {
     let bit = |on: bool, flag: u16| if on { flag } else { 0 };
     cpu.flags = bit(result & 0x80 != 0, flags::SF)
         | bit(result == 0, flags::ZF)
-        | bit(result.count_ones() % 2 == 0, flags::PF)
+        | bit(result.count_ones().is_multiple_of(2), flags::PF)
         | bit(carry, flags::CF)
         | bit(adjust, flags::AF);
 }

@@ -168,7 +168,7 @@ fn to_long_mode_form(instruction: &mut Instruction) {
 /// Prepares a normalised instruction; `None` if no thunk can do it.
 pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
     if let Some(thunk) = special::thunk(instruction) {
-        return Some(Draft { code: Vec::new(), thunk });
+        return Some(Draft { code: Vec::new(), inner: 0, thunk });
     }
     if !features::available(instruction) || !instruction.op_code().mode64() {
         return None;
@@ -180,23 +180,27 @@ pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
     }
     let instruction = &instruction;
     let plan = Plan::new(instruction)?;
-    let code = plan.emit()?;
     let (memory, len) = memory_operand(instruction)?;
     let unit = unit(instruction, &plan);
+    let traps = if is_x87_relic(instruction) { 0 } else { traps(unit) };
+    let align_mask = alignment(instruction, len) - 1;
+    let entrance = Entrance { needs: gate::needs(unit.gate(), traps), memory, len, align_mask };
+    let (code, inner) = plan.emit(&entrance)?;
     let thunk = Thunk {
         entry: std::ptr::null(),
+        direct: None,
         len,
-        align_mask: alignment(instruction, len) - 1,
+        align_mask,
         memory,
         unit,
         gate: unit.gate(),
-        traps: if is_x87_relic(instruction) { 0 } else { traps(unit) },
+        needs: entrance.needs,
         locked: instruction.has_lock_prefix() || (instruction.mnemonic() == Mnemonic::Xchg && memory == Memory::Modify),
         bit_index: plan.bit_index.map(|(guest, size)| BitIndex { register: guest as u8, size, short }),
         special: special::none,
         instruction: *instruction,
     };
-    Some(Draft { code, thunk })
+    Some(Draft { code, inner, thunk })
 }
 
 /// Instructions of older coprocessors: they do nothing, and do not wait.
@@ -434,11 +438,14 @@ impl Plan {
         Some(())
     }
 
-    fn emit(&self) -> Option<Vec<u8>> {
+    /// The direct entry followed by the thunk's own code, and where the latter starts.
+    fn emit(&self, entrance: &Entrance) -> Option<(Vec<u8>, usize)> {
         let mut encoder = Encoder::try_new(64).ok()?;
         encoder.encode(&self.instruction, 0).ok()?;
         let body = encoder.take_buffer();
         let mut out = Emitter::default();
+        let patches = entrance.emit(&mut out);
+        let inner = out.bytes.len();
         let uses_rbx = self.gprs.iter().any(|g| g.host == RBX);
         if uses_rbx {
             out.push_rbx();
@@ -453,7 +460,8 @@ impl Plan {
             out.pop_rbx();
         }
         out.ret();
-        Some(out.bytes)
+        direct::slow_path(&mut out, &patches);
+        Some((out.bytes, inner))
     }
 
     fn emit_loads(&self, out: &mut Emitter) {

@@ -94,7 +94,8 @@ impl Emitter {
         self.raw(&[0xc5, 0xf8, 0x77]);
     }
 
+    /// `xor eax, eax; ret`: [`crate::op::Flow::Next`].
     pub fn ret(&mut self) {
-        self.bytes.push(0xc3);
+        self.raw(&[0x31, 0xc0, 0xc3]);
     }
 }

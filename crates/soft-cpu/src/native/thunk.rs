@@ -5,7 +5,7 @@ use iced_x86::Instruction;
 use super::gate;
 use crate::cpu::Cpu;
 use crate::fault::Outcome;
-use crate::op::Op;
+use crate::op::{Handler, Op};
 
 /// What a thunk does with its memory operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub(super) struct BitIndex {
 pub(crate) struct Thunk {
     /// Host code; see [`super::call`] for its contract.
     pub(super) entry: *const u8,
+    /// The host code as an operation of its own, see [`super::direct`]; `None` where Rust must see to more than that.
+    pub(super) direct: Option<Handler>,
     /// Length of the memory operand, bytes.
     pub(super) len: u32,
     /// Required alignment of the memory operand less one; a misaligned one is #GP(0).
@@ -72,8 +74,8 @@ pub(crate) struct Thunk {
     pub(super) unit: Unit,
     /// [`gate`] bits that must be open.
     pub(super) gate: u8,
-    /// [`super::trap`] bits under which the instruction needs the slow path.
-    pub(super) traps: u8,
+    /// Bits of [`Cpu::closed`] under which the instruction needs the slow path.
+    pub(super) needs: u8,
     /// Atomic towards other processors.
     pub(super) locked: bool,
     pub(super) bit_index: Option<BitIndex>,

@@ -126,7 +126,7 @@ impl Host {
         // SAFETY: both pages have just been mapped and are used by nothing else.
         unsafe {
             std::ptr::write_bytes(CODE as *mut u8, 0xcc, PAGE as usize);
-            std::ptr::copy(b"\xff\x25\0\0\0\0".as_ptr(), LANDING as *mut u8, 6);
+            std::ptr::copy([0xff, 0x25, 0, 0, 0, 0].as_ptr(), LANDING as *mut u8, 6);
             ((LANDING + 6) as *mut u64).write_unaligned(queztl_sandbox_leave as *const () as u64);
         }
         install_handlers();
