@@ -1,4 +1,4 @@
-//! The machines that are compared, and how the programs run on them.
+//! The machines that are compared, and how guests run on them.
 
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -10,10 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-
-use crate::Arguments;
-use crate::image::Image;
-use crate::results::{self, Column};
 
 /// Printed by the guest when it is up, before the first benchmark.
 const READY: &str = "bench-ready";
@@ -48,79 +44,78 @@ impl fmt::Display for Machine {
     }
 }
 
-/// Runs everything on one machine.
-pub fn measure(m: Machine, queztl: &Path, image: &Image, arguments: &Arguments, limit: Duration) -> Result<Column> {
-    let names = arguments.names.join(" ");
-    let mut script = format!("cpubench -r {} {names}", arguments.repeats);
-    if arguments.check {
-        script.push_str("; cpucheck");
-    }
-    if m == Machine::Host {
-        let output = on_host(image, arguments)?;
-        return Ok(Column {
-            machine: m,
-            figures: results::figures(&output),
-            checks: results::checks(&output),
-            boot: None,
-        });
-    }
-    let mut boots = Vec::new();
-    for _ in 0..arguments.boots {
-        boots.push(run_guest(command(m, queztl, image, "true"), limit)?.0);
-    }
-    boots.sort();
-    let (_, output) = run_guest(command(m, queztl, image, &script), limit)?;
-    let figures = results::figures(&output);
-    if figures.is_empty() {
-        bail!("the guest printed no figures:\n{output}");
-    }
-    Ok(Column { machine: m, figures, checks: results::checks(&output), boot: boots.get(boots.len() / 2).copied() })
+/// What a guest boots and does.
+#[derive(Debug, Clone)]
+pub struct Boot<'a> {
+    /// An ELF kernel.
+    pub kernel: &'a Path,
+    /// The small root file system with what the script needs.
+    pub initramfs: &'a Path,
+    /// Shell commands, without double quotes; the guest powers off after them.
+    pub script: &'a str,
+    /// RAM in MiB.
+    pub ram_mib: u32,
+    /// Number of vCPUs; the machine's own unless given.
+    pub vcpus: Option<u32>,
+    /// A raw disk image, `/dev/vda`; only our machine can have one.
+    pub disk: Option<&'a Path>,
 }
 
-fn on_host(image: &Image, arguments: &Arguments) -> Result<String> {
-    let mut command = Command::new(&image.cpubench);
-    command.arg("-r").arg(arguments.repeats.to_string()).args(&arguments.names);
-    let mut text = output_of(command)?;
-    if arguments.check {
-        text.push_str(&output_of(Command::new(&image.cpucheck))?);
-    }
-    Ok(text)
+/// What a guest did.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// From the start of the process to the first command.
+    pub boot: Duration,
+    /// From the first command to the last.
+    pub took: Duration,
+    /// What the serial console showed.
+    pub output: String,
 }
 
-fn output_of(mut command: Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {name}"))?;
-    if !output.status.success() {
-        bail!("{name} failed on the host: {}", output.status);
+impl Machine {
+    /// How many vCPUs it has unless told.
+    fn vcpus(self) -> u32 {
+        if matches!(self, Machine::Tcg2 | Machine::Soft2) { 2 } else { 1 }
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
 
-fn command(machine: Machine, queztl: &Path, image: &Image, script: &str) -> Command {
-    // `stty` waits until the serial line has sent everything; the end of the session would drop the rest.
-    let script = format!("echo {READY}; {script}; echo {DONE}; stty -echo");
-    let append = format!("console=ttyS0 quiet queztl.net=off queztl.run=\"{script}\"");
-    let vcpus = if matches!(machine, Machine::Tcg2 | Machine::Soft2) { "2" } else { "1" };
-    let mut command = match machine {
-        Machine::Tcg | Machine::Tcg2 => {
-            let thread = if machine == Machine::Tcg { "tcg,thread=single" } else { "tcg,thread=multi" };
-            let mut command = Command::new("qemu-system-x86_64");
-            command.args(["-accel", thread, "-cpu", "max", "-m", "512", "-smp", vcpus]);
-            command.args(["-nographic", "-no-reboot", "-display", "none", "-nic", "none"]);
-            command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initramfs).args(["-append", &append]);
-            command
-        }
-        Machine::Host | Machine::Soft | Machine::Soft2 | Machine::Kvm => {
-            let accel = if machine == Machine::Kvm { "kvm" } else { "soft" };
-            let mut command = Command::new(queztl);
-            command.args(["run", "--accel", accel, "--ram", "512M", "--vcpus", vcpus, "--serial", "stdio"]);
-            command.arg("--kernel").arg(&image.kernel).arg("--initrd").arg(&image.initramfs);
-            command.args(["--append", &append]);
-            command
-        }
-    };
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    /// Runs a guest to the end of its script, for `limit` at the longest.
+    ///
+    /// # Errors
+    /// The host is no guest; the machine does not start, does not come up or does not finish.
+    pub fn run(self, queztl: &Path, boot: &Boot<'_>, limit: Duration) -> Result<Run> {
+        run_guest(self.command(queztl, boot)?, limit)
+    }
+
+    fn command(self, queztl: &Path, boot: &Boot<'_>) -> Result<Command> {
+        // `stty` waits until the serial line has sent everything; the end of the session would drop the rest.
+        let script = format!("echo {READY}; {}; echo {DONE}; stty -echo", boot.script);
+        let append = format!("console=ttyS0 quiet queztl.net=off queztl.run=\"{script}\"");
+        let vcpus = boot.vcpus.unwrap_or(self.vcpus()).to_string();
+        let mut command = match self {
+            Machine::Host => bail!("the host runs no guest"),
+            Machine::Tcg | Machine::Tcg2 => {
+                let thread = if self == Machine::Tcg { "tcg,thread=single" } else { "tcg,thread=multi" };
+                let mut command = Command::new("qemu-system-x86_64");
+                command.args(["-accel", thread, "-cpu", "max", "-m", &boot.ram_mib.to_string(), "-smp", &vcpus]);
+                command.args(["-nographic", "-no-reboot", "-display", "none", "-nic", "none", "-append", &append]);
+                command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs);
+                command
+            }
+            Machine::Soft | Machine::Soft2 | Machine::Kvm => {
+                let accel = if self == Machine::Kvm { "kvm" } else { "soft" };
+                let mut command = Command::new(queztl);
+                command.args(["run", "--accel", accel, "--ram", &format!("{}M", boot.ram_mib), "--vcpus", &vcpus]);
+                command.args(["--serial", "stdio", "--append", &append]);
+                command.arg("--kernel").arg(boot.kernel).arg("--initrd").arg(boot.initramfs);
+                if let Some(disk) = boot.disk {
+                    command.arg("--disk").arg(disk);
+                }
+                command
+            }
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command)
+    }
 }
 
 /// Kills the machine, whatever happens.
@@ -134,8 +129,8 @@ impl Drop for Running {
     }
 }
 
-/// Runs a guest until it says that it is done; returns the time it took to be ready, and its output.
-fn run_guest(mut command: Command, limit: Duration) -> Result<(Duration, String)> {
+/// Runs a guest until it says that it is done.
+fn run_guest(mut command: Command, limit: Duration) -> Result<Run> {
     let name = command.get_program().to_string_lossy().into_owned();
     let start = Instant::now();
     let mut child = Running(command.spawn().with_context(|| format!("cannot start {name}"))?);
@@ -162,7 +157,7 @@ fn run_guest(mut command: Command, limit: Duration) -> Result<(Duration, String)
     if !output.lines().any(|line| line.trim_end().ends_with(DONE)) {
         bail!("{name} did not finish; it printed:\n{output}");
     }
-    Ok((ready - start, output))
+    Ok(Run { boot: ready - start, took: ready.elapsed(), output })
 }
 
 /// Collects lines until the guest is done, its output ends or the deadline has come.

@@ -5,19 +5,19 @@
 //! that every machine did the same work, and a difference ends the run with status 1. `docs/benchmarks.md` tells how to
 //! read the table.
 
-mod image;
-mod machine;
-mod results;
-mod table;
-
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
+use queztl_bench::image::{GuestFile, Image, build_program};
+use queztl_bench::machine::{Boot, Machine};
+use queztl_bench::results::{self, Column};
+use queztl_bench::{queztl_beside_this_program, table};
 
-use crate::machine::Machine;
+/// RAM of the guests, MiB.
+const RAM_MIB: u32 = 512;
 
 /// Compares the software CPU with the host and with QEMU's, in one run.
 #[derive(Debug, Parser)]
@@ -63,19 +63,43 @@ fn main() -> ExitCode {
     }
 }
 
+/// The programs of the comparison, built for host and guests.
+struct Programs {
+    cpubench: PathBuf,
+    cpucheck: PathBuf,
+}
+
+impl Programs {
+    fn build(directory: &Path) -> Result<Programs> {
+        Ok(Programs {
+            cpubench: build_program(directory, "cpubench")?,
+            cpucheck: build_program(directory, "cpucheck")?,
+        })
+    }
+
+    fn files(&self) -> [GuestFile; 2] {
+        [("bin/cpubench", &self.cpubench), ("bin/cpucheck", &self.cpucheck)]
+            .map(|(to, from)| GuestFile { from: from.clone(), to: to.to_owned() })
+    }
+}
+
 /// True when all machines agreed.
 fn run(arguments: &Arguments) -> Result<bool> {
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     let queztl = match &arguments.queztl {
         Some(path) => path.clone(),
-        None => beside_this_program().context("cannot find queztl-hv; name it with --queztl")?,
+        None => queztl_beside_this_program().context("cannot find queztl-hv; name it with --queztl")?,
     };
-    let image = image::prepare(directory.path())?;
-    let limit = Duration::from_secs(arguments.limit);
+    let programs = Programs::build(directory.path())?;
+    let image = Image::prepare(&programs.files())?;
     let mut columns = Vec::new();
     for machine in &arguments.machines {
         eprintln!("running on {machine} …");
-        match machine::measure(*machine, &queztl, &image, arguments, limit) {
+        let column = match machine {
+            Machine::Host => on_host(&programs, arguments),
+            guest => in_guest(*guest, &queztl, &image, arguments),
+        };
+        match column {
             Ok(column) => columns.push(column),
             Err(error) => eprintln!("  {machine}: {error:#}"),
         }
@@ -89,7 +113,48 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(differences.is_empty() && columns.len() == arguments.machines.len())
 }
 
-fn beside_this_program() -> Option<PathBuf> {
-    let path = std::env::current_exe().ok()?.with_file_name("queztl-hv");
-    path.exists().then_some(path)
+fn on_host(programs: &Programs, arguments: &Arguments) -> Result<Column> {
+    let mut command = Command::new(&programs.cpubench);
+    command.arg("-r").arg(arguments.repeats.to_string()).args(&arguments.names);
+    let mut output = output_of(command)?;
+    if arguments.check {
+        output.push_str(&output_of(Command::new(&programs.cpucheck))?);
+    }
+    Ok(Column::parse(Machine::Host, &output, None))
+}
+
+fn output_of(mut command: Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {name}"))?;
+    if !output.status.success() {
+        bail!("{name} failed on the host: {}", output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn in_guest(machine: Machine, queztl: &Path, image: &Image, arguments: &Arguments) -> Result<Column> {
+    let limit = Duration::from_secs(arguments.limit);
+    let mut script = format!("cpubench -r {} {}", arguments.repeats, arguments.names.join(" "));
+    if arguments.check {
+        script.push_str("; cpucheck");
+    }
+    let idle = Boot {
+        kernel: &image.kernel,
+        initramfs: &image.initramfs,
+        script: "true",
+        ram_mib: RAM_MIB,
+        vcpus: None,
+        disk: None,
+    };
+    let mut boots = Vec::new();
+    for _ in 0..arguments.boots {
+        boots.push(machine.run(queztl, &idle, limit)?.boot);
+    }
+    boots.sort();
+    let output = machine.run(queztl, &Boot { script: &script, ..idle }, limit)?.output;
+    let column = Column::parse(machine, &output, boots.get(boots.len() / 2).copied());
+    if column.figures.is_empty() {
+        bail!("the guest printed no figures:\n{output}");
+    }
+    Ok(column)
 }

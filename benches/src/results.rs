@@ -30,6 +30,11 @@ pub struct Column {
 }
 
 impl Column {
+    /// Reads the output of the programs on one machine.
+    pub fn parse(machine: Machine, output: &str, boot: Option<Duration>) -> Column {
+        Column { machine, figures: figures(output), checks: checks(output), boot }
+    }
+
     /// The figure of one benchmark.
     pub fn figure(&self, name: &str) -> Option<Figure> {
         self.figures.iter().find(|(n, _)| n == name).map(|(_, f)| *f)
@@ -37,7 +42,7 @@ impl Column {
 }
 
 /// The `bench` lines of an output; lines of another form are not ours.
-pub fn figures(output: &str) -> Vec<(String, Figure)> {
+fn figures(output: &str) -> Vec<(String, Figure)> {
     output.lines().filter_map(figure).collect()
 }
 
@@ -53,7 +58,7 @@ fn figure(line: &str) -> Option<(String, Figure)> {
 }
 
 /// The `check` lines of an output.
-pub fn checks(output: &str) -> BTreeMap<String, u64> {
+fn checks(output: &str) -> BTreeMap<String, u64> {
     let check = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let ["check", name, checksum] = words[..] else { return None };
@@ -87,7 +92,7 @@ mod tests {
     use super::*;
 
     fn column(machine: Machine, output: &str) -> Column {
-        Column { machine, figures: figures(output), checks: checks(output), boot: None }
+        Column::parse(machine, output, None)
     }
 
     #[test]
