@@ -46,6 +46,13 @@ impl Board {
         &self.parts.timers
     }
 
+    /// The counter that vCPU `cpu` reads is [`Clock::tsc`] plus `adjust`, and deadlines and the paravirtual clock must
+    /// follow.
+    pub fn set_tsc_adjust(&self, cpu: u32, adjust: u64) {
+        self.parts.irqchip.set_tsc_adjust(cpu, adjust);
+        self.parts.kvmclock.set_tsc_adjust(cpu, adjust);
+    }
+
     /// Reads memory-mapped I/O as vCPU `cpu` sees it: its own local APIC, else the bus.
     pub fn mmio_read(&self, cpu: u32, address: u64, data: &mut [u8]) {
         if !self.parts.irqchip.mmio_read(cpu, address, data) {

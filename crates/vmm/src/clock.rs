@@ -82,6 +82,14 @@ impl Clock {
         }
     }
 
+    /// What the host's time-stamp counter showed when [`Clock::tsc`] was zero, where the latter follows it.
+    pub fn host_tsc_start(&self) -> Option<u64> {
+        match &self.source {
+            Source::HostTsc { start } => Some(*start),
+            _ => None,
+        }
+    }
+
     /// Frequency of the guest's time-stamp counter in Hz.
     pub fn tsc_hz(&self) -> u64 {
         self.tsc_hz

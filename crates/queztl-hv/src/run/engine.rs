@@ -43,7 +43,7 @@ fn failure(error: Error) -> Failure {
     match error {
         Error::Config(_)
         | Error::Boot(_)
-        | Error::NoKvm
+        | Error::Accelerator(queztl_vmm::accel::Error::KvmMissing(_))
         | Error::Disk { .. }
         | Error::Vsock(_)
         | Error::SerialFile { .. }

@@ -10,6 +10,7 @@
 //! know which accelerator runs. Registers cross the seam as [`State`], the software CPU's own: every accelerator
 //! translates to and from it, so that an instruction one cannot execute can be finished by another.
 
+pub mod kvm;
 pub mod probe;
 pub mod soft;
 
@@ -25,6 +26,18 @@ use crate::board::Board;
 pub enum Error {
     #[error("memory for generated code cannot be had: {0}")]
     CodeMemory(std::io::Error),
+    #[error("KVM cannot be used: {0}; see `queztl-hv doctor`, or use --accel soft (or auto)")]
+    KvmMissing(probe::MissingKvm),
+    #[error("KVM failed: {step}: {source}")]
+    Kvm { step: &'static str, source: std::io::Error },
+    #[error("KVM needs a host whose time-stamp counter runs at one rate: use --accel soft")]
+    KvmCounter,
+    #[error("KVM gave up on a vCPU (internal error {suberror}, {data:#x?}): look at the host kernel's messages")]
+    KvmInternal { suberror: u32, data: [u64; 4] },
+    #[error("the processor refused a vCPU's registers (reason {reason:#x}): please report it")]
+    KvmEntry { reason: u64 },
+    #[error("KVM stopped a vCPU for an unknown reason ({reason}): please report it")]
+    KvmExit { reason: u32 },
 }
 
 /// A way to execute guests.
@@ -67,6 +80,8 @@ pub enum VcpuExit {
     Stopped,
     /// Triple fault.
     Shutdown,
+    /// The accelerator cannot go on; it has logged why.
+    Failed,
 }
 
 /// One vCPU, as other threads reach it.

@@ -22,7 +22,7 @@ impl Accelerator for Soft {
 
     fn create_vm(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<Box<dyn Vm>, Error> {
         let cpuid = CpuidPolicy::new(&CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() });
-        let platform = Arc::new(BoardPlatform { board: board.clone() });
+        let platform = Arc::new(BoardPlatform::new(board.clone()));
         let shared = Arc::new(Shared::new(ram, platform, cpuid, vcpus).map_err(Error::CodeMemory)?);
         for id in 0..vcpus {
             let control = shared.control(id);
@@ -90,11 +90,15 @@ impl VcpuHandle for SoftHandle {
 }
 
 /// The board, as the software CPU sees its surroundings.
-struct BoardPlatform {
+pub(super) struct BoardPlatform {
     board: Arc<Board>,
 }
 
 impl BoardPlatform {
+    pub fn new(board: Arc<Board>) -> BoardPlatform {
+        BoardPlatform { board }
+    }
+
     /// Moves instruction-counted time to `instructions` and fires what has become due.
     fn advance(&self, instructions: u64) {
         let clock = self.board.clock();

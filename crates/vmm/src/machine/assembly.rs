@@ -11,6 +11,8 @@ use queztl_storage::{RawConfig, RawFile};
 
 use super::Error;
 use super::events::Events;
+use crate::accel::kvm::Kvm;
+use crate::accel::probe::KvmSupport;
 use crate::accel::soft::Soft;
 use crate::accel::{Accelerator, State, Vcpu};
 use crate::acpi::{self, AcpiConfig};
@@ -112,12 +114,20 @@ fn device(error: impl std::fmt::Display) -> Error {
     Error::Device(error.to_string())
 }
 
-/// The accelerator for a choice. KVM cannot run guests yet, so `auto` is the software CPU.
+/// The accelerator for a choice. `auto` is what Linux runs fastest on: KVM where it runs guests natively.
 fn choose(choice: AccelChoice) -> Result<(Box<dyn Accelerator>, SoftOptions), Error> {
     match choice {
-        AccelChoice::Auto => Ok((Box::new(Soft), SoftOptions::default())),
+        AccelChoice::Auto => {
+            let support = KvmSupport::probe();
+            tracing::info!("{support}");
+            if support.is_native() {
+                Ok((Box::new(Kvm::open(support)?), SoftOptions::default()))
+            } else {
+                Ok((Box::new(Soft), SoftOptions::default()))
+            }
+        }
         AccelChoice::Soft(options) => Ok((Box::new(Soft), options)),
-        AccelChoice::Kvm => Err(Error::NoKvm),
+        AccelChoice::Kvm => Ok((Box::new(Kvm::open(KvmSupport::probe())?), SoftOptions::default())),
     }
 }
 

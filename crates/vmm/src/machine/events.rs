@@ -13,6 +13,8 @@ pub(super) enum End {
     Reset,
     Panic,
     TripleFault,
+    /// The accelerator cannot go on with a vCPU.
+    Failed,
     DebugExit(u8),
     /// [`super::MachineHandle::stop`].
     Stopped,

@@ -34,8 +34,8 @@ pub enum Error {
     Boot(#[from] boot::Error),
     #[error(transparent)]
     Accelerator(#[from] accel::Error),
-    #[error("KVM cannot run guests in this version: use --accel soft (or auto)")]
-    NoKvm,
+    #[error("a vCPU cannot go on: the log says why")]
+    VcpuFailed,
     #[error(transparent)]
     Ram(#[from] queztl_guest_memory::Error),
     #[error("disk {path:?}: {source}")]
@@ -95,6 +95,9 @@ impl Machine {
             *lock(&self.console) = Some(assembly.console());
             let end = run_once(assembly, &self.events, deadline)?;
             *lock(&self.console) = None;
+            if end == End::Failed {
+                return Err(Error::VcpuFailed);
+            }
             if let Some(outcome) = outcome(end) {
                 return Ok(outcome);
             }
@@ -106,7 +109,7 @@ impl Machine {
 
 fn outcome(end: End) -> Option<Outcome> {
     Some(match end {
-        End::Reset => return None,
+        End::Reset | End::Failed => return None,
         End::PowerOff => Outcome::PowerOff,
         End::Panic => Outcome::Panic,
         End::TripleFault => Outcome::TripleFault,
@@ -139,10 +142,14 @@ fn run_once(mut assembly: Assembly, events: &Arc<Events>, deadline: Option<Insta
 
 fn start(id: usize, mut vcpu: Box<dyn Vcpu>, events: Arc<Events>) -> Result<JoinHandle<Option<u64>>, Error> {
     let body = move || {
-        if vcpu.run() == VcpuExit::Shutdown {
-            let state = vcpu.state();
-            tracing::debug!(vcpu = id, "triple fault in {state:#x?}");
-            events.note(End::TripleFault);
+        match vcpu.run() {
+            VcpuExit::Stopped => {}
+            VcpuExit::Shutdown => {
+                let state = vcpu.state();
+                tracing::debug!(vcpu = id, "triple fault in {state:#x?}");
+                events.note(End::TripleFault);
+            }
+            VcpuExit::Failed => events.note(End::Failed),
         }
         vcpu.instructions()
     };

@@ -1,0 +1,80 @@
+//! The KVM accelerator: guests run on the host's processor.
+//!
+//! Promises:
+//! - the same machine as on the software CPU: same board, same interrupt controllers, same clock;
+//! - every device access is completed before registers leave a vCPU, and every request of another thread reaches a
+//!   vCPU that is just about to enter the guest;
+//! - an instruction that this host's KVM cannot execute is finished by the software CPU, exception and all. Hosts that
+//!   emulate ring 0 need that; how often it happened is counted.
+//!
+//! The interrupt controllers are those of [`crate::irqchip`], in user space, so that interrupts can cross nodes: local
+//! APIC registers (memory or MSRs), TSC deadline and paravirtual clock come as exits; HLT parks the thread.
+//!
+//! ```text
+//! mod.rs ── vm.rs: memory slots (memory.rs), MSR filter (msrs.rs), processor features (cpuid.rs)
+//!              └── vcpu.rs: the loop ── page.rs: exits ── kick.rs: other threads
+//!                      ├── transfer.rs: State <-> KVM (registers.rs, fpu.rs, msrs.rs)
+//!                      └── finish.rs: the software CPU
+//! ```
+
+mod cpuid;
+mod finish;
+mod fpu;
+mod kick;
+mod memory;
+mod msrs;
+mod page;
+mod registers;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod vcpu;
+mod vm;
+
+use std::sync::Arc;
+
+use queztl_guest_memory::GuestRam;
+
+use super::probe::KvmSupport;
+use super::{Accelerator, Error, Vm};
+use crate::board::Board;
+
+pub use memory::DirtyPages;
+pub use vm::KvmVm;
+
+/// Runs guests on the host's KVM.
+pub struct Kvm {
+    device: kvm_ioctls::Kvm,
+    native: bool,
+}
+
+impl Kvm {
+    /// Opens the host's KVM, whose kind the probe has found.
+    ///
+    /// # Errors
+    /// [`Error::KvmMissing`] where there is none, or this process may not use it.
+    pub fn open(support: KvmSupport) -> Result<Kvm, Error> {
+        let native = support.is_native();
+        if let KvmSupport::Missing(missing) = support {
+            return Err(Error::KvmMissing(missing));
+        }
+        let device =
+            kvm_ioctls::Kvm::new().map_err(|error| Error::Kvm { step: "opening /dev/kvm", source: error.into() })?;
+        Ok(Kvm { device, native })
+    }
+
+    /// Makes a machine; see [`Accelerator::create_vm`].
+    pub fn create(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<KvmVm, Error> {
+        KvmVm::new(&self.device, self.native, ram, board, vcpus)
+    }
+}
+
+impl Accelerator for Kvm {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn create_vm(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<Box<dyn Vm>, Error> {
+        Ok(Box::new(self.create(ram, board, vcpus)?))
+    }
+}

@@ -1,0 +1,352 @@
+//! One vCPU and its run loop.
+//!
+//! ```text
+//! run ──> stop? ──> events of the controllers ──> halted? park : KVM_RUN ──> exit ─┐
+//!   ^                INIT, start-up: software CPU      ^                           │ devices: board, on this thread
+//!   │                interrupt: KVM_INTERRUPT,         │                           │ instruction unknown: software CPU
+//!   │                or an exit when one can be taken  └──────── look again <──────┘
+//!   └── Stopped, Shutdown, Failed: the last device access is completed first
+//! ```
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt};
+use kvm_ioctls::VcpuFd;
+use queztl_soft_cpu::State;
+use queztl_soft_cpu::platform::{Accepts, Event};
+use queztl_soft_cpu::state::Activity;
+
+use super::finish::{Finisher, TripleFault};
+use super::kick::{Kick, STOP};
+use super::msrs::{Extent, MsrSet};
+use super::page::{Exit, RunPage};
+use super::transfer::Transfer;
+use super::vm::Inner;
+use crate::accel::{Error, Vcpu, VcpuExit, VcpuHandle};
+use crate::irqchip::MSR_APIC_BASE;
+
+/// Completing one device access can lead to this many more: an instruction accesses at most a few.
+const MOST_COMPLETIONS: usize = 64;
+
+pub(super) struct KvmVcpu {
+    id: u32,
+    fd: VcpuFd,
+    page: RunPage,
+    kick: Arc<Kick>,
+    vm: Arc<Inner>,
+    msrs: MsrSet,
+    activity: Activity,
+    /// The guest's counter less the machine's ([`crate::clock::Clock::tsc`]).
+    tsc_adjust: u64,
+    /// An access was handed to the board; KVM completes the instruction at the next entry.
+    completing: bool,
+    /// An interrupt was given to KVM since the last entry, or the registers were changed: what the shared page says
+    /// about interrupts is out of date.
+    stale: bool,
+    finisher: Option<Finisher>,
+}
+
+/// Whether the loop goes on.
+enum Next {
+    Again,
+    Return(VcpuExit),
+}
+
+fn failed(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+    move |error| Error::Kvm { step, source: error.into() }
+}
+
+impl KvmVcpu {
+    pub fn new(id: u32, vm: Arc<Inner>, kick: Arc<Kick>) -> Result<KvmVcpu, Error> {
+        let fd = vm.fd.create_vcpu(u64::from(id)).map_err(failed("creating a vCPU"))?;
+        fd.set_cpuid2(&vm.policy.for_vcpu(id)).map_err(failed("describing the processor to the guest"))?;
+        // SAFETY: the descriptor is open as long as `fd` lives, which is longer than the borrow.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+        let map = || {
+            RunPage::map(descriptor.as_fd(), vm.fd.run_size())
+                .map_err(|source| Error::Kvm { step: "mapping a vCPU's shared page", source })
+        };
+        let page = map()?;
+        kick.attach(map()?);
+        let msrs = vm.msrs.get_or_init(|| MsrSet::of(&fd)).clone();
+        let tsc_adjust = set_counter(&fd, vm.tsc_start, vm.native);
+        vm.board.set_tsc_adjust(id, tsc_adjust);
+        let activity = if id == 0 { Activity::Running } else { Activity::WaitForStartup };
+        Ok(KvmVcpu {
+            id,
+            fd,
+            page,
+            kick,
+            vm,
+            msrs,
+            activity,
+            tsc_adjust,
+            completing: false,
+            stale: true,
+            finisher: None,
+        })
+    }
+
+    fn transfer(&self) -> Transfer<'_> {
+        Transfer { vcpu: &self.fd, msrs: &self.msrs, policy: &self.vm.policy }
+    }
+
+    fn load(&self, extent: Extent) -> Result<State, Error> {
+        let mut state = self.transfer().load(extent)?;
+        state.activity = self.activity;
+        state.msrs.tsc_adjust = self.tsc_adjust;
+        Ok(state)
+    }
+
+    fn store(&mut self, before: &State, state: &State, extent: Extent) -> Result<(), Error> {
+        self.transfer().store_changes(before, state, extent)?;
+        self.activity = state.activity;
+        self.stale = true;
+        Ok(())
+    }
+
+    fn run_to_exit(&mut self) -> Result<VcpuExit, Error> {
+        loop {
+            if self.kick.take() & STOP != 0 {
+                return Ok(VcpuExit::Stopped);
+            }
+            if let Next::Return(exit) = self.take_events()? {
+                return Ok(exit);
+            }
+            if self.activity != Activity::Running {
+                self.kick.park();
+                continue;
+            }
+            if !self.enter()? {
+                continue;
+            }
+            if let Next::Return(exit) = self.handle_exit()? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// Runs the guest; false if it did not come to an exit.
+    fn enter(&mut self) -> Result<bool, Error> {
+        let chip = self.vm.board.irqchip();
+        let priority = chip.task_priority(self.id);
+        self.page.set_cr8(priority);
+        let waiting = !self.can_take_interrupt() && chip.has_event(self.id);
+        self.page.request_interrupt_window(waiting);
+        if !self.kick.enter() {
+            return Ok(false);
+        }
+        let result = self.fd.run().map(drop);
+        self.kick.leave();
+        self.stale = false;
+        self.completing = false;
+        if self.page.cr8() != priority {
+            self.vm.board.irqchip().set_task_priority(self.id, self.page.cr8());
+        }
+        match result {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(false),
+            Err(error) => Err(failed("running a vCPU")(error)),
+        }
+    }
+
+    fn can_take_interrupt(&self) -> bool {
+        !self.stale && self.page.ready_for_interrupt() && self.page.interrupt_flag()
+    }
+
+    /// Takes everything that the controllers have for this vCPU now.
+    fn take_events(&mut self) -> Result<Next, Error> {
+        let running = self.activity != Activity::WaitForStartup;
+        loop {
+            let accepts = Accepts { interrupts: running && self.can_take_interrupt(), nmi: running };
+            let Some(event) = self.vm.board.irqchip().take_event(self.id, accepts) else { break };
+            match event {
+                Event::Interrupt(vector) => self.inject(vector)?,
+                Event::Nmi => self.fd.nmi().map_err(failed("injecting an NMI"))?,
+                Event::Init | Event::Startup(_) => return self.reset(event),
+            }
+            self.activity = Activity::Running;
+        }
+        // A halted guest that may take an interrupt, but of which KVM says nothing certain, must run to find out.
+        if self.activity == Activity::Halted
+            && !self.can_take_interrupt()
+            && (self.stale || self.page.interrupt_flag())
+            && self.vm.board.irqchip().has_event(self.id)
+        {
+            self.activity = Activity::Running;
+        }
+        Ok(Next::Again)
+    }
+
+    fn inject(&mut self, vector: u8) -> Result<(), Error> {
+        // _IOW(KVMIO, 0x86, struct kvm_interrupt), linux/kvm.h.
+        const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+        let interrupt = kvm_interrupt { irq: u32::from(vector) };
+        // SAFETY: the descriptor is a vCPU's and the kernel only reads the structure.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) };
+        if result != 0 {
+            return Err(Error::Kvm { step: "injecting an interrupt", source: std::io::Error::last_os_error() });
+        }
+        self.stale = true;
+        Ok(())
+    }
+
+    /// INIT and start-up.
+    fn reset(&mut self, event: Event) -> Result<Next, Error> {
+        self.complete()?;
+        let before = self.load(Extent::System)?;
+        let result = self.finisher()?.accept(&before, event);
+        // Most vCPUs never need it again.
+        self.finisher = None;
+        let Ok(state) = result else { return Ok(Next::Return(VcpuExit::Shutdown)) };
+        if event == Event::Init {
+            self.transfer().forget_events()?;
+        }
+        self.store(&before, &state, Extent::System)?;
+        Ok(Next::Again)
+    }
+
+    fn handle_exit(&mut self) -> Result<Next, Error> {
+        let exit = self.page.exit();
+        match exit {
+            Exit::Look => {}
+            Exit::Halted => self.activity = Activity::Halted,
+            Exit::Shutdown => return Ok(Next::Return(VcpuExit::Shutdown)),
+            Exit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, .. } => return self.finish_instruction(),
+            Exit::InternalError { suberror, data } => {
+                return Err(Error::KvmInternal { suberror, data });
+            }
+            Exit::FailEntry { reason } => return Err(Error::KvmEntry { reason }),
+            Exit::Other(reason) => return Err(Error::KvmExit { reason }),
+            access => self.access(access),
+        }
+        Ok(Next::Again)
+    }
+
+    /// Hands an access to the board.
+    fn access(&mut self, access: Exit) {
+        self.completing = true;
+        let board = &self.vm.board;
+        match access {
+            Exit::Port { port, size, count, offset, write } => {
+                let data = self.page.port_data(offset, size.saturating_mul(count));
+                for part in data.chunks_exact_mut(size) {
+                    if write { board.port_write(port, part) } else { board.port_read(port, part) }
+                }
+            }
+            Exit::Mmio { address, len, data, write: true } => board.mmio_write(self.id, address, &data[..len]),
+            Exit::Mmio { address, len, mut data, write: false } => {
+                board.mmio_read(self.id, address, &mut data[..len]);
+                self.page.answer_mmio(data);
+            }
+            Exit::ReadMsr { index } => self.page.answer_read(board.msr_read(self.id, index)),
+            Exit::WriteMsr { index, value } => {
+                let done = board.msr_write(self.id, index, value);
+                if done && index == MSR_APIC_BASE {
+                    self.page.set_apic_base(value);
+                }
+                self.page.answer_write(done);
+            }
+            _ => self.completing = false,
+        }
+    }
+
+    /// Lets KVM finish the instruction of the last access without going on to the next.
+    fn complete(&mut self) -> Result<(), Error> {
+        for _ in 0..MOST_COMPLETIONS {
+            if !self.completing {
+                return Ok(());
+            }
+            self.page.set_immediate_exit(true);
+            let result = self.fd.run().map(drop);
+            self.completing = false;
+            match result {
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+                Err(error) => return Err(failed("completing a device access")(error)),
+                // The instruction has another access to make.
+                Ok(()) => match self.page.exit() {
+                    access @ (Exit::Port { .. } | Exit::Mmio { .. }) => self.access(access),
+                    Exit::Halted => self.activity = Activity::Halted,
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes, on the software CPU, the instruction at which KVM gave up.
+    fn finish_instruction(&mut self) -> Result<Next, Error> {
+        let before = self.load(Extent::System)?;
+        tracing::trace!(vcpu = self.id, "finishing the instruction at {:#x}", before.rip);
+        self.vm.finished.fetch_add(1, Ordering::Relaxed);
+        let state = match self.finisher()?.finish(&before) {
+            Ok(state) => state,
+            Err(TripleFault) => return Ok(Next::Return(VcpuExit::Shutdown)),
+        };
+        self.store(&before, &state, Extent::System)?;
+        Ok(Next::Again)
+    }
+
+    fn finisher(&mut self) -> Result<&mut Finisher, Error> {
+        if self.finisher.is_none() {
+            self.finisher = Some(Finisher::new(self.vm.soft_shared()?, self.id));
+        }
+        Ok(self.finisher.as_mut().expect("made just now"))
+    }
+}
+
+/// Makes the guest's counter the machine's, where KVM can; returns by how much it is ahead.
+fn set_counter(fd: &VcpuFd, start: u64, native: bool) -> u64 {
+    // _IOW(KVMIO, 0xe1, struct kvm_device_attr), linux/kvm.h.
+    const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
+    // Where ring 3 reads the host's counter, ring 0 must read the same.
+    let offset = if native { start.wrapping_neg() } else { 0 };
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: &raw const offset as u64,
+        flags: 0,
+    };
+    // SAFETY: the descriptor is a vCPU's; the kernel reads the structure and the eight bytes that it points to.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_SET_DEVICE_ATTR, &raw const attribute) };
+    if result == 0 && native { 0 } else { start }
+}
+
+impl Vcpu for KvmVcpu {
+    fn state(&self) -> State {
+        self.load(Extent::All).unwrap_or_else(|error| {
+            tracing::error!("{error}");
+            State::default()
+        })
+    }
+
+    fn set_state(&mut self, state: &State) {
+        let stored = self.complete().and_then(|()| {
+            let before = self.load(Extent::All)?;
+            self.transfer().forget_events()?;
+            self.store(&before, state, Extent::All)
+        });
+        if let Err(error) = stored {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn run(&mut self) -> VcpuExit {
+        self.kick.adopt_thread();
+        let exit = self.run_to_exit().and_then(|exit| self.complete().map(|()| exit));
+        exit.unwrap_or_else(|error| {
+            tracing::error!(vcpu = self.id, "{error}");
+            VcpuExit::Failed
+        })
+    }
+
+    fn handle(&self) -> Arc<dyn VcpuHandle> {
+        self.kick.clone()
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        None
+    }
+}

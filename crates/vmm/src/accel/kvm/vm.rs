@@ -1,0 +1,150 @@
+//! One virtual machine of KVM: what its vCPUs share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kvm_bindings::{
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+};
+use kvm_ioctls::VmFd;
+use queztl_guest_memory::GuestRam;
+use queztl_soft_cpu::Shared;
+use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidTable};
+
+use super::cpuid::Policy;
+use super::finish;
+use super::kick::Kick;
+use super::memory::{DirtyPages, Slots};
+use super::msrs::{self, MsrSet};
+use super::vcpu::KvmVcpu;
+use crate::accel::{Error, Vcpu, Vm};
+use crate::board::Board;
+
+/// Three pages and one that Intel's processors want for real mode, in the hole below 4 GiB (Linux
+/// `Documentation/virt/kvm/api.rst`, KVM_SET_TSS_ADDR and KVM_SET_IDENTITY_MAP_ADDR).
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// A virtual machine on KVM.
+pub struct KvmVm {
+    inner: Arc<Inner>,
+    kicks: Vec<Arc<Kick>>,
+}
+
+/// What vCPUs need of their machine. The descriptor is closed before the RAM goes: fields are dropped in order.
+pub(super) struct Inner {
+    pub fd: VmFd,
+    slots: Slots,
+    pub board: Arc<Board>,
+    pub policy: Policy,
+    soft_table: CpuidTable,
+    vcpus: u32,
+    /// The registers that this KVM has, known from the first vCPU.
+    pub msrs: OnceLock<MsrSet>,
+    /// What the host's time-stamp counter showed when the machine's was zero.
+    pub tsc_start: u64,
+    pub native: bool,
+    /// Made when the first instruction needs it.
+    soft: Mutex<Option<Arc<Shared>>>,
+    /// Instructions that the software CPU finished.
+    pub finished: AtomicU64,
+}
+
+impl KvmVm {
+    pub(super) fn new(
+        device: &kvm_ioctls::Kvm,
+        native: bool,
+        ram: Arc<GuestRam>,
+        board: Arc<Board>,
+        vcpus: u32,
+    ) -> Result<KvmVm, Error> {
+        let failed = |step| move |error: kvm_ioctls::Error| Error::Kvm { step, source: error.into() };
+        let tsc_start = board.clock().host_tsc_start().ok_or(Error::KvmCounter)?;
+        let fd = device.create_vm().map_err(failed("creating the machine"))?;
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(failed("placing the identity map"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(failed("placing the task state segment"))?;
+        exit_on_msrs(&fd).map_err(failed("taking over model-specific registers"))?;
+        let slots = Slots::new(&fd, ram).map_err(failed("giving it memory"))?;
+        let supported =
+            device.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("asking for processor features"))?;
+        let config = CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() };
+        let policy =
+            if native { Policy::hardware(&supported, &config) } else { Policy::emulated(&supported, &config) };
+        let kicks: Vec<Arc<Kick>> = (0..vcpus).map(|_| Arc::default()).collect();
+        for (id, kick) in (0..).zip(&kicks) {
+            let kick = kick.clone();
+            board.irqchip().set_waker(id, Arc::new(move || crate::accel::VcpuHandle::notify(&*kick)));
+        }
+        let inner = Inner {
+            fd,
+            slots,
+            board,
+            policy,
+            soft_table: Policy::emulated_table(&supported, &config),
+            vcpus,
+            msrs: OnceLock::new(),
+            tsc_start,
+            native,
+            soft: Mutex::new(None),
+            finished: AtomicU64::new(0),
+        };
+        Ok(KvmVm { inner: Arc::new(inner), kicks })
+    }
+
+    /// Starts or ends the log of pages that vCPUs write to. Starting it anew forgets what it held. What devices and the
+    /// software CPU write is in the RAM's own tracker.
+    pub fn log_dirty_pages(&self, on: bool) -> Result<(), Error> {
+        let step = "switching the dirty log";
+        let switched = self.inner.slots.log_dirty_pages(&self.inner.fd, on);
+        switched.map_err(|error| Error::Kvm { step, source: error.into() })
+    }
+
+    /// Takes what vCPUs wrote to since the last call. Empty when there is no log.
+    pub fn take_dirty_pages(&self) -> Result<Vec<DirtyPages>, Error> {
+        let step = "reading the dirty log";
+        let taken = self.inner.slots.take_dirty_pages(&self.inner.fd);
+        taken.map_err(|error| Error::Kvm { step, source: error.into() })
+    }
+
+    /// Instructions that KVM could not execute and the software CPU finished.
+    pub fn finished_instructions(&self) -> u64 {
+        self.inner.finished.load(Ordering::Relaxed)
+    }
+}
+
+fn exit_on_msrs(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    let reasons = KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN;
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
+    cap.args[0] = u64::from(reasons);
+    fd.enable_cap(&cap)?;
+    msrs::filter(fd)
+}
+
+impl Inner {
+    /// What the software CPUs beside the vCPUs share.
+    pub fn soft_shared(&self) -> Result<Arc<Shared>, Error> {
+        let mut soft = self.soft.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = &*soft {
+            return Ok(shared.clone());
+        }
+        let shared =
+            finish::shared(self.slots.ram().clone(), self.board.clone(), self.soft_table.clone(), self.vcpus)?;
+        *soft = Some(shared.clone());
+        Ok(shared)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let finished = self.finished.load(Ordering::Relaxed);
+        tracing::info!(finished, "instructions that KVM could not execute");
+    }
+}
+
+impl Vm for KvmVm {
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
+        let kick = self.kicks[id as usize].clone();
+        Ok(Box::new(KvmVcpu::new(id, self.inner.clone(), kick)?))
+    }
+}
