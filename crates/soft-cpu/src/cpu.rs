@@ -90,6 +90,8 @@ pub struct Cpu {
     pub(crate) code_size: CodeSize,
     /// Which of x87, SSE and AVX may run without a fault: [`native::gate`] bits.
     pub(crate) fpu_gate: u8,
+    /// Why native instructions may need the slow path: [`native::gate::closed`].
+    pub(crate) closed: u8,
     /// What the native instructions know about the floating-point environment.
     pub(crate) native: native::Environment,
 
@@ -156,6 +158,7 @@ impl Cpu {
             cpl: 0,
             code_size: CodeSize::Bits16,
             fpu_gate: 0,
+            closed: 0,
             native: native::Environment::default(),
             instructions: 0,
             instruction_limit: 0,
@@ -312,6 +315,7 @@ impl Cpu {
             self.regs[slot::SEGMENT_BASES + index] = if flat { 0 } else { self.segments[index].base };
         }
         self.fpu_gate = native::gate::derive(self.cr0, self.cr4, self.xcr0);
+        self.closed = native::gate::closed(self.fpu_gate, self.native.traps);
         self.select_tlb();
         if self.cpl == 3 && !self.entered_user {
             self.entered_user = true;

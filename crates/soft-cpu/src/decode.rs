@@ -7,7 +7,6 @@ use crate::block::{Block, MAX_INSTRUCTIONS, PageStamp, SecondPage, key};
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::fault::{Exception, Outcome, vector};
 use crate::mmu::{PAGE, PAGE_MASK};
-use crate::native;
 use crate::op::{Flow, Op, check, offset};
 use crate::ops::{alu, branch, divide, fused, moves, shift, stack, string};
 use crate::system;
@@ -608,7 +607,7 @@ impl Builder<'_> {
         let insn = self.instructions[index];
         let shared = self.cpu.shared.clone();
         let Some(thunk) = shared.native.compile(&insn) else { return false };
-        let mut op = Op::new(native::run, start);
+        let mut op = Op::new(thunk.handler(), start);
         op.imm = std::ptr::from_ref(thunk) as u64;
         if has_memory(&insn) {
             self.memory(&insn, &mut op);

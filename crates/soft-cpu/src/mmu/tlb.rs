@@ -107,6 +107,9 @@ impl<const WORDS: usize> Used<WORDS> {
 }
 
 impl TlbSet {
+    /// Data entries.
+    pub const ENTRIES: usize = ENTRIES;
+
     #[inline(always)]
     pub fn slot(address: u64) -> usize {
         (address / PAGE) as usize % ENTRIES

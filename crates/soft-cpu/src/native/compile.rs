@@ -14,13 +14,16 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register, RflagsBits, UsedRegister,
 };
 
+use super::direct::{self, Entrance};
 use super::emit::Emitter;
 use super::thunk::{BitIndex, Memory, Thunk, Unit};
-use super::{features, special, trap};
+use super::{features, gate, special, trap};
 
 /// A thunk that has no place in executable memory yet; without code, it needs none.
 pub(super) struct Draft {
     pub code: Vec<u8>,
+    /// Where in the code the thunk proper starts, after the direct entry.
+    pub inner: usize,
     pub thunk: Thunk,
 }
 
@@ -194,6 +197,7 @@ pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
         memory,
         unit,
         gate: unit.gate(),
+        traps,
         needs: entrance.needs,
         locked: instruction.has_lock_prefix() || (instruction.mnemonic() == Mnemonic::Xchg && memory == Memory::Modify),
         bit_index: plan.bit_index.map(|(guest, size)| BitIndex { register: guest as u8, size, short }),

@@ -12,7 +12,7 @@
 
 use std::arch::asm;
 
-use super::trap;
+use super::{gate, trap};
 use crate::cpu::Cpu;
 
 /// The exception masks of the x87 control word.
@@ -44,7 +44,7 @@ pub(super) struct Image(pub [u8; 512]);
 pub(crate) struct Environment {
     entered: bool,
     /// [`trap`] bits: exceptions that the guest has unmasked.
-    pub(super) traps: u8,
+    pub(crate) traps: u8,
     /// The guest's x87 control word; valid while the environment is entered.
     pub(super) control: u16,
     host_control: u16,
@@ -138,6 +138,7 @@ pub(super) fn note_mxcsr(cpu: &mut Cpu) {
 
 fn set_trap(cpu: &mut Cpu, bit: u8, on: bool) {
     if on { cpu.native.traps |= bit } else { cpu.native.traps &= !bit }
+    cpu.closed = gate::closed(cpu.fpu_gate, cpu.native.traps);
 }
 
 /// MXCSR as the guest sees it; only while its environment is in force.

@@ -39,6 +39,17 @@ pub(crate) fn derive(cr0: u64, cr4: u64, xcr0: u64) -> u8 {
     open
 }
 
+/// What must be clear in [`Cpu::closed`] for an instruction of a unit with these gate and [`super::trap`] bits to run
+/// without further looks.
+pub(crate) fn needs(gate: u8, traps: u8) -> u8 {
+    gate | traps << 4
+}
+
+/// [`Cpu::closed`]: closed gates below, exceptions that the guest has unmasked above.
+pub(crate) fn closed(open: u8, traps: u8) -> u8 {
+    needs(!open & (X87 | SSE | AVX | WAIT), traps)
+}
+
 /// What an instruction raises whose unit is closed.
 #[cold]
 pub(super) fn fault(cpu: &Cpu, thunk: &Thunk) -> Exception {

@@ -16,6 +16,7 @@
 
 mod bcd;
 mod compile;
+mod direct;
 mod emit;
 mod environment;
 mod features;
@@ -45,11 +46,12 @@ pub(crate) use pool::NativePool;
 use thunk::Memory;
 pub(crate) use thunk::Thunk;
 
-/// Carries out an instruction; `op.imm` holds the address of its [`Thunk`].
+/// Carries out an instruction; `op.imm` holds the address of its [`Thunk`]. Most calls go to the thunk's direct entry
+/// ([`direct`]) and come here only when that cannot go on.
 pub(crate) extern "C" fn run(cpu: &mut Cpu, op: &Op) -> Flow {
     // SAFETY: the block builder put the address of a thunk of this machine's pool there, which outlives the block.
     let thunk = unsafe { &*(op.imm as *const Thunk) };
-    if thunk.gate & !cpu.fpu_gate != 0 || thunk.traps & cpu.native.traps != 0 {
+    if thunk.needs & cpu.closed != 0 {
         check!(trap::run(cpu, op, thunk));
         return Flow::Next;
     }

@@ -14,6 +14,7 @@ use iced_x86::Instruction;
 
 use super::compile::{self, Draft};
 use super::thunk::Thunk;
+use crate::op::Handler;
 
 /// Space for code, bytes: several hundred thousand instruction forms. A guest that uses more gets #UD for new ones; it
 /// takes a program that generates forms on purpose.
@@ -96,7 +97,7 @@ impl Code {
 
     /// Puts the draft's code into the executable view; `None` if the space is used up.
     fn place(&mut self, draft: Draft) -> Option<Thunk> {
-        let Draft { code, mut thunk } = draft;
+        let Draft { code, inner, mut thunk } = draft;
         if code.is_empty() {
             return Some(thunk);
         }
@@ -107,7 +108,10 @@ impl Code {
         // SAFETY: the bytes from `used` to `end` lie within both views and belong to no thunk yet.
         unsafe {
             std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len());
-            thunk.entry = self.executable.add(self.used);
+            let start = self.executable.add(self.used);
+            thunk.entry = start.add(inner);
+            // A register bit index moves the operand, which only Rust knows how to follow.
+            thunk.direct = thunk.bit_index.is_none().then(|| std::mem::transmute::<*const u8, Handler>(start));
         }
         self.used = end;
         Some(thunk)

@@ -4,7 +4,7 @@ use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use super::environment::{MXCSR_WRITABLE, guest_mxcsr, set_guest_mxcsr};
 use super::thunk::{Memory, Special, Thunk, Unit};
-use super::{bcd, features, masked, x87};
+use super::{bcd, features, gate, masked, x87};
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::fault::{Exception, Outcome};
 use crate::op::Op;
@@ -73,14 +73,17 @@ pub(super) fn thunk(instruction: &Instruction) -> Option<Thunk> {
     if unit == Unit::Avx && instruction.cpuid_features().contains(&CpuidFeature::AVX512F) {
         return None;
     }
+    let traps = if special as usize == masked::maskmovq as *const () as usize { super::trap::X87 } else { 0 };
     Some(Thunk {
         entry: std::ptr::null(),
+        direct: None,
         len: instruction.memory_size().size() as u32,
         align_mask: 0,
         memory: Memory::Special,
         unit,
         gate: unit.gate(),
-        traps: if special as usize == masked::maskmovq as *const () as usize { super::trap::X87 } else { 0 },
+        traps,
+        needs: gate::needs(unit.gate(), traps),
         locked: false,
         bit_index: None,
         special,

@@ -74,6 +74,8 @@ pub(crate) struct Thunk {
     pub(super) unit: Unit,
     /// [`gate`] bits that must be open.
     pub(super) gate: u8,
+    /// [`super::trap`] bits under which the instruction needs the slow path.
+    pub(super) traps: u8,
     /// Bits of [`Cpu::closed`] under which the instruction needs the slow path.
     pub(super) needs: u8,
     /// Atomic towards other processors.
@@ -89,3 +91,10 @@ pub(crate) struct Thunk {
 unsafe impl Send for Thunk {}
 // SAFETY: as above; nothing else in it changes after it was made.
 unsafe impl Sync for Thunk {}
+
+impl Thunk {
+    /// The operation that carries the instruction out.
+    pub(crate) fn handler(&self) -> Handler {
+        self.direct.unwrap_or(super::run)
+    }
+}
