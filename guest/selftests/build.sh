@@ -14,6 +14,7 @@ for name in single_step_syscall sysret_ss_attrs syscall_nt test_mremap_vdso chec
 	sysret_ss_attrs) extra=thunks.S ;;
 	fsgsbase_restore | sysret_rip) extra=clang_helpers_64.S ;;
 	nx_stack) extra='-Wl,-z,noexecstack' ;;
+	check_initial_reg_state) extra='-Wl,-ereal_start' ;;
 	*) extra= ;;
 	esac
 	# shellcheck disable=SC2086
