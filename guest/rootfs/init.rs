@@ -61,6 +61,7 @@ global_asm!(".globl _start", "_start:", "xor %ebp, %ebp", "call {main}", "ud2", 
 extern "C" fn main() -> ! {
     mark_boot();
     mount_all();
+    install_applets();
     let mut buffer = [0u8; 4096];
     let length = read_file(c"/proc/cmdline", &mut buffer);
     let command_line = buffer.get(..length).unwrap_or(&[]);
@@ -95,6 +96,12 @@ fn mount_all() {
     mount(c"tmpfs", c"/dev/shm", MS_NOSUID | MS_NODEV);
     mount(c"tmpfs", c"/run", MS_NOSUID | MS_NODEV);
     mount(c"tmpfs", c"/tmp", MS_NOSUID | MS_NODEV);
+}
+
+/// Busybox's links to itself. Made here rather than carried in the archive, whose unpacking takes the kernel ten times as
+/// long for each link.
+fn install_applets() {
+    wait_for(spawn(&[c"/bin/busybox", c"--install", c"-s"], false));
 }
 
 /// Loopback always; the first network card by DHCP.

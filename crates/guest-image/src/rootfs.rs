@@ -12,7 +12,6 @@ use crate::{Error, Progress, Result, Store};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
 const NETWORK: &[u8] = include_bytes!("../../../guest/rootfs/network");
@@ -95,8 +94,7 @@ pub fn build(store: &Store, extra: &[ExtraFile], progress: &mut dyn Progress) ->
 fn find_or_make(store: &Store, extra: &[ExtraFile], progress: &mut dyn Progress) -> Result<Rootfs> {
     tools::ensure("the small root file system", NEEDS, progress)?;
     let busybox = read_busybox(Path::new(BUSYBOX))?;
-    let applets = applets(Path::new(BUSYBOX))?;
-    let archive = archive(&busybox, &applets, extra)?;
+    let archive = archive(&busybox, extra)?;
     let key = short_hash(&[&archive]);
     let mut built = false;
     let path = store.get_or_make(Kind::Rootfs, &key, |directory| {
@@ -136,16 +134,7 @@ fn has_interpreter(elf: &[u8]) -> bool {
     })
 }
 
-/// The paths under which busybox wants to be found, as it lists them itself.
-fn applets(busybox: &Path) -> Result<BTreeSet<String>> {
-    let output = tools::run(Command::new(busybox).arg("--list-full").env_clear())?;
-    let text = String::from_utf8_lossy(&output);
-    let allowed =
-        |path: &&str| ["bin/", "sbin/", "usr/bin/", "usr/sbin/"].iter().any(|folder| path.starts_with(folder));
-    Ok(text.lines().filter(allowed).filter(|path| *path != "bin/busybox").map(str::to_owned).collect())
-}
-
-fn archive(busybox: &[u8], applets: &BTreeSet<String>, extra: &[ExtraFile]) -> Result<Vec<u8>> {
+fn archive(busybox: &[u8], extra: &[ExtraFile]) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
     for (path, mode) in DIRECTORIES {
         archive.directory(path, mode);
@@ -154,9 +143,8 @@ fn archive(busybox: &[u8], applets: &BTreeSet<String>, extra: &[ExtraFile]) -> R
     archive.character_device("dev/null", 0o666, 1, 3);
     archive.file("init", 0o755, INIT);
     archive.file("bin/busybox", 0o755, busybox);
-    for path in applets {
-        archive.symlink(path, "/bin/busybox");
-    }
+    // Init has busybox install its other links.
+    archive.symlink("bin/sh", "/bin/busybox");
     for (path, text) in TEXTS {
         archive.file(path, 0o644, text.as_bytes());
     }
