@@ -66,11 +66,25 @@ pub(crate) struct TlbSet {
     /// Slots filled since the last flush, so that a flush costs what was used.
     filled: Used<{ ENTRIES / 64 }>,
     exec_filled: Used<{ EXEC_ENTRIES / 64 }>,
-    has_large: bool,
-    /// The pages that instructions were fetched from since the last full flush: first and last.
+    /// First and last page since the last full flush that was part of a large one.
+    large_range: (u64, u64),
+    /// First and last page since the last full flush that instructions were fetched from.
     exec_range: (u64, u64),
     /// Whether one of them was not global.
     exec_local: bool,
+}
+
+/// The range of no page at all.
+const NO_PAGES: (u64, u64) = (u64::MAX, 0);
+
+fn widen(range: &mut (u64, u64), page: u64) {
+    *range = (range.0.min(page), range.1.max(page));
+}
+
+/// Whether the page, or a large page that it is part of, may overlap the range. The size of a large page is not kept;
+/// 1 GiB covers all sizes.
+fn may_touch((first, last): (u64, u64), page: u64) -> bool {
+    first >> 30 <= page >> 30 && page >> 30 <= last >> 30
 }
 
 /// A set of slots that can be walked in time proportional to its size.
@@ -139,7 +153,7 @@ impl TlbSet {
             Access::Write => entry.write = page,
             _ => entry.read = page,
         }
-        self.has_large |= kind & LARGE != 0;
+        self.note_large(page, kind);
     }
 
     /// Caches a code page.
@@ -147,10 +161,16 @@ impl TlbSet {
         let slot = Self::exec_slot(address);
         self.exec_filled.insert(slot);
         let linear = address & PAGE_MASK;
-        self.exec_range = (self.exec_range.0.min(linear), self.exec_range.1.max(linear));
+        widen(&mut self.exec_range, linear);
         self.exec_local |= kind & GLOBAL == 0;
         self.exec[slot] = ExecEntry { tag: linear, page, kind };
-        self.has_large |= kind & LARGE != 0;
+        self.note_large(linear, kind);
+    }
+
+    fn note_large(&mut self, page: u64, kind: u64) {
+        if kind & LARGE != 0 {
+            widen(&mut self.large_range, page);
+        }
     }
 
     /// Drops the entries for which `dies` holds of (linear page, kind).
@@ -188,20 +208,18 @@ impl TlbSet {
         }
         self.exec_local = false;
         if !keep_global {
-            self.has_large = false;
-            self.exec_range = (u64::MAX, 0);
+            self.large_range = NO_PAGES;
+            self.exec_range = NO_PAGES;
         }
     }
 
     /// INVLPG: the entry of the page, and every part of a large page around it.
     fn flush_page(&mut self, address: u64) {
         let page = address & PAGE_MASK;
-        // The size of a large page is not kept; 1 GiB covers all sizes.
-        let (first, last) = self.exec_range;
-        if first >> 30 <= page >> 30 && page >> 30 <= last >> 30 {
+        if may_touch(self.exec_range, page) {
             self.forget_jumps();
         }
-        if self.has_large {
+        if may_touch(self.large_range, page) {
             self.drop_where(|entry, kind| entry == page || (kind & LARGE != 0 && entry >> 30 == address >> 30));
             return;
         }
@@ -235,8 +253,8 @@ impl Tlb {
             exec_epoch: 0,
             filled: Used::new(),
             exec_filled: Used::new(),
-            has_large: false,
-            exec_range: (u64::MAX, 0),
+            large_range: NO_PAGES,
+            exec_range: NO_PAGES,
             exec_local: false,
         };
         Box::new(Tlb { sets: (0..SETS).map(|_| set()).collect() })
