@@ -49,8 +49,8 @@ pub(crate) struct SecondPage {
 /// A decoded run of instructions.
 pub(crate) struct Block {
     pub ops: Box<[Op]>,
-    /// Instructions that slow operations point to; only kept.
-    pub _instructions: Box<[Instruction]>,
+    /// The instructions, which slow operations point to.
+    pub instructions: Box<[Instruction]>,
     pub key: u64,
     pub stamp: PageStamp,
     pub second: Option<SecondPage>,

@@ -7,6 +7,7 @@ use queztl_guest_memory::GuestRam;
 
 use crate::block::BlockCache;
 use crate::control::{Control, DROP_WRITES};
+use crate::debug::Debug;
 use crate::fault::{Exception, Outcome, Raised};
 use crate::flags;
 use crate::mmu::Tlb;
@@ -106,6 +107,7 @@ pub struct Cpu {
     pub(crate) entered_user: bool,
     /// Single-step trap due after the present instruction.
     pub(crate) trap_pending: bool,
+    pub(crate) debug: Debug,
 
     pub(crate) tlbs: Box<Tlb>,
     pub(crate) blocks: BlockCache,
@@ -166,6 +168,7 @@ impl Cpu {
             event_blocked: false,
             entered_user: false,
             trap_pending: false,
+            debug: Debug::default(),
             tlbs,
             blocks: BlockCache::default(),
             bounce: Bounce([0; 512]),
@@ -230,6 +233,7 @@ impl Cpu {
         self.activity = state.activity;
         self.interrupt_shadow = state.interrupt_shadow;
         self.nmi_masked = state.nmi_masked;
+        self.debug = Debug::default();
         self.instructions = state.instructions;
         self.instruction_limit = 0;
         self.control.notify();

@@ -273,7 +273,7 @@ impl Cpu {
     }
 
     /// The linear address of instruction address `rip`.
-    fn code_address(&self, rip: u64) -> u64 {
+    pub(crate) fn code_address(&self, rip: u64) -> u64 {
         match self.code_size {
             CodeSize::Bits64 => rip,
             _ => self.segments[crate::state::seg::CS].base.wrapping_add(rip) & 0xffff_ffff,
@@ -306,7 +306,7 @@ impl Cpu {
         let count = instructions.len().max(1) as u32;
         let links = [std::ptr::null_mut(); 2];
         let key = key(gpa, code, single);
-        Ok(self.blocks.insert(Block { ops, _instructions: instructions, key, stamp, second, links, count }))
+        Ok(self.blocks.insert(Block { ops, instructions, key, stamp, second, links, count }))
     }
 
     /// Copies the code bytes from `gpa` to the end of its page, after making sure that every later write to them will

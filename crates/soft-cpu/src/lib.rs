@@ -7,6 +7,7 @@
 //! - [`Cpu::run`] (`run.rs`) runs decoded blocks and takes events between them;
 //! - `decode.rs` makes blocks (`block.rs`) of operations (`op.rs`): the hot ones in Rust (`ops/`), everything that
 //!   computes without privilege as a native thunk of the same instruction (`native/`), the rest in `system/`;
+//! - `debug.rs` watches breakpoints, one instruction at a time;
 //! - `mmu/` translates addresses through a software TLB and sees every write to code;
 //! - [`platform::Platform`] is the machine around it, [`Control`] the handle for other threads.
 
@@ -14,6 +15,7 @@ mod block;
 mod control;
 mod cpu;
 pub mod cpuid;
+mod debug;
 mod decode;
 mod fault;
 mod flags;

@@ -49,7 +49,7 @@ impl Cpu {
                 self.sleep();
                 continue;
             }
-            let pass = if self.steps() { self.single() } else { self.blocks() };
+            let pass = if self.steps() { self.careful() } else { self.blocks() };
             match pass {
                 Pass::Look => {}
                 Pass::Halted => self.activity = Activity::Halted,
@@ -123,9 +123,10 @@ impl Cpu {
         delivered.err().map(|_| Exit::Shutdown)
     }
 
-    /// Whether instructions must be run one at a time: single-stepping, or an interrupt shadow to be worn off.
+    /// Whether instructions must be run one at a time: single-stepping, breakpoints, or an interrupt shadow to be worn
+    /// off.
     fn steps(&self) -> bool {
-        self.interrupt_shadow || self.rflags_system & rflags::TF != 0
+        self.interrupt_shadow || self.rflags_system & (rflags::TF | rflags::RF) != 0 || self.has_breakpoints()
     }
 
     #[inline]
@@ -207,33 +208,36 @@ impl Cpu {
         }
     }
 
+    /// Runs one instruction unless a breakpoint lies on it.
+    fn careful(&mut self) -> Pass {
+        match self.instruction_breakpoint() {
+            Ok(()) => self.single(),
+            Err(Raised) => Pass::Raised,
+        }
+    }
+
     /// Runs one instruction, then the traps that follow an instruction.
     fn single(&mut self) -> Pass {
-        let (shadow, stepping) = (self.interrupt_shadow, self.rflags_system & rflags::TF != 0);
-        self.trap_pending = stepping;
-        self.interrupt_shadow = false;
-        let block = match self.find_block(true) {
-            Ok(block) => block,
-            Err(Raised) => {
-                self.interrupt_shadow = shadow;
-                return Pass::Raised;
-            }
-        };
+        let Ok(block) = self.find_block(true) else { return Pass::Raised };
+        // SAFETY: the block has just been found; it lives until another is built.
+        let watch = self.watch(unsafe { (*block).instructions.first() });
+        let shadow = std::mem::take(&mut self.interrupt_shadow);
+        self.trap_pending = self.rflags_system & rflags::TF != 0;
+        let before = self.instructions;
         let (flow, op) = self.execute(block);
         let pass = self.finish(flow, block, op);
         if matches!(pass, Pass::Raised) {
             return pass;
         }
-        // A repeated instruction traps after each round; that is after some iteration, as the architecture has it.
         if shadow && !self.interrupt_shadow {
             self.recheck_events();
         }
-        if std::mem::take(&mut self.trap_pending) {
-            self.dr[6] |= 1 << 14;
+        // An instruction that is not complete yet is a repeated one, after an iteration.
+        let iteration = self.instructions == before;
+        if self.debug_traps(watch, iteration).is_err() {
             if matches!(pass, Pass::Halted) {
                 self.activity = Activity::Halted;
             }
-            self.raise(Exception::new(vector::DB));
             return Pass::Raised;
         }
         pass

@@ -123,7 +123,7 @@ extern "C" fn string<T: Arithmetic, const KIND: u8>(cpu: &mut Cpu, op: &Op) -> F
         check!(one::<T>(cpu, &strings, kind));
         return Flow::Next;
     }
-    let mut budget = ROUND;
+    let mut budget = if cpu.traps_iterations() { 1 } else { ROUND };
     loop {
         let count = strings.count(cpu);
         if count == 0 {

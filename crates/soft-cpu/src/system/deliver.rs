@@ -147,6 +147,7 @@ fn deliver_once(cpu: &mut Cpu, event: Event) -> Outcome<()> {
         deliver_protected(cpu, event)?;
     }
     cpu.interrupt_shadow = false;
+    cpu.debug.shadow = false;
     cpu.trap_pending = false;
     cpu.activity = Activity::Running;
     Ok(())
@@ -155,7 +156,7 @@ fn deliver_once(cpu: &mut Cpu, event: Event) -> Outcome<()> {
 /// RFLAGS as the handler's frame holds them.
 fn pushed_flags(cpu: &Cpu, event: &Event) -> u64 {
     let resume = if event.fault { rflags::RF } else { 0 };
-    cpu.rflags() & !rflags::RF | resume
+    cpu.rflags() | resume
 }
 
 fn clear_flags(cpu: &mut Cpu, keeps_interrupts: bool) {

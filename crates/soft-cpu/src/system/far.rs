@@ -359,8 +359,8 @@ fn iret_protected(cpu: &mut Cpu, size: usize) -> Outcome<Next> {
     Ok(enter(cpu, code, rip))
 }
 
-/// Takes from an IRET frame the flags that the present privilege level may change. RF would last for one instruction and
-/// concerns instruction breakpoints alone, which do not exist here: it is dropped.
+/// Takes from an IRET frame the flags that the present privilege level may change. RF lasts for one instruction and
+/// concerns instruction breakpoints alone: it is dropped where there are none.
 fn restore_flags(cpu: &mut Cpu, flags: u64, size: usize) {
     let mut changed = rflags::ARITHMETIC | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
     if cpu.cpl <= super::flags::iopl(cpu) {
@@ -368,6 +368,9 @@ fn restore_flags(cpu: &mut Cpu, flags: u64, size: usize) {
     }
     if cpu.cpl == 0 {
         changed |= rflags::IOPL | rflags::VIF | rflags::VIP;
+    }
+    if cpu.has_breakpoints() {
+        changed |= rflags::RF;
     }
     changed &= size_mask(size);
     let old = cpu.rflags();

@@ -114,7 +114,7 @@ impl Transfer {
 
     /// Elements to move now, given that `left` are due: several if they lie upwards within one page and the segment.
     fn batch(&self, cpu: &Cpu, offset: u64, left: u64, touch: Touch) -> u64 {
-        if self.backward || left < 2 {
+        if self.backward || left < 2 || cpu.traps_iterations() {
             return left.min(1);
         }
         let address = cpu.regs[slot::SEGMENT_BASES + self.segment].wrapping_add(offset);

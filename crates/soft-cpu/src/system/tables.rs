@@ -103,6 +103,7 @@ pub(crate) fn move_from_segment(cpu: &mut Cpu, insn: &Instruction) -> Outcome<Ne
 fn after_load(cpu: &mut Cpu, index: usize, shadow: bool) -> Next {
     if index == seg::SS && shadow {
         cpu.interrupt_shadow = true;
+        cpu.shadow_debug_traps();
     }
     Next::Sync
 }

@@ -1,6 +1,7 @@
 //! Small guests for the system half: a machine with tables in place, a few bytes of code, one step at a time.
 
 mod control;
+mod debug;
 mod delivery;
 mod legacy;
 mod save;
