@@ -12,8 +12,9 @@ pub(crate) const STOP: u32 = 2;
 /// Another vCPU has turned a page into code: fast write paths must be dropped.
 pub(crate) const DROP_WRITES: u32 = 4;
 
-/// One vCPU, as other threads see it.
+/// One vCPU, as other threads see it. Alone in its cache lines: its vCPU reads it between any two blocks.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Control {
     attention: AtomicU32,
     /// The vCPU thread may be using host pointers into guest RAM.
