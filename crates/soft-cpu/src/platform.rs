@@ -63,6 +63,9 @@ pub trait Platform: Send + Sync {
     /// The time-stamp counter before TSC_ADJUST. `instructions` is the caller's count of retired instructions, from
     /// which instruction-counted time is made; real time ignores it.
     fn tsc(&self, cpu: u32, instructions: u64) -> u64;
+    /// The guest has written TSC_ADJUST, or the counter itself: what CPU `cpu` reads is [`Platform::tsc`] plus `adjust`
+    /// (modulo 2^64) from now on. Not called for [`crate::Cpu::set_state`].
+    fn set_tsc_adjust(&self, cpu: u32, adjust: u64);
     /// Called when the caller's instruction count reaches the limit given last; returns the next limit.
     /// Real time returns `u64::MAX` and is not called again.
     fn instruction_limit(&self, cpu: u32, instructions: u64) -> u64;

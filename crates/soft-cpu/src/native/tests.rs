@@ -49,6 +49,7 @@ impl Platform for Stopper {
     fn tsc(&self, _: u32, _: u64) -> u64 {
         0
     }
+    fn set_tsc_adjust(&self, _: u32, _: u64) {}
     fn instruction_limit(&self, _: u32, _: u64) -> u64 {
         u64::MAX
     }

@@ -68,6 +68,11 @@ pub(crate) fn time_stamp(cpu: &mut Cpu) -> u64 {
     counter.wrapping_add(cpu.msrs.tsc_adjust)
 }
 
+fn set_tsc_adjust(cpu: &mut Cpu, value: u64) {
+    cpu.msrs.tsc_adjust = value;
+    cpu.outside(|platform, id| platform.set_tsc_adjust(id, value));
+}
+
 fn check_time_stamp(cpu: &mut Cpu) -> Outcome<()> {
     if cpu.cr4 & bits::CR4_TSD != 0 && cpu.cpl != 0 {
         return cpu.fail(Exception::gp(0));
@@ -207,9 +212,9 @@ fn write(cpu: &mut Cpu, index: u32, value: u64) -> Outcome<bool> {
         number::KERNEL_GS_BASE => cpu.msrs.kernel_gs_base = canonical_or_gp(cpu, value)?,
         number::TSC => {
             let change = value.wrapping_sub(time_stamp(cpu));
-            cpu.msrs.tsc_adjust = cpu.msrs.tsc_adjust.wrapping_add(change);
+            set_tsc_adjust(cpu, cpu.msrs.tsc_adjust.wrapping_add(change));
         }
-        number::TSC_ADJUST => cpu.msrs.tsc_adjust = value,
+        number::TSC_ADJUST => set_tsc_adjust(cpu, value),
         number::SYSENTER_CS => cpu.msrs.sysenter_cs = value & 0xffff_ffff,
         number::SYSENTER_ESP => cpu.msrs.sysenter_esp = canonical_or_gp(cpu, value)?,
         number::SYSENTER_EIP => cpu.msrs.sysenter_eip = canonical_or_gp(cpu, value)?,

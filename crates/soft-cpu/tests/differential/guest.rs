@@ -47,6 +47,7 @@ impl Platform for Nothing {
     fn tsc(&self, _: u32, instructions: u64) -> u64 {
         instructions
     }
+    fn set_tsc_adjust(&self, _: u32, _: u64) {}
     fn instruction_limit(&self, _: u32, _: u64) -> u64 {
         u64::MAX
     }

@@ -28,12 +28,13 @@ impl Accelerator for Soft {
             let control = shared.control(id);
             board.irqchip().set_waker(id, Arc::new(move || control.notify()));
         }
-        Ok(Box::new(SoftVm { shared }))
+        Ok(Box::new(SoftVm { shared, board }))
     }
 }
 
 struct SoftVm {
     shared: Arc<Shared>,
+    board: Arc<Board>,
 }
 
 impl Vm for SoftVm {
@@ -42,12 +43,14 @@ impl Vm for SoftVm {
         if id != 0 {
             cpu.set_state(&State { activity: Activity::WaitForStartup, ..State::default() });
         }
-        Ok(Box::new(SoftVcpu { cpu }))
+        Ok(Box::new(SoftVcpu { cpu, id, board: self.board.clone() }))
     }
 }
 
 struct SoftVcpu {
     cpu: Cpu,
+    id: u32,
+    board: Arc<Board>,
 }
 
 impl Vcpu for SoftVcpu {
@@ -57,6 +60,7 @@ impl Vcpu for SoftVcpu {
 
     fn set_state(&mut self, state: &State) {
         self.cpu.set_state(state);
+        self.board.set_tsc_adjust(self.id, state.msrs.tsc_adjust);
     }
 
     fn run(&mut self) -> VcpuExit {
@@ -158,6 +162,10 @@ impl Platform for BoardPlatform {
     fn tsc(&self, _cpu: u32, instructions: u64) -> u64 {
         self.board.clock().set_instructions(instructions);
         self.board.clock().tsc()
+    }
+
+    fn set_tsc_adjust(&self, cpu: u32, adjust: u64) {
+        self.board.set_tsc_adjust(cpu, adjust);
     }
 
     fn instruction_limit(&self, _cpu: u32, instructions: u64) -> u64 {

@@ -213,7 +213,9 @@ fn writing_the_time_stamp_counter_adjusts_it() {
     wrmsr(&mut guest, 0x10, 1000).ok(WRMSR);
     guest.ok(&[0x0f, 0x31]); // rdtsc
     assert_eq!((guest.reg(gpr::RDX), guest.reg(gpr::RAX)), (0, 1000));
-    assert_eq!(guest.cpu.msrs.tsc_adjust, 1000_u64.wrapping_sub(0x12_3456_789a));
+    let adjust = 1000_u64.wrapping_sub(0x12_3456_789a);
+    assert_eq!(guest.cpu.msrs.tsc_adjust, adjust);
+    assert_eq!(*guest.notes.tsc_adjust.lock().unwrap(), adjust, "timers follow");
 }
 
 #[test]

@@ -60,6 +60,7 @@ pub(super) struct Notes {
     pub written: Mutex<Vec<(u16, Vec<u8>)>>,
     pub reads: Mutex<u32>,
     pub priority: Mutex<u8>,
+    pub tsc_adjust: Mutex<u64>,
     pub msrs: Mutex<Vec<(u32, u64)>>,
 }
 
@@ -97,6 +98,9 @@ impl Platform for Notes {
     }
     fn tsc(&self, _: u32, _: u64) -> u64 {
         0x12_3456_789a
+    }
+    fn set_tsc_adjust(&self, _: u32, adjust: u64) {
+        *self.tsc_adjust.lock().unwrap() = adjust;
     }
     fn instruction_limit(&self, _: u32, _: u64) -> u64 {
         u64::MAX
