@@ -108,6 +108,8 @@ pub struct Cpu {
     /// Single-step trap due after the present instruction.
     pub(crate) trap_pending: bool,
     pub(crate) debug: Debug,
+    /// The access being made is to a descriptor table, task state or handler's stack: [`Cpu::as_supervisor`].
+    pub(crate) system_access: bool,
 
     pub(crate) tlbs: Box<Tlb>,
     pub(crate) blocks: BlockCache,
@@ -169,6 +171,7 @@ impl Cpu {
             entered_user: false,
             trap_pending: false,
             debug: Debug::default(),
+            system_access: false,
             tlbs,
             blocks: BlockCache::default(),
             bounce: Bounce([0; 512]),

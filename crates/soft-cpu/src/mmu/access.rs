@@ -123,9 +123,10 @@ impl Cpu {
         Ok(())
     }
 
-    /// Linear addresses are 32 bits wide outside 64-bit mode.
+    /// Linear addresses are 32 bits wide outside 64-bit mode, but those of the tables of long mode never are.
     fn wrap(&self, address: u64) -> u64 {
-        if self.code_size == crate::cpu::CodeSize::Bits64 { address } else { address & 0xffff_ffff }
+        let wide = self.code_size == crate::cpu::CodeSize::Bits64 || self.system_access && self.long_mode();
+        if wide { address } else { address & 0xffff_ffff }
     }
 
     /// Translates with the present rights and caches the result; returns the guest-physical address.

@@ -290,10 +290,10 @@ impl Cpu {
     /// Does `work` with the rights of the supervisor, as accesses to descriptor tables and task state have them
     /// whatever the privilege level.
     pub(crate) fn as_supervisor<R>(&mut self, work: impl FnOnce(&mut Cpu) -> R) -> R {
-        let before = self.tlb;
-        self.tlb = self.tlbs.set(SUPERVISOR);
+        let before = (self.tlb, self.system_access);
+        (self.tlb, self.system_access) = (self.tlbs.set(SUPERVISOR), true);
         let result = work(self);
-        self.tlb = before;
+        (self.tlb, self.system_access) = before;
         result
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::tlb::{GLOBAL, LARGE};
 use super::{Access, PAGE, PAGE_MASK, PHYSICAL_BITS, canonical};
-use crate::cpu::{CodeSize, Cpu};
+use crate::cpu::Cpu;
 use crate::fault::{Exception, Outcome};
 use crate::state::bits;
 use queztl_guest_memory::line_mask;
@@ -84,7 +84,7 @@ impl Cpu {
             return Ok(Translation { gpa: address & 0xffff_ffff, kind: LARGE });
         }
         if self.long_mode() {
-            if self.code_size == CodeSize::Bits64 && !canonical(address) {
+            if !canonical(address) {
                 return self.fail(Exception::not_canonical(address));
             }
             return self.walk_wide(address, access, privilege, self.cr3 & ADDRESS, 4);

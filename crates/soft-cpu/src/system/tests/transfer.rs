@@ -304,3 +304,18 @@ fn the_way_from_real_to_long_mode() {
     guest.ok(&[0xea, 0x80, 0, 1, 0, CODE64 as u8, 0]);
     assert_eq!((guest.cpu.code_size, guest.cpu.rip), (CodeSize::Bits64, KERNEL_CODE + 0x80));
 }
+
+#[test]
+fn tables_beyond_4_gib_are_whole_in_compatibility_mode() {
+    const HIGH: u64 = 1 << 39;
+    let mut guest = Guest::user();
+    // The second root entry leads to the programs' memory, so that an address cut to 32 bits leads elsewhere.
+    guest.poke(0x1008, &0xc007_u64.to_le_bytes());
+    guest.poke(0xc000, &0xd007_u64.to_le_bytes());
+    guest.poke(0xd000, &(USER_CODE | 0x87).to_le_bytes());
+    guest.poke(USER_CODE + 0x5ffd, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    guest.cpu.set_segment(seg::CS, Segment { selector: USER_CODE32, attributes: 0xc0fb, limit: u32::MAX, base: 0 });
+    guest.cpu.refresh();
+    let value = guest.cpu.load_system::<u64>(HIGH + 0x5ffd).unwrap();
+    assert_eq!(value.to_le_bytes(), [1, 2, 3, 4, 5, 6, 7, 8]);
+}
