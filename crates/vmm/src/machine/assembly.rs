@@ -41,6 +41,12 @@ use crate::timers::Timers;
 const NS_PER_INSTRUCTION: u64 = 5;
 /// The context identifier of the guest's socket device: the first that is not reserved (Virtio 1.2 §5.10.4).
 const GUEST_CID: u32 = 3;
+/// IA32_MTRR_DEF_TYPE: ranges and fixed ranges enabled, type write-back.
+const MTRR_ENABLED_WRITE_BACK: u64 = 0xc06;
+/// Eight write-back parts of a fixed range.
+const MTRR_WRITE_BACK: u64 = 0x0606_0606_0606_0606;
+/// The fixed range from 0xa0000 to 0xbffff among [`queztl_soft_cpu::state::Msrs::mtrr_fixed`].
+const MTRR_VIDEO: usize = 2;
 /// Queues of a disk at most; more threads than that do not help one file.
 const DISK_QUEUES: u32 = 4;
 
@@ -287,5 +293,10 @@ fn entry_state(entry: &InitialState, mut state: State) -> State {
     state.cr3 = entry.cr3();
     state.cr4 = entry.cr4();
     state.efer = entry.efer();
+    // Memory types as firmware leaves them, for kernels that trust nothing else: write-back but for the video window
+    // (SDM vol. 3A §12.11.2).
+    state.msrs.mtrr_default = MTRR_ENABLED_WRITE_BACK;
+    state.msrs.mtrr_fixed = [MTRR_WRITE_BACK; 11];
+    state.msrs.mtrr_fixed[MTRR_VIDEO] = 0;
     state
 }
