@@ -4,13 +4,15 @@
 //!   keys, AMX, shadow stacks), less performance counters and nested virtualization; topology and paravirtual leaves are
 //!   the machine's own, the same as on the software CPU.
 //! - **ring 0 emulated by the host's kernel**: the software CPU's description less what KVM does not support, so that
-//!   either can finish an instruction for the other; and less what kernels use all the time where they can and the
-//!   emulator cannot execute: SMAP (CLAC, STAC), CMPXCHG16B, POPCNT, FSGSBASE.
+//!   either can finish an instruction for the other. Such hosts cannot keep ring 3 from asking the real processor, so
+//!   some put its answers into leaves 7 and 0xd whatever they are told, with features that their emulator does not have
+//!   and kernels use all the time (SMAP, FSGSBASE, AVX-512 state). Therefore the highest leaf is 6: a kernel looks no
+//!   further. CMPXCHG16B and POPCNT are taken away as well, for the same reason.
 //!
 //! In both the guest has x2APIC, the TSC deadline timer, the hypervisor bit and KVM's paravirtual clock.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy, CpuidResult, CpuidTable, has_subleaves};
+use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy, CpuidResult, has_subleaves};
 
 /// Feature bits that matter here.
 mod bit {
@@ -27,10 +29,7 @@ mod bit {
     /// Leaf 1, EDX.
     pub const APIC: u32 = 1 << 9;
     pub const HTT: u32 = 1 << 28;
-    /// Leaf 7, EBX.
-    pub const FSGSBASE: u32 = 1 << 0;
-    pub const SMAP: u32 = 1 << 20;
-    /// MPX and AVX-512 (F, DQ, IFMA, PF, ER, CD, BW, VL).
+    /// Leaf 7, EBX: MPX and AVX-512 (F, DQ, IFMA, PF, ER, CD, BW, VL).
     pub const UNCARRIED_LEAF7_EBX: u32 =
         1 << 14 | 1 << 16 | 1 << 17 | 1 << 21 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
     /// Leaf 7, ECX: AVX-512 (VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ), protection keys, WAITPKG, shadow stacks, LA57, PKS.
@@ -56,6 +55,9 @@ mod bit {
     pub const SVM: u32 = 1 << 2;
     pub const COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 }
+
+/// The highest basic leaf where ring 0 is emulated.
+const LAST_EMULATED: u32 = 6;
 
 /// XCR0: x87, SSE and AVX.
 const CARRIED_XCR0: u32 = 7;
@@ -84,38 +86,21 @@ impl Policy {
 
     /// Processors whose ring 0 the host's kernel emulates.
     pub fn emulated(supported: &CpuId, config: &CpuidConfig) -> Policy {
-        Policy { leaves: Self::emulated_table(supported, config).leaves().collect() }
-    }
-
-    /// The same, as the software CPU needs it that finishes instructions.
-    pub fn emulated_table(supported: &CpuId, config: &CpuidConfig) -> CpuidTable {
         let mut table = CpuidPolicy::new(config);
-        let places: Vec<_> = table.leaves().map(|(place, _)| place).collect();
-        for (leaf, subleaf) in places {
-            let host = find(supported, leaf, subleaf);
-            table.edit(leaf, subleaf, |result| intersect((leaf, subleaf), result, host));
+        let places: Vec<_> = table.leaves().map(|(place, _)| place).filter(|place| !is_beyond_emulation(*place)).collect();
+        for (leaf, subleaf) in &places {
+            let host = find(supported, *leaf, *subleaf);
+            table.edit(*leaf, *subleaf, |result| intersect((*leaf, *subleaf), result, host));
         }
+        table.edit(0, 0, |leaf| leaf.eax = LAST_EMULATED);
         table.edit(1, 0, |leaf| leaf.ecx &= !(bit::CX16 | bit::POPCNT));
-        table.edit(7, 0, |leaf| leaf.ebx &= !(bit::SMAP | bit::FSGSBASE));
-        table
+        Policy { leaves: places.into_iter().map(|place| (place, table.get(place.0, place.1))).collect() }
     }
 
     /// The leaves of vCPU `id`.
     pub fn for_vcpu(&self, id: u32) -> CpuId {
         let entries: Vec<_> = self.leaves.iter().map(|(place, result)| entry(*place, *result, id)).collect();
         CpuId::from_entries(&entries).expect("there are fewer leaves than KVM takes")
-    }
-
-    /// Whether guests have the AVX state.
-    pub fn has_avx(&self) -> bool {
-        const AVX: u32 = 1 << 2;
-        self.leaves.iter().any(|(place, result)| *place == (0xd, 0) && result.eax & AVX != 0)
-    }
-
-    /// Whether guests have XSAVE.
-    pub fn has_xsave(&self) -> bool {
-        const XSAVE: u32 = 1 << 26;
-        self.leaves.iter().any(|(place, result)| *place == (1, 0) && result.ecx & XSAVE != 0)
     }
 }
 
@@ -137,18 +122,6 @@ fn intersect(place: (u32, u32), own: &mut CpuidResult, host: CpuidResult) {
             own.ecx &= host.ecx | bit::OWN_LEAF1_ECX;
             own.edx &= host.edx | bit::APIC | bit::HTT;
         }
-        (7, 0) => {
-            own.ebx &= host.ebx;
-            own.ecx &= host.ecx;
-            own.edx &= host.edx;
-        }
-        (7, 1) => own.eax &= host.eax,
-        (0xd, 0) => {
-            own.eax &= host.eax;
-            let area = if own.eax & 4 != 0 { AREA_WITH_AVX } else { AREA_WITHOUT_AVX };
-            (own.ebx, own.ecx) = (own.ebx.min(area), own.ecx.min(area));
-        }
-        (0xd, 1) => own.eax &= host.eax,
         (0x8000_0001, 0) => {
             own.ecx &= host.ecx;
             own.edx &= host.edx;
@@ -161,6 +134,11 @@ fn intersect(place: (u32, u32), own: &mut CpuidResult, host: CpuidResult) {
         (0x8000_0021, 0) => own.eax &= host.eax,
         _ => {}
     }
+}
+
+/// Basic leaves that guests do not get where ring 0 is emulated.
+fn is_beyond_emulation((leaf, _): (u32, u32)) -> bool {
+    (LAST_EMULATED + 1..0x4000_0000).contains(&leaf)
 }
 
 /// Leaves that describe the machine rather than the host's processor.
@@ -289,21 +267,22 @@ mod tests {
     fn an_emulating_host_gets_guests_as_the_software_cpu_has_them_or_less() {
         let own = CpuidPolicy::new(&CONFIG);
         let policy = Policy::emulated(&everything(), &CONFIG);
-        let leaf1 = of(&policy, 1, 0, 0);
-        assert_eq!(leaf1.ecx, own.get(1, 0).ecx & !(bit::CX16 | bit::POPCNT));
-        assert_eq!(of(&policy, 7, 0, 0).ebx, own.get(7, 0).ebx & !(bit::SMAP | bit::FSGSBASE));
+        assert_eq!(of(&policy, 1, 0, 0).ecx, own.get(1, 0).ecx & !(bit::CX16 | bit::POPCNT));
+        assert_eq!(of(&policy, 0, 0, 0).eax, LAST_EMULATED);
+        assert_eq!((of(&policy, 7, 0, 0), of(&policy, 0xd, 0, 0)), Default::default());
 
         let nothing = Policy::emulated(&CpuId::from_entries(&[]).unwrap(), &CONFIG);
         assert_eq!(of(&nothing, 1, 0, 0).ecx, bit::OWN_LEAF1_ECX);
-        assert_eq!(of(&nothing, 7, 0, 0).ebx, 0);
     }
 
     #[test]
     fn every_vcpu_has_its_own_number_in_every_place() {
         for policy in [Policy::hardware(&everything(), &CONFIG), Policy::emulated(&everything(), &CONFIG)] {
-            let (leaf1, topology) = (of(&policy, 1, 0, 3), of(&policy, 0xb, 0, 3));
+            let leaf1 = of(&policy, 1, 0, 3);
             assert_eq!((leaf1.ebx >> 24, leaf1.ebx >> 16 & 0xff), (3, CONFIG.vcpus));
-            assert_eq!((topology.edx, of(&policy, 0xb, 1, 3).edx, of(&policy, 0x8000_001e, 0, 3).eax), (3, 3, 3));
+            assert_eq!(of(&policy, 0x8000_001e, 0, 3).eax, 3);
+            let topology = (of(&policy, 0xb, 0, 3).edx, of(&policy, 0xb, 1, 3).edx);
+            assert!(topology == (3, 3) || of(&policy, 0, 0, 0).eax < 0xb);
             assert_ne!(leaf1.ecx & bit::HYPERVISOR, 0);
             assert_ne!(leaf1.ecx & bit::X2APIC, 0);
         }

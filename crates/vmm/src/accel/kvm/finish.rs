@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::cpuid::CpuidTable;
+use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
 use queztl_soft_cpu::platform::Event;
 use queztl_soft_cpu::{Cpu, Exit, Shared, State};
 
@@ -15,11 +15,12 @@ use crate::board::Board;
 pub(super) fn shared(
     ram: Arc<GuestRam>,
     board: Arc<Board>,
-    cpuid: CpuidTable,
-    vcpus: u32,
+    config: &CpuidConfig,
 ) -> Result<Arc<Shared>, Error> {
+    // All it can do, whatever the guest was told: KVM has let the guest come this far.
+    let cpuid = CpuidPolicy::new(config);
     let platform = Arc::new(BoardPlatform::new(board));
-    Ok(Arc::new(Shared::new(ram, platform, cpuid, vcpus).map_err(Error::CodeMemory)?))
+    Ok(Arc::new(Shared::new(ram, platform, cpuid, config.vcpus).map_err(Error::CodeMemory)?))
 }
 
 /// The software CPU beside one vCPU. Holds no state between calls.

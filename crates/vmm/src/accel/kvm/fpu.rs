@@ -7,7 +7,6 @@ use queztl_soft_cpu::state::Fpu;
 const MXCSR: usize = 24;
 const REGISTERS: usize = 32;
 const XMM: usize = 160;
-const LEGACY_END: usize = 512;
 /// XSTATE_BV: the components that are not in their initial state.
 const PRESENT: usize = 512;
 /// Upper halves of YMM0–YMM15.
@@ -42,27 +41,28 @@ pub(super) fn from_xsave(area: &kvm_xsave) -> Fpu {
     fpu
 }
 
-/// An area that holds the state; `avx` says whether the guest has the upper halves at all.
-pub(super) fn to_xsave(fpu: &Fpu, avx: bool) -> kvm_xsave {
-    let mut bytes = [0; 4096];
+/// Puts the state into an area. Components that [`Fpu`] does not carry stay as they are.
+pub(super) fn put_into_xsave(fpu: &Fpu, area: &mut kvm_xsave) {
+    let mut bytes = bytes(area);
     bytes[..MXCSR].copy_from_slice(&fpu.legacy[..MXCSR]);
     bytes[REGISTERS..XMM].copy_from_slice(&fpu.legacy[REGISTERS..XMM]);
     bytes[MXCSR..MXCSR + 4].copy_from_slice(&(fpu.mxcsr & MXCSR_MASK).to_le_bytes());
     bytes[MXCSR + 4..MXCSR + 8].copy_from_slice(&MXCSR_MASK.to_le_bytes());
-    debug_assert!(XMM + 16 * 16 <= LEGACY_END);
+    let mut present = u64::from_le_bytes(take(&bytes, PRESENT)) | X87 | SSE;
+    // A processor without AVX has no room for what is always zero there.
+    if fpu.vectors[..16].iter().any(|vector| vector.0[16..32] != [0; 16]) {
+        present |= AVX;
+    }
     for (index, vector) in fpu.vectors[..16].iter().enumerate() {
         bytes[XMM + index * 16..][..16].copy_from_slice(&vector.0[..16]);
-        if avx {
+        if present & AVX != 0 {
             bytes[UPPER + index * 16..][..16].copy_from_slice(&vector.0[16..32]);
         }
     }
-    let present = X87 | SSE | if avx { AVX } else { 0 };
     bytes[PRESENT..PRESENT + 8].copy_from_slice(&present.to_le_bytes());
-    let mut area = kvm_xsave::default();
     for (word, bytes) in area.region.iter_mut().zip(bytes.chunks_exact(4)) {
         *word = u32::from_le_bytes(take(bytes, 0));
     }
-    area
 }
 
 fn bytes(area: &kvm_xsave) -> [u8; 4096] {
@@ -94,21 +94,37 @@ mod tests {
         fpu
     }
 
-    #[test]
-    fn the_state_survives_the_way_there_and_back() {
-        assert_eq!(from_xsave(&to_xsave(&sample(), true)), sample());
+    fn area_of(fpu: &Fpu) -> kvm_xsave {
+        let mut area = kvm_xsave::default();
+        put_into_xsave(fpu, &mut area);
+        area
     }
 
     #[test]
-    fn without_avx_the_upper_halves_are_neither_present_nor_written() {
-        let area = to_xsave(&sample(), false);
+    fn the_state_survives_the_way_there_and_back() {
+        assert_eq!(from_xsave(&area_of(&sample())), sample());
+    }
+
+    #[test]
+    fn upper_halves_of_zero_need_no_avx() {
+        let mut fpu = sample();
+        fpu.vectors.iter_mut().for_each(|vector| vector.0[16..].fill(0));
+        let area = area_of(&fpu);
         assert_eq!(area.region[PRESENT / 4], (X87 | SSE) as u32);
         assert!(area.region[UPPER / 4..].iter().all(|word| *word == 0));
     }
 
     #[test]
+    fn components_that_are_not_carried_stay() {
+        let mut area = kvm_xsave::default();
+        (area.region[PRESENT / 4], area.region[0x340 / 4]) = (1 << 5, 0x1234);
+        put_into_xsave(&sample(), &mut area);
+        assert_eq!((area.region[PRESENT / 4], area.region[0x340 / 4]), (1 << 5 | 7, 0x1234));
+    }
+
+    #[test]
     fn absent_components_are_in_their_initial_state() {
-        let mut area = to_xsave(&sample(), true);
+        let mut area = area_of(&sample());
         area.region[PRESENT / 4] = 0;
         assert_eq!(from_xsave(&area), Fpu::default());
     }

@@ -8,9 +8,6 @@ use queztl_soft_cpu::state::Msrs;
 use crate::irqchip::{MSR_APIC_BASE, MSR_TSC_DEADLINE};
 use crate::kvmclock::{MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_WALL_CLOCK_OLD};
 
-/// IA32_TIME_STAMP_COUNTER.
-pub(super) const TSC: u32 = 0x10;
-
 /// A register and where [`State`] keeps it.
 type Field = (u32, fn(&mut Msrs) -> &mut u64);
 

@@ -6,7 +6,6 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use queztl_soft_cpu::State;
 
-use super::cpuid::Policy;
 use super::msrs::{Extent, MsrSet};
 use super::{fpu, registers};
 use crate::accel::Error;
@@ -15,7 +14,6 @@ use crate::accel::Error;
 pub(super) struct Transfer<'a> {
     pub vcpu: &'a VcpuFd,
     pub msrs: &'a MsrSet,
-    pub policy: &'a Policy,
 }
 
 fn failed(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
@@ -32,9 +30,8 @@ impl Transfer<'_> {
         registers::read_sregs(&mut state, &self.vcpu.get_sregs().map_err(&get)?);
         registers::read_debug(&mut state, &self.vcpu.get_debug_regs().map_err(&get)?);
         state.fpu = fpu::from_xsave(&self.vcpu.get_xsave().map_err(&get)?);
-        if self.policy.has_xsave() {
-            state.xcr0 = xcr0(&self.vcpu.get_xcrs().map_err(&get)?);
-        }
+        // A host without XSAVE has no such register.
+        state.xcr0 = self.vcpu.get_xcrs().map_or(1, |xcrs| xcr0(&xcrs));
         self.msrs.load(self.vcpu, &mut state, extent).map_err(&get)?;
         let events = self.vcpu.get_vcpu_events().map_err(&get)?;
         state.interrupt_shadow = events.interrupt.shadow != 0;
@@ -54,12 +51,14 @@ impl Transfer<'_> {
         if before.msrs != state.msrs {
             self.msrs.store(self.vcpu, state, extent).map_err(&set)?;
         }
-        if before.xcr0 != state.xcr0 && self.policy.has_xsave() {
+        if before.xcr0 != state.xcr0 {
             self.vcpu.set_xcrs(&xcrs(state.xcr0)).map_err(&set)?;
         }
         if before.fpu != state.fpu {
-            let area = fpu::to_xsave(&state.fpu, self.policy.has_avx());
-            // SAFETY: guests have no state component beyond AVX, so the kernel reads no further than the structure.
+            let mut area = self.vcpu.get_xsave().map_err(&set)?;
+            fpu::put_into_xsave(&state.fpu, &mut area);
+            // SAFETY: the kernel reads no further than the structure: guests have no state component beyond its end,
+            // which AMX alone would be.
             unsafe { self.vcpu.set_xsave(&area) }.map_err(&set)?;
         }
         if before.dr != state.dr {

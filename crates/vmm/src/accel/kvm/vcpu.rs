@@ -90,7 +90,7 @@ impl KvmVcpu {
     }
 
     fn transfer(&self) -> Transfer<'_> {
-        Transfer { vcpu: &self.fd, msrs: &self.msrs, policy: &self.vm.policy }
+        Transfer { vcpu: &self.fd, msrs: &self.msrs }
     }
 
     fn load(&self, extent: Extent) -> Result<State, Error> {

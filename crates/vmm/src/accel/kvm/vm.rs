@@ -10,7 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::Shared;
-use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidTable};
+use queztl_soft_cpu::cpuid::CpuidConfig;
 
 use super::cpuid::Policy;
 use super::finish;
@@ -38,8 +38,7 @@ pub(super) struct Inner {
     slots: Slots,
     pub board: Arc<Board>,
     pub policy: Policy,
-    soft_table: CpuidTable,
-    vcpus: u32,
+    cpuid_config: CpuidConfig,
     /// The registers that this KVM has, known from the first vCPU.
     pub msrs: OnceLock<MsrSet>,
     /// What the host's time-stamp counter showed when the machine's was zero.
@@ -81,8 +80,7 @@ impl KvmVm {
             slots,
             board,
             policy,
-            soft_table: Policy::emulated_table(&supported, &config),
-            vcpus,
+            cpuid_config: config,
             msrs: OnceLock::new(),
             tsc_start,
             native,
@@ -128,8 +126,7 @@ impl Inner {
         if let Some(shared) = &*soft {
             return Ok(shared.clone());
         }
-        let shared =
-            finish::shared(self.slots.ram().clone(), self.board.clone(), self.soft_table.clone(), self.vcpus)?;
+        let shared = finish::shared(self.slots.ram().clone(), self.board.clone(), &self.cpuid_config)?;
         *soft = Some(shared.clone());
         Ok(shared)
     }
