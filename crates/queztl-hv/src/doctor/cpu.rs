@@ -58,7 +58,7 @@ pub fn accelerator() -> Finding {
 
 fn consequence(support: &KvmSupport) -> &'static str {
     match support {
-        KvmSupport::Hardware { .. } => "this version runs guests on the software CPU all the same",
+        KvmSupport::Hardware { .. } => "guests run natively, which --accel auto takes",
         KvmSupport::EmulatedRing0 { .. } => "Linux runs faster on the software CPU, which --accel auto takes",
         KvmSupport::Missing(_) => "guests run on the software CPU",
     }
