@@ -388,14 +388,13 @@ const ARITHMETIC: u32 =
 
 impl Builder<'_> {
     fn lower(&mut self) {
-        let live = self.live_flags();
         let mut closed = false;
-        for index in 0..self.instructions.len() {
+        for (index, live) in self.live_flags().into_iter().enumerate() {
             if self.fused(index) {
                 closed = true;
                 break;
             }
-            closed = self.instruction(index, live[index]);
+            closed = self.instruction(index, live);
         }
         if self.instructions.is_empty() {
             // No instruction could be decoded at all: more than 15 bytes of prefixes.

@@ -304,7 +304,7 @@ impl Cpu {
         // SAFETY: `tlb` points to one of the CPU's own sets.
         let entry = unsafe { &(*self.tlb).exec[TlbSet::exec_slot(address)] };
         if entry.tag == address & PAGE_MASK {
-            return Ok(entry.page | address % PAGE);
+            return Ok(entry.page | (address % PAGE));
         }
         let privilege = if self.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
         let translation = self.translate(address, Access::Execute, privilege)?;
