@@ -78,7 +78,7 @@ impl Job<'_> {
     }
 
     /// Everything off, then the requests; refuses when Kconfig did not follow them.
-    fn configure(&self, build: &Path) -> Result<()> {
+    pub(super) fn configure(&self, build: &Path) -> Result<()> {
         let merged = self.directory.join("build/merged.config");
         fs::write(&merged, self.requests.to_text()).map_err(Error::io("write", &merged))?;
         let mut make = self.make(build);

@@ -161,3 +161,23 @@ fn a_compile_error_is_shown_and_its_log_kept() {
     assert!(fs::read_to_string(log).unwrap().contains(&reason));
     assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
 }
+
+/// Against the real Kconfig, where this host has the source unpacked already.
+#[test]
+fn every_profile_gets_all_that_its_fragments_ask_for() {
+    let unpacked = Store::open().ok().and_then(|store| store.entries(Kind::Sources).ok()).and_then(|mut all| all.pop());
+    let Some(tree) = unpacked else {
+        eprintln!("skipped: no kernel source in the store; `queztl-hv kernel build` puts one there");
+        return;
+    };
+    for profile in Profile::ALL {
+        let directory = tempfile::tempdir().unwrap();
+        let build = directory.path().join("build");
+        fs::create_dir(&build).unwrap();
+        let requests = config::Requests::parse(&KernelBuild::new(profile).fragments().unwrap()).unwrap();
+        let log = directory.path().join("log");
+        let job = compile::Job { tree: &tree, directory: directory.path(), log: &log, requests: &requests, profile };
+
+        job.configure(&build).unwrap_or_else(|error| panic!("{profile}: {error}"));
+    }
+}
