@@ -26,7 +26,12 @@ pub struct Shared {
 
 impl Shared {
     /// A machine of `cpus` processors over `ram`.
-    pub fn new(ram: Arc<GuestRam>, platform: Arc<dyn Platform>, cpuid: CpuidTable, cpus: u32) -> std::io::Result<Shared> {
+    pub fn new(
+        ram: Arc<GuestRam>,
+        platform: Arc<dyn Platform>,
+        cpuid: CpuidTable,
+        cpus: u32,
+    ) -> std::io::Result<Shared> {
         Ok(Shared {
             ram,
             platform,

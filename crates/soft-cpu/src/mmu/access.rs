@@ -248,7 +248,9 @@ impl Cpu {
     /// Whether the bytes, which are mapped, lie in RAM only.
     fn all_ram(&mut self, address: u64, len: u64) -> bool {
         let last = self.wrap(address.wrapping_add(len - 1));
-        [address, last].iter().all(|&a| self.resolve(a, Access::Read).is_ok_and(|gpa| self.guest_ram().host_page(gpa).is_some()))
+        [address, last]
+            .iter()
+            .all(|&a| self.resolve(a, Access::Read).is_ok_and(|gpa| self.guest_ram().host_page(gpa).is_some()))
     }
 
     /// Finishes a write through a span of [`Cpu::span_write`] or [`Cpu::span_modify`].
@@ -352,7 +354,8 @@ fn for_device_parts(gpa: u64, len: usize, mut part: impl FnMut(usize, usize)) {
         let left = len - offset;
         let aligned = 1 << (gpa + offset as u64).trailing_zeros().min(3);
         // A whole access of a usual size goes through in one piece, aligned or not.
-        let size = if offset == 0 && matches!(left, 1 | 2 | 4 | 8) { left } else { aligned.min(prev_power_of_two(left)) };
+        let size =
+            if offset == 0 && matches!(left, 1 | 2 | 4 | 8) { left } else { aligned.min(prev_power_of_two(left)) };
         part(offset, size);
         offset += size;
     }

@@ -155,11 +155,8 @@ impl Cpu {
                 return self.page_fault(address, access, privilege, 0);
             }
             path.push(directory_gpa, directory);
-            let mut rights = Rights {
-                user: directory & USER != 0,
-                writable: directory & WRITABLE != 0,
-                executable: true,
-            };
+            let mut rights =
+                Rights { user: directory & USER != 0, writable: directory & WRITABLE != 0, executable: true };
             let large = directory & PAGE_SIZE != 0 && self.cr4 & bits::CR4_PSE != 0;
             let leaf = if large {
                 directory
@@ -220,9 +217,8 @@ impl Cpu {
             }
             Access::Read | Access::Write => {
                 let smap = privilege == Privilege::Supervisor && rights.user && self.cr4 & bits::CR4_SMAP != 0;
-                let write_protected = access == Access::Write
-                    && !rights.writable
-                    && (user || self.cr0 & bits::CR0_WP != 0);
+                let write_protected =
+                    access == Access::Write && !rights.writable && (user || self.cr0 & bits::CR0_WP != 0);
                 !smap && !write_protected
             }
         }

@@ -137,7 +137,11 @@ pub(super) fn note_mxcsr(cpu: &mut Cpu) {
 }
 
 fn set_trap(cpu: &mut Cpu, bit: u8, on: bool) {
-    if on { cpu.native.traps |= bit } else { cpu.native.traps &= !bit }
+    if on {
+        cpu.native.traps |= bit
+    } else {
+        cpu.native.traps &= !bit
+    }
     cpu.closed = gate::closed(cpu.fpu_gate, cpu.native.traps);
 }
 

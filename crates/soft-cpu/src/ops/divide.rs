@@ -32,26 +32,26 @@ macro_rules! divisor {
             fn divide(high: Self, low: Self, divisor: Self, is_signed: bool, flags: &mut u16) -> (Self, Self) {
                 let (mut low, mut high) = (low, high);
                 macro_rules! run {
-                    ($instruction:literal) => {
-                        // SAFETY: the caller has checked that the quotient fits, so the division does not fault.
-                        unsafe {
-                            asm!(
-                                "add al, 0x7f",
-                                "sahf",
-                                concat!("mov ", $ax, ", {low", $modifier, "}"),
-                                concat!($instruction, " {divisor", $modifier, "}"),
-                                concat!("mov {low", $modifier, "}, ", $ax),
-                                "lahf",
-                                "seto al",
-                                low = inout(reg) low,
-                                divisor = in(reg) divisor,
-                                inout($dx) high,
-                                inout("ax") *flags,
-                                options(pure, nomem, nostack),
-                            );
+                            ($instruction:literal) => {
+                                // SAFETY: the caller has checked that the quotient fits, so the division does not fault.
+                                unsafe {
+                                    asm!(
+                                        "add al, 0x7f",
+                                        "sahf",
+                                        concat!("mov ", $ax, ", {low", $modifier, "}"),
+                                        concat!($instruction, " {divisor", $modifier, "}"),
+                                        concat!("mov {low", $modifier, "}, ", $ax),
+                                        "lahf",
+                                        "seto al",
+                                        low = inout(reg) low,
+                                        divisor = in(reg) divisor,
+                                        inout($dx) high,
+                                        inout("ax") *flags,
+                                        options(pure, nomem, nostack),
+                                    );
+                                }
+                            };
                         }
-                    };
-                }
                 if is_signed {
                     run!("idiv");
                 } else {

@@ -116,7 +116,10 @@ fn an_instruction_breakpoint_is_a_fault_that_rf_and_a_load_of_ss_suppress() {
     let mut guest = Guest::kernel();
     watch(&mut guest, KERNEL_CODE, 0, ONE);
     assert!(guest.cpu.instruction_breakpoint().is_err());
-    assert_eq!(guest.cpu.exception.take().map(|exception| (exception.vector, exception.address)), Some((vector::DB, 1)));
+    assert_eq!(
+        guest.cpu.exception.take().map(|exception| (exception.vector, exception.address)),
+        Some((vector::DB, 1))
+    );
     guest.cpu.rflags_system |= rflags::RF;
     assert!(guest.cpu.instruction_breakpoint().is_ok());
     guest.ok(&[0x90]);
