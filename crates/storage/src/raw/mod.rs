@@ -27,6 +27,8 @@ pub struct RawConfig {
     pub read_only: bool,
     /// Bypass the host's page cache for requests whose memory and offsets are aligned.
     pub direct: bool,
+    /// Work on one request at a time, in the caller's thread: requests complete in the order in which they came.
+    pub in_order: bool,
 }
 
 /// An open raw disk, locked against a second writer for as long as it or one of its queues lives.
@@ -42,6 +44,7 @@ struct Inner {
     file: File,
     direct: Option<File>,
     read_only: bool,
+    in_order: bool,
     topology: Topology,
 }
 
@@ -54,7 +57,8 @@ impl RawFile {
         lock::take(&file, &path, config.read_only)?;
         let topology = topology(&mut file, &path, kind)?;
         let direct = if config.direct { Some(reopen_direct(&file, &path, config.read_only)?) } else { None };
-        Ok(RawFile { inner: Arc::new(Inner { path, file, direct, read_only: config.read_only, topology }) })
+        let RawConfig { read_only, in_order, .. } = *config;
+        Ok(RawFile { inner: Arc::new(Inner { path, file, direct, read_only, in_order, topology }) })
     }
 
     /// Where the disk lies.
@@ -62,7 +66,7 @@ impl RawFile {
         &self.inner.path
     }
 
-    /// A queue that works in the caller's thread, for hosts without io_uring.
+    /// A queue that works in the caller's thread, for hosts without io_uring and for order.
     fn open_sync_queue(&self, depth: u32) -> Result<Box<dyn DiskQueue>, Error> {
         Ok(Box::new(sync::SyncQueue::new(self.inner.clone(), depth).map_err(Error::Queue)?))
     }
@@ -78,6 +82,9 @@ impl Disk for RawFile {
     }
 
     fn open_queue(&self, depth: u32) -> Result<Box<dyn DiskQueue>, Error> {
+        if self.inner.in_order {
+            return self.open_sync_queue(depth);
+        }
         match uring::UringQueue::new(self.inner.clone(), depth) {
             Ok(queue) => Ok(Box::new(queue)),
             Err(error) => {

@@ -15,7 +15,7 @@ fn image(bytes: u64) -> tempfile::NamedTempFile {
 }
 
 fn config(path: &Path) -> RawConfig {
-    RawConfig { path: path.to_path_buf(), read_only: false, direct: false }
+    RawConfig { path: path.to_path_buf(), read_only: false, direct: false, in_order: false }
 }
 
 fn pattern(len: usize) -> Vec<u8> {

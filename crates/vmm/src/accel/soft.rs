@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
+use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy, CpuidTable};
 use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::Activity;
 use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State};
@@ -21,7 +21,10 @@ impl Accelerator for Soft {
     }
 
     fn create_vm(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<Box<dyn Vm>, Error> {
-        let cpuid = CpuidPolicy::new(&CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() });
+        let mut cpuid = CpuidPolicy::new(&CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() });
+        if board.clock().is_instruction_counted() {
+            hide_random_numbers(&mut cpuid);
+        }
         let platform = Arc::new(BoardPlatform::new(board.clone()));
         let shared = Arc::new(Shared::new(ram, platform, cpuid, vcpus).map_err(Error::CodeMemory)?);
         for id in 0..vcpus {
@@ -30,6 +33,14 @@ impl Accelerator for Soft {
         }
         Ok(Box::new(SoftVm { shared, board }))
     }
+}
+
+/// No RDRAND and no RDSEED: a run that repeats exactly has nothing random in it.
+fn hide_random_numbers(cpuid: &mut CpuidTable) {
+    const LEAF1_ECX_RDRAND: u32 = 1 << 30;
+    const LEAF7_EBX_RDSEED: u32 = 1 << 18;
+    cpuid.edit(1, 0, |leaf| leaf.ecx &= !LEAF1_ECX_RDRAND);
+    cpuid.edit(7, 0, |leaf| leaf.ebx &= !LEAF7_EBX_RDSEED);
 }
 
 struct SoftVm {

@@ -41,6 +41,8 @@ use crate::timers::Timers;
 const NS_PER_INSTRUCTION: u64 = 5;
 /// The context identifier of the guest's socket device: the first that is not reserved (Virtio 1.2 §5.10.4).
 const GUEST_CID: u32 = 3;
+/// Where the entropy device of a repeatable machine starts.
+const REPEATABLE_SEED: u64 = 0x5155_455a_544c;
 /// IA32_MTRR_DEF_TYPE: ranges and fixed ranges enabled, type write-back.
 const MTRR_ENABLED_WRITE_BACK: u64 = 0xc06;
 /// Eight write-back parts of a fixed range.
@@ -77,15 +79,19 @@ impl Assembly {
 
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         irqchip.insert_into(&mut ports, &mut mmio).map_err(device)?;
-        let legacy_config =
-            LegacyConfig { serial_output: serial_output(config, fresh)?, debug_exit_port: config.debug_exit };
+        let legacy_config = LegacyConfig {
+            serial_output: serial_output(config, fresh)?,
+            debug_exit_port: config.debug_exit,
+            repeatable: is_repeatable(config),
+        };
         let legacy = LegacyDevices::new(legacy_config, &sink, &timers, events.clone());
         legacy.insert_into(&mut ports).map_err(|overlap| match config.debug_exit {
             Some(_) => Error::DebugExitPort,
             None => device(overlap),
         })?;
 
-        let mut slots = Slots { ram: ram.clone(), sink, mmio: &mut mmio, transports: Vec::new() };
+        let (ram_of_devices, lockstep) = (ram.clone(), is_repeatable(config));
+        let mut slots = Slots { ram: ram_of_devices, sink, mmio: &mut mmio, lockstep, transports: Vec::new() };
         let virtio = add_devices(config, &mut slots)?;
         let transports = slots.transports;
 
@@ -144,6 +150,13 @@ fn clock(options: SoftOptions) -> Clock {
     }
 }
 
+/// Whether each run is to be like the last: time is made of instructions, and there is one vCPU to execute them. Input
+/// from the terminal, network and sockets still comes when it comes.
+fn is_repeatable(config: &MachineConfig) -> bool {
+    let counted = matches!(config.accel, AccelChoice::Soft(SoftOptions { clock: SoftClock::Instructions }));
+    counted && config.vcpus == 1
+}
+
 fn serial_output(config: &MachineConfig, fresh: bool) -> Result<Option<Box<dyn Write + Send>>, Error> {
     Ok(match &config.serial {
         SerialOutput::Stdio => Some(Box::new(std::io::stdout())),
@@ -162,6 +175,7 @@ struct Slots<'a> {
     ram: Arc<GuestRam>,
     sink: Arc<dyn InterruptSink>,
     mmio: &'a mut Bus,
+    lockstep: bool,
     transports: Vec<Arc<MmioTransport>>,
 }
 
@@ -169,7 +183,8 @@ impl Slots<'_> {
     fn add(&mut self, virtio: Arc<dyn VirtioDevice>) -> Result<(), Error> {
         let number = self.transports.len() as u32;
         let line = IrqLine::new(self.sink.clone(), layout::VIRTIO_GSI_BASE + number);
-        let transport = MmioTransport::new(virtio, self.ram.memory().clone(), line).map_err(device)?;
+        let make = if self.lockstep { MmioTransport::in_lockstep } else { MmioTransport::new };
+        let transport = make(virtio, self.ram.memory().clone(), line).map_err(device)?;
         self.mmio.insert(window(number), WINDOW_BYTES, transport.clone()).map_err(device)?;
         self.transports.push(transport);
         Ok(())
@@ -179,10 +194,10 @@ impl Slots<'_> {
 /// Disks come first, so that their numbers do not depend on the other devices.
 fn add_devices(config: &MachineConfig, slots: &mut Slots<'_>) -> Result<Arc<console::Console>, Error> {
     for disk in &config.disks {
-        slots.add(block(disk, config.vcpus)?)?;
+        slots.add(block(disk, config)?)?;
     }
     for (number, net) in (0..).zip(&config.nets) {
-        slots.add(network(net, number)?)?;
+        slots.add(network(net, number, config)?)?;
     }
     if let Some(path) = &config.vsock {
         let vsock = VsockConfig { guest_cid: GUEST_CID, path: path.clone() };
@@ -190,20 +205,21 @@ fn add_devices(config: &MachineConfig, slots: &mut Slots<'_>) -> Result<Arc<cons
     }
     let console = ConsoleConfig { output: Box::new(std::io::sink()), columns: 0, rows: 0 }.build().map_err(device)?;
     slots.add(console.clone())?;
-    slots.add(Rng::new())?;
+    slots.add(if is_repeatable(config) { Rng::repeatable(REPEATABLE_SEED) } else { Rng::new() })?;
     slots.add(Balloon::new().map_err(device)?)?;
     Ok(console)
 }
 
-fn block(config: &DiskConfig, vcpus: u32) -> Result<Arc<dyn VirtioDevice>, Error> {
-    let raw = RawConfig { path: config.path.clone(), read_only: config.read_only, direct: false };
+fn block(config: &DiskConfig, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {
+    let in_order = is_repeatable(machine);
+    let raw = RawConfig { path: config.path.clone(), read_only: config.read_only, direct: false, in_order };
     let disk = RawFile::open(&raw).map_err(|source| Error::Disk { path: config.path.clone(), source })?;
     let serial = config.serial.clone().unwrap_or_default();
-    let block = BlockConfig { disk: Arc::new(disk), serial, queues: vcpus.min(DISK_QUEUES) as u16 };
+    let block = BlockConfig { disk: Arc::new(disk), serial, queues: machine.vcpus.min(DISK_QUEUES) as u16 };
     Ok(block.build().map_err(device)?)
 }
 
-fn network(config: &NetConfig, number: u32) -> Result<Arc<dyn VirtioDevice>, Error> {
+fn network(config: &NetConfig, number: u32, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {
     let backend: Box<dyn Backend> = match config {
         NetConfig::User => {
             let network = UserNetwork::start(&UserNetworkConfig::default());
@@ -212,7 +228,8 @@ fn network(config: &NetConfig, number: u32) -> Result<Arc<dyn VirtioDevice>, Err
         NetConfig::Tap(name) => Box::new(Tap::open(name).map_err(|error| Error::Net(error.to_string()))?),
     };
     // One process runs one machine, so its number tells the machines of a host apart.
-    let mac = Mac::derived(&std::process::id().to_string(), number);
+    let host_wide = std::process::id().to_string();
+    let mac = Mac::derived(if is_repeatable(machine) { "repeatable" } else { &host_wide }, number);
     Ok(net::NetConfig { backend, mac }.build().map_err(device)?)
 }
 
@@ -230,8 +247,7 @@ fn load(config: &MachineConfig, rsdp: u64, ram: &GuestRam) -> Result<InitialStat
     let mut seed = [0; 32];
     let random = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
     // A run that must be repeatable gets the same seed every time.
-    let repeatable = matches!(config.accel, AccelChoice::Soft(SoftOptions { clock: SoftClock::Instructions }));
-    let rng_seed = if repeatable { Some([0x51; 32]) } else { random.is_ok().then_some(seed) };
+    let rng_seed = if is_repeatable(config) { Some([0x51; 32]) } else { random.is_ok().then_some(seed) };
     let boot = BootConfig {
         kernel: &config.kernel,
         initrd: &config.initrd,

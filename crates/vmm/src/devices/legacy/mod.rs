@@ -56,6 +56,8 @@ pub struct LegacyConfig {
     pub serial_output: Option<Box<dyn Write + Send>>,
     /// I/O port of the debug-exit device; `None` leaves it out.
     pub debug_exit_port: Option<u16>,
+    /// The guest must not notice how fast the host is.
+    pub repeatable: bool,
 }
 
 /// All legacy devices of one machine.
@@ -78,8 +80,9 @@ impl LegacyDevices {
     ) -> LegacyDevices {
         let line = |gsi| IrqLine::new(interrupts.clone(), gsi);
         let output = config.serial_output.unwrap_or_else(|| Box::new(std::io::sink()));
+        let serial = if config.repeatable { Serial::patient } else { Serial::new };
         LegacyDevices {
-            serial: Serial::new(line(layout::SERIAL_GSI), output),
+            serial: serial(line(layout::SERIAL_GSI), output),
             rtc: Rtc::new(line(layout::RTC_GSI), timers),
             pit: Pit::new(line(layout::PIT_GSI), timers),
             pm: PowerManagement::new(line(layout::SCI_GSI), timers, events.clone()),

@@ -70,6 +70,8 @@ struct Shared {
     input_room: Condvar,
     output: Mutex<Output>,
     output_changed: Condvar,
+    /// The guest waits for a slow terminal instead of seeing a busy transmitter.
+    waits: bool,
 }
 
 #[derive(Default)]
@@ -112,11 +114,25 @@ impl Serial {
     /// # Panics
     /// When the host cannot start a thread.
     pub fn new(line: IrqLine, output: Box<dyn Write + Send>) -> Arc<Serial> {
+        Self::start(line, output, false)
+    }
+
+    /// A line that looks the same to the guest however fast the terminal is: where it is too slow, the guest's write
+    /// waits (for [`CLOSE_LIMIT`] at most). For guests whose runs must repeat exactly.
+    ///
+    /// # Panics
+    /// When the host cannot start a thread.
+    pub fn patient(line: IrqLine, output: Box<dyn Write + Send>) -> Arc<Serial> {
+        Self::start(line, output, true)
+    }
+
+    fn start(line: IrqLine, output: Box<dyn Write + Send>, waits: bool) -> Arc<Serial> {
         let shared = Arc::new(Shared {
             uart: Mutex::new(Uart::new(line)),
             input_room: Condvar::new(),
             output: Mutex::default(),
             output_changed: Condvar::new(),
+            waits,
         });
         let writer = {
             let shared = shared.clone();
@@ -254,7 +270,17 @@ impl Shared {
         if wake {
             self.output_changed.notify_all();
         }
+        if full && self.waits {
+            self.await_room();
+            return false;
+        }
         full
+    }
+
+    /// Waits until the terminal has taken what waits for it; not for ever, since the machine must be able to stop.
+    fn await_room(&self) {
+        let full = |output: &mut Output| output.buffer.len() >= OUTPUT_LIMIT && !output.finished;
+        drop(self.output_changed.wait_timeout_while(self.lock_output(), CLOSE_LIMIT, full));
     }
 }
 
@@ -472,8 +498,12 @@ mod tests {
     }
 
     fn machine() -> Machine {
+        machine_with(Serial::new)
+    }
+
+    fn machine_with(new: fn(IrqLine, Box<dyn Write + Send>) -> Arc<Serial>) -> Machine {
         let (line, output, gate) = (Arc::new(Line::default()), Arc::default(), Arc::default());
-        let serial = Serial::new(line.irq(), Box::new(Sink(Arc::clone(&output), Arc::clone(&gate))));
+        let serial = new(line.irq(), Box::new(Sink(Arc::clone(&output), Arc::clone(&gate))));
         Machine { serial, line, output, gate }
     }
 
@@ -526,6 +556,27 @@ mod tests {
         }
         assert_eq!((m.read(2) & 0xf, m.read(5) & 0x20), (IIR_TRANSMITTER_EMPTY, 0x20));
         assert_eq!(m.output.lock().unwrap().len(), sent);
+    }
+
+    #[test]
+    fn a_patient_line_never_shows_a_busy_transmitter() {
+        let m = machine_with(Serial::patient);
+        let closed = m.gate.lock().unwrap();
+        let always_ready = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                (0..2 * OUTPUT_LIMIT).all(|_| {
+                    m.write(0, b'x');
+                    m.read(5) & 0x20 != 0
+                })
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!sender.is_finished(), "the sender waits for the sink");
+            drop(closed);
+            sender.join().unwrap()
+        });
+        assert!(always_ready, "the transmitter was busy");
+        assert!(m.serial.flush(Duration::from_secs(5)));
+        assert_eq!(m.output.lock().unwrap().len(), 2 * OUTPUT_LIMIT);
     }
 
     #[test]

@@ -15,11 +15,15 @@
 //!  interrupt <----------- InterruptStatus, IrqLine <- Interrupt::queue_used
 //!  write Status = 0 ----> VirtioDevice::reset ------> stop, join, hand back its parts
 //! ```
+//! In a machine that must run the same way every time, the vCPU waits after each notification until the device has nothing
+//! left to do ([`Lockstep`]).
+//!
 //! A device knows nothing of its transport: it meets [`Activation`] and [`Interrupt`] only.
 
 pub mod balloon;
 pub mod block;
 pub mod console;
+mod lockstep;
 pub mod mmio;
 pub mod net;
 mod queue;
@@ -34,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use queztl_guest_memory::GuestMemory;
 
+pub use lockstep::Lockstep;
 pub use mmio::MmioTransport;
 pub use queue::{Buffers, Chain, QueueError, VirtQueue};
 
@@ -64,6 +69,10 @@ pub trait Interrupt: Send + Sync {
     fn config_changed(&self);
     /// The device has met something it cannot go on from: sets DEVICE_NEEDS_RESET.
     fn needs_reset(&self);
+    /// The device's tie to the vCPU in a machine whose runs must repeat exactly.
+    fn lockstep(&self) -> Option<Arc<Lockstep>> {
+        None
+    }
 }
 
 /// What a device gets when its driver is ready.

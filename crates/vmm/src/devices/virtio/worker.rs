@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::event::epoll::{self, EventData};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::{Interrupt, QueueError};
+use super::{Interrupt, Lockstep, QueueError};
 
 pub use rustix::event::epoll::EventFlags as Ready;
 
-/// The token of the stop event; handlers use smaller ones.
+/// The tokens of the stop event and of [`Lockstep::settle`]; handlers use smaller ones.
 const STOP: u64 = u64::MAX;
+const SETTLE: u64 = u64::MAX - 1;
 /// Events taken from the kernel at once.
 const BATCH: usize = 32;
 
@@ -39,9 +40,10 @@ impl Poller {
         Ok(epoll::add(&self.0, fd, EventData::new_u64(token), ready)?)
     }
 
-    fn wait(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+    /// Waits for events, for ever without a `limit`.
+    fn wait(&self, events: &mut Vec<epoll::Event>, limit: Option<&Timespec>) -> io::Result<()> {
         events.clear();
-        match epoll::wait(&self.0, rustix::buffer::spare_capacity(events), None) {
+        match epoll::wait(&self.0, rustix::buffer::spare_capacity(events), limit) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -55,6 +57,11 @@ pub trait Handler: Send + 'static {
 
     /// Called when a descriptor added under `token` is ready.
     fn handle(&mut self, token: u64, ready: Ready, poller: &Poller) -> Result<(), Fault>;
+
+    /// Whether nothing is in flight: everything that was asked for up to now is done.
+    fn is_idle(&self) -> bool {
+        true
+    }
 
     /// Called last, also after a fault: waits for what is still in flight to or from guest memory.
     fn finish(&mut self) {}
@@ -72,10 +79,14 @@ impl<H: Handler> Worker<H> {
         let poller = Poller::new()?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         poller.add(&stop, STOP, Ready::IN)?;
+        let serving = interrupt.lockstep().map(Serving::begin);
+        if let Some(serving) = &serving {
+            poller.add(serving.0.wake(), SETTLE, Ready::IN)?;
+        }
         let body = {
             let stop = stop.clone();
             let name = name.to_string();
-            move || run(&name, handler, &poller, interrupt.as_ref(), stop.as_fd())
+            move || run(&name, handler, &poller, interrupt.as_ref(), stop.as_fd(), serving)
         };
         let thread = std::thread::Builder::new().name(name.to_string()).spawn(body)?;
         Ok(Worker { thread, stop })
@@ -89,10 +100,34 @@ impl<H: Handler> Worker<H> {
     }
 }
 
-fn run<H: Handler>(name: &str, mut handler: H, poller: &Poller, interrupt: &dyn Interrupt, stop: BorrowedFd<'_>) -> H {
-    if let Err(fault) = serve(&mut handler, poller) {
+/// A thread that serves in lockstep; ends, whatever happens to the thread, when dropped.
+struct Serving(Arc<Lockstep>);
+
+impl Serving {
+    fn begin(lockstep: Arc<Lockstep>) -> Serving {
+        lockstep.set_running(true);
+        Serving(lockstep)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.set_running(false);
+    }
+}
+
+fn run<H: Handler>(
+    name: &str,
+    mut handler: H,
+    poller: &Poller,
+    interrupt: &dyn Interrupt,
+    stop: BorrowedFd<'_>,
+    serving: Option<Serving>,
+) -> H {
+    if let Err(fault) = serve(&mut handler, poller, serving.as_ref()) {
         tracing::warn!(device = name, %fault, "the device stops until its driver resets it");
         interrupt.needs_reset();
+        drop(serving);
         let mut waiting = [PollFd::new(&stop, PollFlags::IN)];
         while poll(&mut waiting, None) == Err(rustix::io::Errno::INTR) {}
     }
@@ -100,19 +135,42 @@ fn run<H: Handler>(name: &str, mut handler: H, poller: &Poller, interrupt: &dyn 
     handler
 }
 
-fn serve<H: Handler>(handler: &mut H, poller: &Poller) -> Result<(), Fault> {
+fn serve<H: Handler>(handler: &mut H, poller: &Poller, serving: Option<&Serving>) -> Result<(), Fault> {
     handler.start(poller)?;
     let mut events = Vec::with_capacity(BATCH);
     loop {
-        poller.wait(&mut events)?;
+        match serving {
+            Some(serving) => settle(handler, poller, &serving.0, &mut events)?,
+            None => poller.wait(&mut events, None)?,
+        }
         for event in &events {
             let (flags, data) = (event.flags, event.data);
             match data.u64() {
                 STOP => return Ok(()),
+                SETTLE => {}
                 token => handler.handle(token, flags, poller)?,
             }
         }
     }
+}
+
+/// Waits for events like [`Poller::wait`]; says before it sleeps that nothing is left to do, if that is so.
+fn settle<H: Handler>(
+    handler: &H,
+    poller: &Poller,
+    lockstep: &Lockstep,
+    events: &mut Vec<epoll::Event>,
+) -> io::Result<()> {
+    let seen = lockstep.asked();
+    lockstep.wake().clear();
+    poller.wait(events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    if !events.is_empty() {
+        return Ok(());
+    }
+    if handler.is_idle() {
+        lockstep.served(seen);
+    }
+    poller.wait(events, None)
 }
 
 /// An eventfd through which other threads wake a device thread.

@@ -174,6 +174,10 @@ impl Handler for BlockHandler {
         self.pump()
     }
 
+    fn is_idle(&self) -> bool {
+        self.free.len() == self.flights.len()
+    }
+
     fn finish(&mut self) {
         self.disk.drain();
         // What was carried out is answered: the driver has not yet been told that the device is reset.

@@ -19,7 +19,7 @@ fn setup_with(read_only: bool, features: u64, queues: u16) -> Setup {
     let file = tempfile::NamedTempFile::new().unwrap();
     let content: Vec<u8> = (0..SECTORS * 512).map(|i| (i / 512 + i % 7) as u8).collect();
     file.as_file().write_all_at(&content, 0).unwrap();
-    let config = RawConfig { path: file.path().to_path_buf(), read_only, direct: false };
+    let config = RawConfig { path: file.path().to_path_buf(), read_only, direct: false, in_order: false };
     let disk = Arc::new(RawFile::open(&config).unwrap());
     let block = BlockConfig { disk, serial: "serial-1".into(), queues }.build().unwrap();
     Setup { file, driver: Driver::ready(block, features) }
@@ -137,7 +137,7 @@ fn the_serial_number_is_told() {
 #[test]
 fn serial_numbers_that_do_not_fit_are_refused() {
     let s = setup_with(true, 0, 1);
-    let config = RawConfig { path: s.file.path().to_path_buf(), read_only: true, direct: false };
+    let config = RawConfig { path: s.file.path().to_path_buf(), read_only: true, direct: false, in_order: false };
     let disk: Arc<dyn Disk> = Arc::new(RawFile::open(&config).unwrap());
     for serial in ["123456789012345678901", "tab\t"] {
         let config = BlockConfig { disk: disk.clone(), serial: serial.into(), queues: 1 };

@@ -1,9 +1,9 @@
 //! InterruptStatus and the level of the interrupt line, kept together.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::devices::virtio::{Interrupt, lock};
+use crate::devices::virtio::{Interrupt, Lockstep, lock};
 use crate::irq::IrqLine;
 
 /// InterruptStatus bits (Virtio 1.2 §4.2.2).
@@ -15,11 +15,19 @@ pub(super) struct MmioInterrupt {
     /// Held while the line is set, so that a raise and an acknowledgement cannot leave the line at the wrong level.
     status: Mutex<u32>,
     broken: AtomicBool,
+    lockstep: Option<Arc<Lockstep>>,
 }
 
 impl MmioInterrupt {
-    pub(super) fn new(line: IrqLine) -> MmioInterrupt {
-        MmioInterrupt { line, status: Mutex::new(0), broken: AtomicBool::new(false) }
+    pub(super) fn new(line: IrqLine, lockstep: Option<Arc<Lockstep>>) -> MmioInterrupt {
+        MmioInterrupt { line, status: Mutex::new(0), broken: AtomicBool::new(false), lockstep }
+    }
+
+    /// Waits until the device has nothing left to do, if it must keep step with the vCPU.
+    pub(super) fn settle(&self) {
+        if let Some(lockstep) = &self.lockstep {
+            lockstep.settle();
+        }
     }
 
     pub(super) fn status(&self) -> u32 {
@@ -61,5 +69,9 @@ impl Interrupt for MmioInterrupt {
     fn needs_reset(&self) {
         self.broken.store(true, Ordering::Release);
         self.config_changed();
+    }
+
+    fn lockstep(&self) -> Option<Arc<Lockstep>> {
+        self.lockstep.clone()
     }
 }

@@ -19,7 +19,7 @@ use queztl_guest_memory::GuestMemory;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, Interrupt, VirtQueue, VirtioDevice, feature, lock};
+use super::{Activation, Interrupt, Lockstep, VirtQueue, VirtioDevice, feature, lock};
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
 use interrupt::MmioInterrupt;
@@ -71,6 +71,26 @@ impl MmioTransport {
         memory: Arc<GuestMemory>,
         line: IrqLine,
     ) -> Result<Arc<MmioTransport>, Error> {
+        Self::build(device, memory, line, None)
+    }
+
+    /// The same, with notifications that return when the device has nothing left to do: see [`Lockstep`]. For devices
+    /// with one thread and machines with one vCPU.
+    pub fn in_lockstep(
+        device: Arc<dyn VirtioDevice>,
+        memory: Arc<GuestMemory>,
+        line: IrqLine,
+    ) -> Result<Arc<MmioTransport>, Error> {
+        let lockstep = Lockstep::new().map_err(Error::Event)?;
+        Self::build(device, memory, line, Some(Arc::new(lockstep)))
+    }
+
+    fn build(
+        device: Arc<dyn VirtioDevice>,
+        memory: Arc<GuestMemory>,
+        line: IrqLine,
+        lockstep: Option<Arc<Lockstep>>,
+    ) -> Result<Arc<MmioTransport>, Error> {
         let sizes = device.queue_sizes();
         let queue = |size: &u16| Queue::new(*size).map_err(|_| Error::QueueSize(*size));
         let queues = sizes.iter().map(queue).collect::<Result<Vec<_>, _>>()?;
@@ -85,7 +105,7 @@ impl MmioTransport {
             queues,
             active: false,
         };
-        let interrupt = Arc::new(MmioInterrupt::new(line));
+        let interrupt = Arc::new(MmioInterrupt::new(line, lockstep));
         Ok(Arc::new(MmioTransport { device, memory, interrupt, kicks, state: Mutex::new(state) }))
     }
 
@@ -193,6 +213,7 @@ impl MmioTransport {
             tracing::warn!(device = self.device.device_type(), error, "a virtio device cannot be started");
             self.interrupt.needs_reset();
         }
+        self.interrupt.settle();
     }
 
     fn activation(&self, state: &State) -> Result<Activation, super::QueueError> {
@@ -291,6 +312,7 @@ impl BusDevice for MmioTransport {
             reg::QUEUE_NOTIFY => {
                 if let Some(kick) = self.kicks.get(value as usize) {
                     let _ = kick.write(1);
+                    self.interrupt.settle();
                 }
             }
             reg::INTERRUPT_ACK => self.interrupt.acknowledge(value),

@@ -28,3 +28,15 @@ fn a_request_with_nothing_to_fill_comes_back_empty() {
 fn broken_rings_stop_the_device_until_it_is_reset() {
     Driver::new(Rng::new()).every_broken_ring_stops_the_device(0, 0);
 }
+
+#[test]
+fn repeatable_devices_give_the_same_bytes_and_others_do_not() {
+    let bytes = |rng| {
+        let mut driver = Driver::ready(rng, 0);
+        let (_, parts) = driver.call(0, &[Part::Write(32)]);
+        driver.read(parts[0], 32)
+    };
+    assert_eq!(bytes(Rng::repeatable(7)), bytes(Rng::repeatable(7)));
+    assert_ne!(bytes(Rng::repeatable(7)), bytes(Rng::repeatable(8)));
+    assert_ne!(bytes(Rng::new()), bytes(Rng::new()));
+}

@@ -1,0 +1,49 @@
+//! Time made of instructions: a guest runs the same way every time.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::queztl;
+use queztl_guest_image::{self as image, Profile, Silent, Store};
+
+/// What differs as soon as anything took a different moment: counters, deadlines to the nanosecond, random numbers, the
+/// disk's answers, and the kernel's log with its times.
+const LOOK: &str = "cat /proc/interrupts /proc/stat /proc/timer_list /proc/sys/kernel/random/uuid; \
+                    md5sum /dev/vda; dd if=/dev/urandom of=/dev/vda bs=4k count=64 conv=fsync 2>/dev/null; \
+                    md5sum /dev/vda; date; dmesg";
+
+/// The small kernel built on this host, and its RAM disk.
+fn boot() -> Option<(PathBuf, PathBuf)> {
+    let store = Store::open().ok()?;
+    let kernels = image::kernels_in(&store).ok()?;
+    let kernel = kernels.into_iter().find(|kernel| kernel.info.profile == Profile::Minimal)?;
+    let rootfs = image::rootfs::build(&store, &[], &mut Silent).ok()?;
+    Some((kernel.vmlinux, rootfs.initramfs))
+}
+
+fn run(kernel: &Path, initrd: &Path, disk: &Path) -> String {
+    std::fs::write(disk, vec![0x5a; 1 << 20]).unwrap();
+    let mut command = queztl();
+    command.args(["run", "--accel", "soft,clock=instructions", "--timeout", "100"]);
+    command.arg("--disk").arg(disk).arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
+    let output = command.args(["--append", &format!("console=ttyS0 quiet queztl.run=\"{LOOK}\"")]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn instruction_counted_runs_are_identical() {
+    let Some((kernel, initrd)) = boot() else {
+        return eprintln!("skipped: no guest kernel; build one: queztl-hv kernel build");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+
+    let first = run(&kernel, &initrd, &disk);
+    let second = run(&kernel, &initrd, &disk);
+
+    assert!(first.contains("/dev/vda") && first.contains("Timer List Version"), "the commands ran: {first}");
+    assert_eq!(first.lines().zip(second.lines()).find(|(a, b)| a != b), None);
+    assert_eq!(first.len(), second.len());
+}
