@@ -2,8 +2,8 @@
 //!
 //! An accelerator hands every access that is not RAM to the board, on the vCPU's own thread.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bus::Bus;
 use crate::clock::Clock;

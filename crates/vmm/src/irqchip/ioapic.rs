@@ -65,6 +65,13 @@ impl IoApic {
         pins.into_iter().filter_map(|pin| self.service(pin)).collect()
     }
 
+    /// The level-triggered inputs that are not masked, with their messages.
+    pub(super) fn level_inputs(&self) -> impl Iterator<Item = (u32, Message)> + '_ {
+        let level = |entry: u64| entry & (LEVEL | MASKED) == LEVEL;
+        let inputs = (0..).zip(self.entries).filter(move |(_, entry)| level(*entry));
+        inputs.filter_map(|(pin, entry)| Some((pin, message(entry)?)))
+    }
+
     pub(super) fn read(&self, offset: u64) -> u32 {
         match offset {
             SELECT => self.select,

@@ -19,6 +19,7 @@
 //! of the same number, but IRQ 0 on input 2), 16..=63 are I/O APIC inputs only.
 
 mod cell;
+mod external;
 mod ioapic;
 mod lapic;
 mod message;
@@ -28,7 +29,7 @@ mod tests;
 mod vectors;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use queztl_soft_cpu::platform::{Accepts, Event};
 
@@ -44,6 +45,7 @@ use crate::layout::IOAPIC_BASE;
 use crate::timers::Timers;
 
 pub use self::cell::Waker;
+pub use self::external::{LocalApics, Msi};
 pub use self::lapic::APIC_TIMER_HZ;
 
 /// The most vCPUs the controllers serve: physical destinations of the I/O APIC have eight bits.
@@ -71,6 +73,10 @@ pub struct IrqChip {
     pic_output: AtomicBool,
     /// Where the search for the lowest priority starts, so that equals take turns.
     turn: AtomicU32,
+    /// Local APICs that take the place of `lapics`.
+    external: OnceLock<Arc<dyn LocalApics>>,
+    /// Held while `external` is told about inputs.
+    announcing: Mutex<()>,
 }
 
 impl IrqChip {
@@ -97,6 +103,8 @@ impl IrqChip {
                 pics: Mutex::new(PicPair::new()),
                 pic_output: AtomicBool::new(false),
                 turn: AtomicU32::new(0),
+                external: OnceLock::new(),
+                announcing: Mutex::new(()),
             }
         })
     }
@@ -303,6 +311,10 @@ impl IrqChip {
     }
 
     fn raise_lint0(&self, rising: bool) {
+        if self.external.get().is_some() {
+            // Only the first processor is wired to the pair.
+            return self.lapics[0].wake();
+        }
         for lapic in &self.lapics {
             let new = lapic.takes_ext_int()
                 || (rising && lapic.lint0_makes_messages() && lapic.with(|lapic| lapic.local_pin(reg::LVT_LINT0)));
@@ -337,6 +349,9 @@ impl IrqChip {
     }
 
     fn deliver(&self, message: Message, sender: Option<u32>) {
+        if let Some(apics) = self.external.get() {
+            return message.to_msi().into_iter().for_each(|msi| apics.send(msi));
+        }
         if message.mode == Mode::LowestPriority {
             if let Some(index) = self.lowest_priority(message.destination, sender) {
                 self.receive(index, message);
@@ -481,6 +496,7 @@ impl BusDevice for IoApicPage {
         let len = data.len().min(4);
         value[..len].copy_from_slice(&data[..len]);
         let messages = self.0.lock_ioapic().write(offset, u32::from_le_bytes(value));
+        self.0.announce_level_inputs();
         self.0.deliver_all(messages);
     }
 }

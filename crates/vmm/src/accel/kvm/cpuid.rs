@@ -33,17 +33,8 @@ mod bit {
     pub const UNCARRIED_LEAF7_EBX: u32 =
         1 << 14 | 1 << 16 | 1 << 17 | 1 << 21 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
     /// Leaf 7, ECX: AVX-512 (VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ), protection keys, WAITPKG, shadow stacks, LA57, PKS.
-    pub const UNCARRIED_LEAF7_ECX: u32 = 1 << 1
-        | 1 << 3
-        | 1 << 4
-        | 1 << 5
-        | 1 << 6
-        | 1 << 7
-        | 1 << 11
-        | 1 << 12
-        | 1 << 14
-        | 1 << 16
-        | 1 << 31;
+    pub const UNCARRIED_LEAF7_ECX: u32 =
+        1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 16 | 1 << 31;
     /// Leaf 7, EDX: AVX-512 (4VNNIW, 4FMAPS, VP2INTERSECT, FP16), user interrupts, branch tracking, AMX.
     pub const UNCARRIED_LEAF7_EDX: u32 =
         1 << 2 | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 25;
@@ -87,7 +78,8 @@ impl Policy {
     /// Processors whose ring 0 the host's kernel emulates.
     pub fn emulated(supported: &CpuId, config: &CpuidConfig) -> Policy {
         let mut table = CpuidPolicy::new(config);
-        let places: Vec<_> = table.leaves().map(|(place, _)| place).filter(|place| !is_beyond_emulation(*place)).collect();
+        let places: Vec<_> =
+            table.leaves().map(|(place, _)| place).filter(|place| !is_beyond_emulation(*place)).collect();
         for (leaf, subleaf) in &places {
             let host = find(supported, *leaf, *subleaf);
             table.edit(*leaf, *subleaf, |result| intersect((*leaf, *subleaf), result, host));

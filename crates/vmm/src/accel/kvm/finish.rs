@@ -12,11 +12,7 @@ use crate::accel::soft::BoardPlatform;
 use crate::board::Board;
 
 /// What the software CPUs of one machine share.
-pub(super) fn shared(
-    ram: Arc<GuestRam>,
-    board: Arc<Board>,
-    config: &CpuidConfig,
-) -> Result<Arc<Shared>, Error> {
+pub(super) fn shared(ram: Arc<GuestRam>, board: Arc<Board>, config: &CpuidConfig) -> Result<Arc<Shared>, Error> {
     // All it can do, whatever the guest was told: KVM has let the guest come this far.
     let cpuid = CpuidPolicy::new(config);
     let platform = Arc::new(BoardPlatform::new(board));

@@ -7,16 +7,20 @@
 //! - an instruction that this host's KVM cannot execute is finished by the software CPU, exception and all. Hosts that
 //!   emulate ring 0 need that; how often it happened is counted.
 //!
-//! The interrupt controllers are those of [`crate::irqchip`], in user space, so that interrupts can cross nodes: local
-//! APIC registers (memory or MSRs), TSC deadline and paravirtual clock come as exits; HLT parks the thread.
+//! Interrupt controllers ([`Controllers`]): the PIC pair and the I/O APIC are those of [`crate::irqchip`]. On hardware
+//! virtualization the local APICs are the kernel's: timers, inter-processor interrupts, HLT, INIT and start-up do not
+//! leave it. Elsewhere, and wherever interrupts must cross nodes, they are those of [`crate::irqchip`] too: their
+//! registers (memory or MSRs) and the TSC deadline come as exits then, and HLT parks the thread.
 //!
 //! ```text
 //! mod.rs ── vm.rs: memory slots (memory.rs), MSR filter (msrs.rs), processor features (cpuid.rs)
+//!              ├── apics.rs: messages to the kernel's local APICs
 //!              └── vcpu.rs: the loop ── page.rs: exits ── kick.rs: other threads
 //!                      ├── transfer.rs: State <-> KVM (registers.rs, fpu.rs, msrs.rs)
 //!                      └── finish.rs: the software CPU
 //! ```
 
+mod apics;
 mod cpuid;
 mod finish;
 mod fpu;
@@ -42,10 +46,20 @@ use crate::board::Board;
 pub use memory::DirtyPages;
 pub use vm::KvmVm;
 
+/// Who keeps the local APICs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Controllers {
+    /// The host's kernel.
+    Kernel,
+    /// [`crate::irqchip`].
+    User,
+}
+
 /// Runs guests on the host's KVM.
 pub struct Kvm {
     device: kvm_ioctls::Kvm,
     native: bool,
+    controllers: Controllers,
 }
 
 impl Kvm {
@@ -60,12 +74,20 @@ impl Kvm {
         }
         let device =
             kvm_ioctls::Kvm::new().map_err(|error| Error::Kvm { step: "opening /dev/kvm", source: error.into() })?;
-        Ok(Kvm { device, native })
+        // Kernels that emulate ring 0 have been seen to forget which interrupts are in service.
+        let kernel = native && device.check_extension(kvm_ioctls::Cap::SplitIrqchip);
+        let controllers = if kernel { Controllers::Kernel } else { Controllers::User };
+        Ok(Kvm { device, native, controllers })
+    }
+
+    /// The same with other controllers than the default: the kernel's on hardware virtualization, else our own.
+    pub fn with_controllers(self, controllers: Controllers) -> Kvm {
+        Kvm { controllers, ..self }
     }
 
     /// Makes a machine; see [`Accelerator::create_vm`].
     pub fn create(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<KvmVm, Error> {
-        KvmVm::new(&self.device, self.native, ram, board, vcpus)
+        KvmVm::new(self, ram, board, vcpus)
     }
 }
 

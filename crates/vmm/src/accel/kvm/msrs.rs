@@ -5,6 +5,7 @@ use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, Vc
 use queztl_soft_cpu::State;
 use queztl_soft_cpu::state::Msrs;
 
+use super::Controllers;
 use crate::irqchip::{MSR_APIC_BASE, MSR_TSC_DEADLINE};
 use crate::kvmclock::{MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_WALL_CLOCK_OLD};
 
@@ -51,12 +52,11 @@ pub(super) struct MsrSet {
 impl MsrSet {
     /// Asks `vcpu` which registers it has.
     pub fn of(vcpu: &VcpuFd) -> MsrSet {
-        let there = |index: &u32| matches!(read(vcpu, &[*index]).as_deref(), Ok([_]));
         let others = OTHER.iter().map(|(index, _)| *index);
         let ranges = MTRR_FIXED.into_iter().chain(MTRR_VARIABLE..MTRR_VARIABLE + 16);
         MsrSet {
-            system: SYSTEM.iter().map(|(index, _)| *index).filter(there).collect(),
-            other: others.chain(ranges).filter(there).collect(),
+            system: existing(vcpu, SYSTEM.iter().map(|(index, _)| *index).collect()),
+            other: existing(vcpu, others.chain(ranges).collect()),
         }
     }
 
@@ -99,6 +99,17 @@ impl MsrSet {
     }
 }
 
+/// Those of `indices` that the vCPU has. The kernel stops at the first that it has not.
+fn existing(vcpu: &VcpuFd, mut indices: Vec<u32>) -> Vec<u32> {
+    while let Ok(found) = read(vcpu, &indices) {
+        if found.len() >= indices.len() {
+            return indices;
+        }
+        indices.remove(found.len());
+    }
+    Vec::new()
+}
+
 /// Where `index` is kept.
 fn place(msrs: &mut Msrs, index: u32) -> Option<&mut u64> {
     if let Some((_, field)) = SYSTEM.iter().chain(&OTHER).find(|(number, _)| *number == index) {
@@ -122,19 +133,23 @@ pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>,
     Ok(buffer.as_slice().iter().take(count).copied().collect())
 }
 
-/// Sends the guest's accesses to the board's own registers to user space. Those of the x2APIC cannot be filtered, and
-/// come by themselves: without a local APIC in the kernel they are unknown there.
-pub(super) fn filter(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+/// Sends the guest's accesses to the board's own registers to user space: the paravirtual clock's, and the local APIC's
+/// unless the kernel keeps it. Those of the x2APIC cannot be filtered, and come by themselves: without a local APIC in
+/// the kernel they are unknown there.
+pub(super) fn filter(vm: &VmFd, controllers: Controllers) -> Result<(), kvm_ioctls::Error> {
     // A clear bit denies the kernel the register.
     const DENIED: [u8; 1] = [0];
-    let registers =
-        [MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_SYSTEM_TIME];
-    let ranges = registers.map(|base| MsrFilterRange {
+    let mut registers = vec![MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_SYSTEM_TIME];
+    if controllers == Controllers::User {
+        registers.extend([MSR_APIC_BASE, MSR_TSC_DEADLINE]);
+    }
+    let range = |base| MsrFilterRange {
         flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
         base,
         msr_count: 1,
         bitmap: &DENIED,
-    });
+    };
+    let ranges: Vec<_> = registers.into_iter().map(range).collect();
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
 }
 

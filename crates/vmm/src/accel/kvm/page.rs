@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
-    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR,
-    KVM_EXIT_X86_WRMSR, kvm_run,
+    KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, kvm_run,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -18,11 +18,31 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
     /// `count` accesses of `size` bytes each, whose data lie in the shared page at `offset`.
-    Port { port: u16, size: usize, count: usize, offset: usize, write: bool },
+    Port {
+        port: u16,
+        size: usize,
+        count: usize,
+        offset: usize,
+        write: bool,
+    },
     /// One access of `len` bytes, 1..=8.
-    Mmio { address: u64, len: usize, data: [u8; 8], write: bool },
-    ReadMsr { index: u32 },
-    WriteMsr { index: u32, value: u64 },
+    Mmio {
+        address: u64,
+        len: usize,
+        data: [u8; 8],
+        write: bool,
+    },
+    ReadMsr {
+        index: u32,
+    },
+    WriteMsr {
+        index: u32,
+        value: u64,
+    },
+    /// The guest ended a level-triggered interrupt; the I/O APIC must know.
+    EndOfInterrupt {
+        vector: u8,
+    },
     /// HLT; interrupts may be off.
     Halted,
     /// The interrupt window opened, CR8 changed, or nothing at all: look at everything again.
@@ -30,9 +50,14 @@ pub(super) enum Exit {
     /// Triple fault.
     Shutdown,
     /// KVM could not go on: the instruction at hand is one it cannot execute, or worse.
-    InternalError { suberror: u32, data: [u64; 4] },
+    InternalError {
+        suberror: u32,
+        data: [u64; 4],
+    },
     /// The hardware refused the registers.
-    FailEntry { reason: u64 },
+    FailEntry {
+        reason: u64,
+    },
     /// Something that cannot happen to this machine.
     Other(u32),
 }
@@ -56,9 +81,8 @@ impl RunPage {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
         // SAFETY: a new mapping at an address of the host kernel's choice touches nothing that exists.
-        let start = unsafe {
-            mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, vcpu, 0)?
-        };
+        let start =
+            unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, vcpu, 0)? };
         Ok(RunPage { start: start.cast(), len })
     }
 
@@ -157,6 +181,8 @@ impl RunPage {
                 let msr = unsafe { detail.msr };
                 Exit::WriteMsr { index: msr.index, value: msr.data }
             }
+            // SAFETY: as above.
+            KVM_EXIT_IOAPIC_EOI => Exit::EndOfInterrupt { vector: unsafe { detail.eoi.vector } },
             KVM_EXIT_HLT => Exit::Halted,
             KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_SET_TPR | KVM_EXIT_INTR => Exit::Look,
             KVM_EXIT_SHUTDOWN => Exit::Shutdown,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::state::{Segment, Table, seg};
+use queztl_soft_cpu::state::{Activity, Segment, Table, seg};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -76,8 +76,15 @@ struct Bench {
 impl Bench {
     /// A machine with `code` in memory, or nothing where the host has no KVM.
     fn new(code: &[u8], vcpus: u32) -> Option<Bench> {
+        Bench::with(code, vcpus, None)
+    }
+
+    fn with(code: &[u8], vcpus: u32, controllers: Option<Controllers>) -> Option<Bench> {
         let kvm = match Kvm::open(KvmSupport::probe()) {
-            Ok(kvm) => kvm,
+            Ok(kvm) => match controllers {
+                Some(controllers) => kvm.with_controllers(controllers),
+                None => kvm,
+            },
             Err(error) => {
                 println!("skipped: {error}");
                 return None;
@@ -91,6 +98,7 @@ impl Bench {
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         ports.insert(0xe9, 1, recorder.clone()).unwrap();
         mmio.insert(DEVICE, 8, recorder.clone()).unwrap();
+        irqchip.insert_into(&mut ports, &mut mmio).unwrap();
         let kvmclock = KvmClock::new(ram.memory().clone(), clock.clone(), vcpus);
         let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events: Arc::new(NoEvents) };
         let board = Arc::new(Board::new(parts));
@@ -119,6 +127,11 @@ impl Bench {
             let entry = page << 21 | LARGE | PRESENT_WRITABLE_USER;
             self.put(TABLES + 0x2000 + page * 8, &entry.to_le_bytes());
         }
+        // The local APICs' registers, in the fourth GiB.
+        const APIC_TABLE: u64 = 0xa000;
+        self.put(TABLES + 0x1000 + 3 * 8, &(APIC_TABLE | PRESENT_WRITABLE_USER).to_le_bytes());
+        let apic = LAPIC_BASE | LARGE | PRESENT_WRITABLE_USER;
+        self.put(APIC_TABLE + (LAPIC_BASE >> 21 & 0x1ff) * 8, &apic.to_le_bytes());
         self.put(GDT + 8, &0x00af_9b00_0000_ffff_u64.to_le_bytes());
     }
 
@@ -135,6 +148,11 @@ impl Bench {
         let state = long_mode(vcpu.state());
         vcpu.set_state(&state);
         vcpu
+    }
+
+    /// Raises a legacy interrupt line.
+    fn raise(&self, line: u32) {
+        crate::irq::InterruptSink::set_level(self.board.irqchip(), line, true);
     }
 
     fn said(&self) -> Vec<u8> {
@@ -268,54 +286,85 @@ fn wait_for(what: impl Fn() -> bool) {
     }
 }
 
+/// `mov edi, register; mov dword [rdi], value`, for the local APIC.
+fn apic_write(register: u32, value: u32) -> Vec<u8> {
+    let address = (LAPIC_BASE as u32 + register).to_le_bytes();
+    code(&[&[0xbf], &address, &[0xc7, 0x07], &value.to_le_bytes()])
+}
+
+const BOTH: [Controllers; 2] = [Controllers::User, Controllers::Kernel];
+
 #[test]
 fn an_interrupt_wakes_a_halted_vcpu() {
     const VECTOR: u8 = 0x40;
+    // software-enable; say; sti; hlt; say; ud2
+    let program = code(&[&apic_write(0xf0, 0x1ff), &say(b'0'), &[0xfb, 0xf4], &say(b'b'), &UD2]);
+    for controllers in BOTH {
+        let Some(bench) = Bench::with(&program, 1, Some(controllers)) else { return };
+        bench.handle(VECTOR, &code(&[&say(b'a'), &[0x48, 0xcf]]));
+        bench.put(GDT + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
+        let mut vcpu = bench.start();
+        with_idt(&mut vcpu);
+        let runner = std::thread::spawn(move || {
+            let exit = vcpu.run();
+            (exit, vcpu.state().rip)
+        });
+        wait_for(|| bench.said() == b"0");
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(bench.said(), b"0", "nothing happens without an interrupt");
+        bench.board.irqchip().send_msi(LAPIC_BASE, u32::from(VECTOR));
+        wait_for(|| bench.said().len() == 3);
+        // There is a table, but no gate for UD2's exception, nor for what follows.
+        let (exit, rip) = runner.join().unwrap();
+        let end = CODE + program.len() as u64 - 2;
+        assert_eq!((exit, rip, bench.said()), (VcpuExit::Shutdown, end, b"0ab".to_vec()), "{controllers:?}");
+    }
+}
+
+#[test]
+fn the_pic_interrupts_the_first_vcpu() {
     // sti; hlt; say; ud2
-    let Some(bench) = Bench::new(&code(&[&[0xfb, 0xf4], &say(b'b'), &UD2]), 1) else { return };
-    bench.handle(VECTOR, &code(&[&say(b'a'), &[0x48, 0xcf]]));
-    bench.put(GDT + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
-    let mut vcpu = bench.start();
-    with_idt(&mut vcpu);
-    bench.board.mmio_write(0, LAPIC_BASE + 0xf0, &0x1ff_u32.to_le_bytes());
-    let runner = std::thread::spawn(move || {
-        let exit = vcpu.run();
-        (exit, vcpu.state().rip)
-    });
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(bench.said().is_empty(), "nothing happens without an interrupt");
-    bench.board.irqchip().send_msi(LAPIC_BASE, u32::from(VECTOR));
-    wait_for(|| !bench.said().is_empty());
-    // The table is there, but not the gate for UD2's exception, nor those for what follows.
-    let (exit, rip) = runner.join().unwrap();
-    assert_eq!((exit, rip, bench.said()), (VcpuExit::Shutdown, CODE + 6, b"ab".to_vec()));
+    let program = code(&[&[0xfb, 0xf4], &say(b'b'), &UD2]);
+    for controllers in BOTH {
+        let Some(bench) = Bench::with(&program, 1, Some(controllers)) else { return };
+        bench.handle(0x24, &code(&[&say(b'a'), &[0x48, 0xcf]]));
+        bench.put(GDT + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
+        let mut vcpu = bench.start();
+        with_idt(&mut vcpu);
+        // Vectors from 0x20, everything unmasked.
+        for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] {
+            bench.board.port_write(port, &[value]);
+        }
+        let runner = std::thread::spawn(move || vcpu.run());
+        std::thread::sleep(Duration::from_millis(5));
+        bench.raise(4);
+        wait_for(|| bench.said() == b"ab");
+        assert_eq!(runner.join().unwrap(), VcpuExit::Shutdown, "{controllers:?}");
+    }
 }
 
 #[test]
 fn init_and_start_up_bring_a_second_vcpu_to_real_mode() {
-    let Some(bench) = Bench::new(&UD2, 2) else { return };
-    // mov ax, cs; out 0xe9, al; mov al, ah; out 0xe9, al; cli; hlt
-    bench.put(0x9000, &[0x8c, 0xc8, 0xe6, 0xe9, 0x88, 0xe0, 0xe6, 0xe9, 0xfa, 0xf4]);
-    let mut second = bench.vm.create_vcpu(1).unwrap();
-    let handle = second.handle();
-    let runner = std::thread::spawn(move || {
-        let exit = second.run();
-        (exit, second.state())
-    });
-    let icr = |low: u32| {
-        bench.board.mmio_write(0, LAPIC_BASE + 0x310, &(1_u32 << 24).to_le_bytes());
-        bench.board.mmio_write(0, LAPIC_BASE + 0x300, &low.to_le_bytes());
-    };
-    icr(0x4500);
-    std::thread::sleep(Duration::from_millis(5));
-    assert!(bench.said().is_empty());
-    icr(0x4609);
-    wait_for(|| bench.said().len() == 2);
-    std::thread::sleep(Duration::from_millis(5));
-    handle.stop();
-    let (exit, state) = runner.join().unwrap();
-    assert_eq!((exit, bench.said()), (VcpuExit::Stopped, vec![0x00, 0x09]));
-    assert_eq!((state.rip, state.activity), (10, queztl_soft_cpu::state::Activity::Halted));
+    // To vCPU 1: INIT, then start-up at page 9; cli; hlt
+    let parts = [apic_write(0x310, 1 << 24), apic_write(0x300, 0x4500), apic_write(0x300, 0x4609), vec![0xfa, 0xf4]];
+    for controllers in BOTH {
+        let Some(bench) = Bench::with(&parts.concat(), 2, Some(controllers)) else { return };
+        // mov ax, cs; out 0xe9, al; mov al, ah; out 0xe9, al; cli; hlt
+        bench.put(0x9000, &[0x8c, 0xc8, 0xe6, 0xe9, 0x88, 0xe0, 0xe6, 0xe9, 0xfa, 0xf4]);
+        let mut second = bench.vm.create_vcpu(1).unwrap();
+        let mut first = bench.start();
+        assert_eq!(second.state().activity, Activity::WaitForStartup);
+        let handles = [first.handle(), second.handle()];
+        let first = std::thread::spawn(move || first.run());
+        let second = std::thread::spawn(move || (second.run(), second.state()));
+        wait_for(|| bench.said().len() == 2);
+        std::thread::sleep(Duration::from_millis(20));
+        handles.iter().for_each(|handle| handle.stop());
+        let (exit, state) = second.join().unwrap();
+        assert_eq!((exit, bench.said()), (VcpuExit::Stopped, vec![0x00, 0x09]), "{controllers:?}");
+        assert_eq!((state.rip, state.activity), (10, Activity::Halted), "{controllers:?}");
+        assert_eq!(first.join().unwrap(), VcpuExit::Stopped);
+    }
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! All registers of a vCPU, out of KVM and back.
 
 use kvm_bindings::{
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_vcpu_events, kvm_xcr, kvm_xcrs,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_mp_state, kvm_vcpu_events, kvm_xcr, kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
 use queztl_soft_cpu::State;
+use queztl_soft_cpu::state::Activity;
 
 use super::msrs::{Extent, MsrSet};
 use super::{fpu, registers};
@@ -72,6 +74,26 @@ impl Transfer<'_> {
         Ok(())
     }
 
+    /// Whether the vCPU runs, sleeps or waits; for vCPUs whose local APIC the kernel keeps.
+    pub fn activity(&self) -> Result<Activity, Error> {
+        let state = self.vcpu.get_mp_state().map_err(failed("reading a vCPU's activity"))?;
+        Ok(match state.mp_state {
+            KVM_MP_STATE_HALTED => Activity::Halted,
+            KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => Activity::WaitForStartup,
+            _ => Activity::Running,
+        })
+    }
+
+    /// Sets what [`Transfer::activity`] gives.
+    pub fn set_activity(&self, activity: Activity) -> Result<(), Error> {
+        let mp_state = match activity {
+            Activity::Running => KVM_MP_STATE_RUNNABLE,
+            Activity::Halted => KVM_MP_STATE_HALTED,
+            Activity::WaitForStartup => KVM_MP_STATE_UNINITIALIZED,
+        };
+        self.vcpu.set_mp_state(kvm_mp_state { mp_state }).map_err(failed("setting a vCPU's activity"))
+    }
+
     fn store_masks(&self, state: &State) -> Result<(), kvm_ioctls::Error> {
         // Interrupt shadow by MOV SS and by STI; the latter is the weaker one.
         const BY_STI: u8 = 2;
@@ -84,8 +106,10 @@ impl Transfer<'_> {
 
     /// Forgets interrupts and exceptions that were on their way: the vCPU is reset.
     pub fn forget_events(&self) -> Result<(), Error> {
-        let events =
-            kvm_vcpu_events { flags: KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING, ..Default::default() };
+        let events = kvm_vcpu_events {
+            flags: KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING,
+            ..Default::default()
+        };
         self.vcpu.set_vcpu_events(&events).map_err(failed("resetting a vCPU"))
     }
 }

@@ -12,12 +12,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt,
+};
 use kvm_ioctls::VcpuFd;
 use queztl_soft_cpu::State;
 use queztl_soft_cpu::platform::{Accepts, Event};
 use queztl_soft_cpu::state::Activity;
 
+use super::Controllers;
 use super::finish::{Finisher, TripleFault};
 use super::kick::{Kick, STOP};
 use super::msrs::{Extent, MsrSet};
@@ -25,7 +28,7 @@ use super::page::{Exit, RunPage};
 use super::transfer::Transfer;
 use super::vm::Inner;
 use crate::accel::{Error, Vcpu, VcpuExit, VcpuHandle};
-use crate::irqchip::MSR_APIC_BASE;
+use crate::irqchip::{IrqChip, MSR_APIC_BASE};
 
 /// Completing one device access can lead to this many more: an instruction accesses at most a few.
 const MOST_COMPLETIONS: usize = 64;
@@ -73,7 +76,9 @@ impl KvmVcpu {
         let msrs = vm.msrs.get_or_init(|| MsrSet::of(&fd)).clone();
         let tsc_adjust = set_counter(&fd, vm.tsc_start, vm.native);
         vm.board.set_tsc_adjust(id, tsc_adjust);
-        let activity = if id == 0 { Activity::Running } else { Activity::WaitForStartup };
+        // The kernel knows itself which vCPUs wait for their start.
+        let waits = id != 0 && vm.controllers == Controllers::User;
+        let activity = if waits { Activity::WaitForStartup } else { Activity::Running };
         Ok(KvmVcpu {
             id,
             fd,
@@ -95,16 +100,25 @@ impl KvmVcpu {
 
     fn load(&self, extent: Extent) -> Result<State, Error> {
         let mut state = self.transfer().load(extent)?;
-        state.activity = self.activity;
+        state.activity = if self.in_kernel() { self.transfer().activity()? } else { self.activity };
         state.msrs.tsc_adjust = self.tsc_adjust;
         Ok(state)
     }
 
     fn store(&mut self, before: &State, state: &State, extent: Extent) -> Result<(), Error> {
         self.transfer().store_changes(before, state, extent)?;
-        self.activity = state.activity;
+        if !self.in_kernel() {
+            self.activity = state.activity;
+        } else if before.activity != state.activity {
+            self.transfer().set_activity(state.activity)?;
+        }
         self.stale = true;
         Ok(())
+    }
+
+    /// Whether the kernel keeps the local APIC, and with it HLT and the start of processors.
+    fn in_kernel(&self) -> bool {
+        self.vm.controllers == Controllers::Kernel
     }
 
     fn run_to_exit(&mut self) -> Result<VcpuExit, Error> {
@@ -132,9 +146,13 @@ impl KvmVcpu {
     fn enter(&mut self) -> Result<bool, Error> {
         let chip = self.vm.board.irqchip();
         let priority = chip.task_priority(self.id);
-        self.page.set_cr8(priority);
-        let waiting = !self.can_take_interrupt() && chip.has_event(self.id);
-        self.page.request_interrupt_window(waiting);
+        let pending = if self.in_kernel() {
+            self.id == 0 && chip.pic_pending()
+        } else {
+            self.page.set_cr8(priority);
+            chip.has_event(self.id)
+        };
+        self.page.request_interrupt_window(pending && !self.can_take_interrupt());
         if !self.kick.enter() {
             return Ok(false);
         }
@@ -142,7 +160,7 @@ impl KvmVcpu {
         self.kick.leave();
         self.stale = false;
         self.completing = false;
-        if self.page.cr8() != priority {
+        if !self.in_kernel() && self.page.cr8() != priority {
             self.vm.board.irqchip().set_task_priority(self.id, self.page.cr8());
         }
         match result {
@@ -158,14 +176,24 @@ impl KvmVcpu {
 
     /// Takes everything that the controllers have for this vCPU now.
     fn take_events(&mut self) -> Result<Next, Error> {
-        let running = self.activity != Activity::WaitForStartup;
+        if self.in_kernel() {
+            return self.take_pic().map(|()| Next::Again);
+        }
         loop {
+            let running = self.activity != Activity::WaitForStartup;
             let accepts = Accepts { interrupts: running && self.can_take_interrupt(), nmi: running };
+            // Until there is nothing left: whoever sent an event has notified once, and may not do so again.
             let Some(event) = self.vm.board.irqchip().take_event(self.id, accepts) else { break };
             match event {
                 Event::Interrupt(vector) => self.inject(vector)?,
                 Event::Nmi => self.fd.nmi().map_err(failed("injecting an NMI"))?,
-                Event::Init | Event::Startup(_) => return self.reset(event),
+                Event::Startup(_) if running => continue,
+                Event::Init | Event::Startup(_) => {
+                    if let Next::Return(exit) = self.reset(event)? {
+                        return Ok(Next::Return(exit));
+                    }
+                    continue;
+                }
             }
             self.activity = Activity::Running;
         }
@@ -178,6 +206,15 @@ impl KvmVcpu {
             self.activity = Activity::Running;
         }
         Ok(Next::Again)
+    }
+
+    /// Takes the PIC pair's interrupt: all that the kernel's local APICs do not know of.
+    fn take_pic(&mut self) -> Result<(), Error> {
+        let chip = self.vm.board.irqchip();
+        let ready = self.id == 0 && chip.pic_pending() && self.can_take_interrupt();
+        // Asking acknowledges: not before the guest can take it.
+        let vector = if ready { chip.take_pic() } else { None };
+        vector.map_or(Ok(()), |vector| self.inject(vector))
     }
 
     fn inject(&mut self, vector: u8) -> Result<(), Error> {
@@ -212,6 +249,7 @@ impl KvmVcpu {
         let exit = self.page.exit();
         match exit {
             Exit::Look => {}
+            Exit::EndOfInterrupt { vector } => self.vm.board.irqchip().end_of_interrupt(vector),
             Exit::Halted => self.activity = Activity::Halted,
             Exit::Shutdown => return Ok(Next::Return(VcpuExit::Shutdown)),
             Exit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, .. } => return self.finish_instruction(),
@@ -240,6 +278,10 @@ impl KvmVcpu {
             Exit::Mmio { address, len, mut data, write: false } => {
                 board.mmio_read(self.id, address, &mut data[..len]);
                 self.page.answer_mmio(data);
+            }
+            // The kernel asks only for what its own local APIC refuses.
+            Exit::ReadMsr { index } | Exit::WriteMsr { index, .. } if self.in_kernel() && IrqChip::owns_msr(index) => {
+                self.page.answer_write(false);
             }
             Exit::ReadMsr { index } => self.page.answer_read(board.msr_read(self.id, index)),
             Exit::WriteMsr { index, value } => {

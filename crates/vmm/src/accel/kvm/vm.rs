@@ -12,12 +12,14 @@ use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::Shared;
 use queztl_soft_cpu::cpuid::CpuidConfig;
 
+use super::apics::{self, KernelApics};
 use super::cpuid::Policy;
 use super::finish;
 use super::kick::Kick;
 use super::memory::{DirtyPages, Slots};
 use super::msrs::{self, MsrSet};
 use super::vcpu::KvmVcpu;
+use super::{Controllers, Kvm};
 use crate::accel::{Error, Vcpu, Vm};
 use crate::board::Board;
 
@@ -44,6 +46,7 @@ pub(super) struct Inner {
     /// What the host's time-stamp counter showed when the machine's was zero.
     pub tsc_start: u64,
     pub native: bool,
+    pub controllers: Controllers,
     /// Made when the first instruction needs it.
     soft: Mutex<Option<Arc<Shared>>>,
     /// Instructions that the software CPU finished.
@@ -51,25 +54,23 @@ pub(super) struct Inner {
 }
 
 impl KvmVm {
-    pub(super) fn new(
-        device: &kvm_ioctls::Kvm,
-        native: bool,
-        ram: Arc<GuestRam>,
-        board: Arc<Board>,
-        vcpus: u32,
-    ) -> Result<KvmVm, Error> {
+    pub(super) fn new(kvm: &Kvm, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<KvmVm, Error> {
         let failed = |step| move |error: kvm_ioctls::Error| Error::Kvm { step, source: error.into() };
+        let Kvm { device, native, controllers } = kvm;
+        let (native, controllers) = (*native, *controllers);
         let tsc_start = board.clock().host_tsc_start().ok_or(Error::KvmCounter)?;
         let fd = device.create_vm().map_err(failed("creating the machine"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(failed("placing the identity map"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(failed("placing the task state segment"))?;
-        exit_on_msrs(&fd).map_err(failed("taking over model-specific registers"))?;
+        if controllers == Controllers::Kernel {
+            apics::keep_in_kernel(&fd).map_err(failed("making interrupt controllers"))?;
+        }
+        exit_on_msrs(&fd, controllers).map_err(failed("taking over model-specific registers"))?;
         let slots = Slots::new(&fd, ram).map_err(failed("giving it memory"))?;
         let supported =
             device.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("asking for processor features"))?;
         let config = CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() };
-        let policy =
-            if native { Policy::hardware(&supported, &config) } else { Policy::emulated(&supported, &config) };
+        let policy = if native { Policy::hardware(&supported, &config) } else { Policy::emulated(&supported, &config) };
         let kicks: Vec<Arc<Kick>> = (0..vcpus).map(|_| Arc::default()).collect();
         for (id, kick) in (0..).zip(&kicks) {
             let kick = kick.clone();
@@ -84,10 +85,16 @@ impl KvmVm {
             msrs: OnceLock::new(),
             tsc_start,
             native,
+            controllers,
             soft: Mutex::new(None),
             finished: AtomicU64::new(0),
         };
-        Ok(KvmVm { inner: Arc::new(inner), kicks })
+        let inner = Arc::new(inner);
+        if controllers == Controllers::Kernel {
+            let apics = KernelApics::new(Arc::downgrade(&inner));
+            inner.board.irqchip().use_local_apics(Arc::new(apics));
+        }
+        Ok(KvmVm { inner, kicks })
     }
 
     /// Starts or ends the log of pages that vCPUs write to. Starting it anew forgets what it held. What devices and the
@@ -111,12 +118,12 @@ impl KvmVm {
     }
 }
 
-fn exit_on_msrs(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
+fn exit_on_msrs(fd: &VmFd, controllers: Controllers) -> Result<(), kvm_ioctls::Error> {
     let reasons = KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN;
     let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
     cap.args[0] = u64::from(reasons);
     fd.enable_cap(&cap)?;
-    msrs::filter(fd)
+    msrs::filter(fd, controllers)
 }
 
 impl Inner {

@@ -1,7 +1,7 @@
 //! InterruptStatus and the level of the interrupt line, kept together.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::devices::virtio::{Interrupt, Lockstep, lock};
 use crate::irq::IrqLine;
