@@ -17,8 +17,37 @@ const RDX: u8 = offset(gpr::RDX);
 trait Divisor: Register {
     const BITS: u32 = Self::SIZE as u32 * 8;
     fn signed(self) -> i128;
-    /// Quotient and remainder of `high:low` by `self`, and the flags the host leaves. The quotient must fit.
-    fn divide(high: Self, low: Self, divisor: Self, is_signed: bool, flags: &mut u16) -> (Self, Self);
+    /// Quotient and remainder of `high:low` by `divisor`, and the flags the host leaves. The quotient must fit.
+    fn divide_unsigned(high: Self, low: Self, divisor: Self, flags: &mut u16) -> (Self, Self);
+    fn divide_signed(high: Self, low: Self, divisor: Self, flags: &mut u16) -> (Self, Self);
+}
+
+/// One division of `$dx:$ax`; AX holds the image of the flags before and after.
+macro_rules! division {
+    ($name:ident, $instruction:literal, $ax:literal, $dx:tt, $modifier:literal) => {
+        #[inline(always)]
+        fn $name(high: Self, low: Self, divisor: Self, flags: &mut u16) -> (Self, Self) {
+            let (mut low, mut high) = (low, high);
+            // SAFETY: the caller has checked that the quotient fits, so the division does not fault.
+            unsafe {
+                asm!(
+                    "add al, 0x7f",
+                    "sahf",
+                    concat!("mov ", $ax, ", {low", $modifier, "}"),
+                    concat!($instruction, " {divisor", $modifier, "}"),
+                    concat!("mov {low", $modifier, "}, ", $ax),
+                    "lahf",
+                    "seto al",
+                    low = inout(reg) low,
+                    divisor = in(reg) divisor,
+                    inout($dx) high,
+                    inout("ax") *flags,
+                    options(pure, nomem, nostack),
+                );
+            }
+            (low, high)
+        }
+    };
 }
 
 macro_rules! divisor {
@@ -28,37 +57,8 @@ macro_rules! divisor {
                 i128::from(self as $signed)
             }
 
-            #[inline(always)]
-            fn divide(high: Self, low: Self, divisor: Self, is_signed: bool, flags: &mut u16) -> (Self, Self) {
-                let (mut low, mut high) = (low, high);
-                macro_rules! run {
-                            ($instruction:literal) => {
-                                // SAFETY: the caller has checked that the quotient fits, so the division does not fault.
-                                unsafe {
-                                    asm!(
-                                        "add al, 0x7f",
-                                        "sahf",
-                                        concat!("mov ", $ax, ", {low", $modifier, "}"),
-                                        concat!($instruction, " {divisor", $modifier, "}"),
-                                        concat!("mov {low", $modifier, "}, ", $ax),
-                                        "lahf",
-                                        "seto al",
-                                        low = inout(reg) low,
-                                        divisor = in(reg) divisor,
-                                        inout($dx) high,
-                                        inout("ax") *flags,
-                                        options(pure, nomem, nostack),
-                                    );
-                                }
-                            };
-                        }
-                if is_signed {
-                    run!("idiv");
-                } else {
-                    run!("div");
-                }
-                (low, high)
-            }
+            division!(divide_unsigned, "div", $ax, $dx, $modifier);
+            division!(divide_signed, "idiv", $ax, $dx, $modifier);
         }
     };
 }
@@ -87,22 +87,19 @@ fn divide<T: Divisor, const SIGNED: bool>(cpu: &mut Cpu, divisor: T) -> Outcome<
     if !fits(dividend, divisor.to_u64(), divisor.signed(), T::BITS, SIGNED) {
         return cpu.fail(Exception::new(vector::DE));
     }
-    let (quotient, remainder) = T::divide(high, low, divisor, SIGNED, &mut cpu.flags);
+    let divide = if SIGNED { T::divide_signed } else { T::divide_unsigned };
+    let (quotient, remainder) = divide(high, low, divisor, &mut cpu.flags);
     cpu.set_reg(RAX, quotient);
     cpu.set_reg(RDX, remainder);
     Ok(())
 }
 
-/// AX by a byte: quotient to AL, remainder to AH.
-fn divide_byte<const SIGNED: bool>(cpu: &mut Cpu, divisor: u8) -> Outcome<()> {
-    let dividend: u16 = cpu.reg(RAX);
-    if !fits(u128::from(dividend), u64::from(divisor), i128::from(divisor as i8), 8, SIGNED) {
-        return cpu.fail(Exception::new(vector::DE));
-    }
-    let (flags, mut result) = (&mut cpu.flags, dividend);
-    macro_rules! run {
-        ($instruction:literal) => {
-            // SAFETY: the quotient fits, so the division does not fault.
+/// Defines the division of AX by a byte, with quotient and remainder as AX has them afterwards.
+macro_rules! byte_division {
+    ($name:ident, $instruction:literal) => {
+        fn $name(dividend: u16, divisor: u8, flags: &mut u16) -> u16 {
+            let mut result = dividend;
+            // SAFETY: the caller has checked that the quotient fits, so the division does not fault.
             unsafe {
                 asm!(
                     "add al, 0x7f",
@@ -118,13 +115,20 @@ fn divide_byte<const SIGNED: bool>(cpu: &mut Cpu, divisor: u8) -> Outcome<()> {
                     options(pure, nomem, nostack),
                 );
             }
-        };
+            result
+        }
+    };
+}
+byte_division!(div_byte, "div");
+byte_division!(idiv_byte, "idiv");
+
+/// AX by a byte: quotient to AL, remainder to AH.
+fn divide_byte<const SIGNED: bool>(cpu: &mut Cpu, divisor: u8) -> Outcome<()> {
+    let dividend: u16 = cpu.reg(RAX);
+    if !fits(u128::from(dividend), u64::from(divisor), i128::from(divisor as i8), 8, SIGNED) {
+        return cpu.fail(Exception::new(vector::DE));
     }
-    if SIGNED {
-        run!("idiv");
-    } else {
-        run!("div");
-    }
+    let result = if SIGNED { idiv_byte } else { div_byte }(dividend, divisor, &mut cpu.flags);
     cpu.set_reg(RAX, result);
     Ok(())
 }
