@@ -20,6 +20,8 @@ pub struct Control {
     /// The vCPU thread may be using host pointers into guest RAM.
     in_guest: AtomicBool,
     parked: AtomicBool,
+    /// Another vCPU of the guest has asked that this one leave HLT, now or when it gets there.
+    kicked: AtomicBool,
 }
 
 impl Control {
@@ -31,6 +33,20 @@ impl Control {
     /// Makes `run` return [`crate::Exit::Stopped`] soon, or at once when it is called next.
     pub fn stop(&self) {
         self.raise(STOP);
+    }
+
+    /// Makes the vCPU leave HLT, now or when it executes the next one.
+    pub(crate) fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        self.raise(EVENT);
+    }
+
+    pub(crate) fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn take_kick(&self) -> bool {
+        self.is_kicked() && self.kicked.swap(false, Ordering::SeqCst)
     }
 
     pub(crate) fn raise(&self, bits: u32) {

@@ -110,6 +110,7 @@ pub struct Cpu {
     pub(crate) debug: Debug,
     /// The access being made is to a descriptor table, task state or handler's stack: [`Cpu::as_supervisor`].
     pub(crate) system_access: bool,
+    pub(crate) spin: crate::system::Spin,
 
     pub(crate) tlbs: Box<Tlb>,
     pub(crate) blocks: BlockCache,
@@ -172,6 +173,7 @@ impl Cpu {
             trap_pending: false,
             debug: Debug::default(),
             system_access: false,
+            spin: Default::default(),
             tlbs,
             blocks: BlockCache::default(),
             bounce: Bounce([0; 512]),
@@ -203,13 +205,18 @@ impl Cpu {
             dr: self.dr,
             msrs: self.msrs.clone(),
             fpu: self.fpu.clone(),
-            activity: self.activity,
+            activity: self.activity_after_kicks(),
             interrupt_shadow: self.interrupt_shadow,
             nmi_masked: self.nmi_masked,
             instructions: self.instructions,
         };
         state.gpr.copy_from_slice(&self.regs[..16]);
         state
+    }
+
+    /// A kick that has not been noticed yet is no part of the state: its effect is.
+    fn activity_after_kicks(&self) -> Activity {
+        if self.activity == Activity::Halted && self.control.is_kicked() { Activity::Running } else { self.activity }
     }
 
     /// Replaces the architectural state.

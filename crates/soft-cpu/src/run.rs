@@ -191,6 +191,10 @@ impl Cpu {
 
     /// Sleeps until something wants attention.
     fn sleep(&mut self) {
+        if self.activity == Activity::Halted && self.control.take_kick() {
+            self.activity = Activity::Running;
+            return;
+        }
         if self.control.attention() != 0 {
             return;
         }

@@ -51,6 +51,13 @@ impl Shared {
         self.controls[id as usize].clone()
     }
 
+    /// Makes CPU `id` leave HLT, now or when it executes the next one. Nothing happens if there is no such CPU.
+    pub(crate) fn kick(&self, id: u64) {
+        if let Some(control) = usize::try_from(id).ok().and_then(|id| self.controls.get(id)) {
+            control.kick();
+        }
+    }
+
     /// Runs `mark`, which turns a page into code and says whether it held none before, and then `drop_writes` if some CPU
     /// may still have a fast write path to the page: after the first to mark it, or while that one is not done yet.
     pub(crate) fn watch(&self, mark: impl FnOnce() -> bool, drop_writes: impl FnOnce()) {

@@ -11,6 +11,7 @@ mod deliver;
 mod descriptor;
 mod far;
 mod flags;
+mod hypercall;
 mod legacy;
 mod msr;
 pub(crate) mod operand;
@@ -163,6 +164,7 @@ fn execute_rare(cpu: &mut Cpu, insn: &Instruction) -> Outcome<Next> {
         // Caches are coherent here, so nothing needs to be written back.
         M::Wbinvd | M::Wbnoinvd | M::Invd => require_cpl0(cpu).map(|()| Next::Continue),
         M::Rdpmc => cpu.fail(Exception::gp(0)),
+        M::Vmcall | M::Vmmcall => hypercall::hypercall(cpu),
         M::Lfence | M::Sfence | M::Mfence => {
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             Ok(Next::Continue)
@@ -268,11 +270,27 @@ fn into(cpu: &mut Cpu) -> Outcome<Next> {
     interrupt(cpu, vector::OF, true)
 }
 
-/// PAUSE: the program spins for another CPU, which may be waiting for this host CPU.
+/// How long a program has been spinning.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spin {
+    /// The instruction count at the last PAUSE.
+    last: u64,
+    /// PAUSEs in a row.
+    pauses: u32,
+}
+
+/// PAUSE: the program spins for another CPU, which may be waiting for this host CPU. A short spin costs little; a long one
+/// offers the host CPU again and again.
 fn pause(cpu: &mut Cpu) -> Next {
-    /// Spins between two offers of the host CPU.
-    const SPINS: u64 = 32;
-    if cpu.instructions % SPINS < 4 {
+    /// PAUSEs before the host CPU is offered, and between two offers.
+    const PATIENCE: u32 = 32;
+    /// Most instructions from one PAUSE to the next in what counts as the same spin.
+    const LOOP: u64 = 32;
+    let Spin { last, pauses } = cpu.spin;
+    let same = cpu.instructions.wrapping_sub(last) <= LOOP;
+    cpu.spin = Spin { last: cpu.instructions, pauses: if same { pauses + 1 } else { 1 } };
+    if cpu.spin.pauses >= PATIENCE {
+        cpu.spin.pauses = 0;
         std::thread::yield_now();
     } else {
         std::hint::spin_loop();

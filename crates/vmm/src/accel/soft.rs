@@ -22,6 +22,9 @@ impl Accelerator for Soft {
 
     fn create_vm(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<Box<dyn Vm>, Error> {
         let mut cpuid = CpuidPolicy::new(&CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() });
+        if vcpus > 1 {
+            offer_wake_ups(&mut cpuid);
+        }
         if board.clock().is_instruction_counted() {
             hide_random_numbers(&mut cpuid);
         }
@@ -33,6 +36,14 @@ impl Accelerator for Soft {
         }
         Ok(Box::new(SoftVm { shared, board }))
     }
+}
+
+/// KVM_FEATURE_PV_UNHALT: a vCPU that waits for a spin lock sleeps, and the one that frees the lock wakes it. With more
+/// vCPUs than host CPUs, spinning would take the time of the very vCPU it waits for.
+fn offer_wake_ups(cpuid: &mut CpuidTable) {
+    const LEAF_PARAVIRTUAL: u32 = 0x4000_0001;
+    const EAX_PV_UNHALT: u32 = 1 << 7;
+    cpuid.edit(LEAF_PARAVIRTUAL, 0, |leaf| leaf.eax |= EAX_PV_UNHALT);
 }
 
 /// No RDRAND and no RDSEED: a run that repeats exactly has nothing random in it.

@@ -1,6 +1,7 @@
 //! Control registers, flags, MSRs and ports: who may do what.
 
 use super::*;
+use crate::state::Activity;
 use crate::fault::vector;
 
 const GP0: (u8, Option<u32>) = (vector::GP, Some(0));
@@ -329,4 +330,39 @@ fn invlpg_forgets_a_page() {
     guest.poke(TABLES + 0x2008, &0_u64.to_le_bytes());
     guest.ok(&[0x0f, 0x01, 0x3b]); // invlpg [rbx]
     assert_eq!(guest.fault(LOAD), (vector::PF, Some(0)));
+}
+
+const HLT: &[u8] = &[0xf4];
+const VMCALL: &[u8] = &[0x0f, 0x01, 0xc1];
+const VMMCALL: &[u8] = &[0x0f, 0x01, 0xd9];
+const KICK_CPU: u64 = 5;
+
+#[test]
+fn a_kicked_cpu_leaves_hlt_also_if_the_kick_came_first() {
+    for call in [VMCALL, VMMCALL] {
+        let mut guest = Guest::with_hypercalls();
+        guest.ok(HLT);
+        assert_eq!(guest.cpu.state().activity, Activity::Halted);
+        guest.set(gpr::RAX, KICK_CPU).set(gpr::RCX, 1).ok(call).ok(HLT);
+        assert_eq!((guest.reg(gpr::RAX), guest.cpu.state().activity), (0, Activity::Running));
+    }
+}
+
+#[test]
+fn a_kick_for_another_cpu_or_none_leaves_this_one_halted() {
+    for target in [0, 2, u64::MAX] {
+        let mut guest = Guest::with_hypercalls();
+        guest.set(gpr::RAX, KICK_CPU).set(gpr::RCX, target).ok(VMMCALL).ok(HLT);
+        assert_eq!((guest.reg(gpr::RAX), guest.cpu.state().activity), (0, Activity::Halted));
+    }
+}
+
+#[test]
+fn hypercalls_are_refused_to_programs_and_unknown_ones_to_all() {
+    let mut guest = Guest::with_hypercalls().into_user();
+    guest.set(gpr::RAX, KICK_CPU).set(gpr::RCX, 1).ok(VMMCALL);
+    assert_eq!((guest.reg(gpr::RAX) as i64, guest.cpu.control().is_kicked()), (-1, false));
+    let mut guest = Guest::with_hypercalls();
+    guest.set(gpr::RAX, 99).ok(VMMCALL);
+    assert_eq!(guest.reg(gpr::RAX) as i64, -1000);
 }

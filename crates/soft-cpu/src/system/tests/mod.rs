@@ -64,6 +64,9 @@ pub(super) struct Notes {
     pub msrs: Mutex<Vec<(u32, u64)>>,
 }
 
+/// The feature bit of [`super::hypercall`].
+const PV_UNHALT: u32 = 1 << 7;
+
 /// The one machine register that the fake platform knows.
 pub(super) const PLATFORM_MSR: u32 = 0x4b56_4d00;
 
@@ -120,16 +123,31 @@ pub(super) struct Guest {
 impl Guest {
     /// The CPU as after power-on, with 8 MiB of empty RAM.
     pub fn reset() -> Guest {
+        Guest::with_features(0)
+    }
+
+    /// The same with more bits in CPUID leaf 0x4000_0001.
+    fn with_features(paravirtual: u32) -> Guest {
         let notes = Arc::new(Notes::default());
         let ram = Arc::new(GuestRam::new(8 << 20).unwrap());
-        let cpuid = CpuidPolicy::new(&CpuidConfig { vcpus: 2, tsc_hz: 1_000_000_000 });
+        let mut cpuid = CpuidPolicy::new(&CpuidConfig { vcpus: 2, tsc_hz: 1_000_000_000 });
+        cpuid.edit(0x4000_0001, 0, |leaf| leaf.eax |= paravirtual);
         let shared = Arc::new(Shared::new(ram, notes.clone(), cpuid, 2).unwrap());
         Guest { cpu: Cpu::new(shared, 1), notes }
     }
 
     /// 64-bit mode, ring 0, interrupts off, at [`KERNEL_CODE`]; tables, task state and gates in place.
     pub fn kernel() -> Guest {
-        let mut guest = Guest::reset();
+        Guest::reset().into_kernel()
+    }
+
+    /// The same with the hypercalls of [`super::hypercall`].
+    pub fn with_hypercalls() -> Guest {
+        Guest::with_features(PV_UNHALT).into_kernel()
+    }
+
+    fn into_kernel(self) -> Guest {
+        let mut guest = self;
         guest.write_paging();
         guest.write_gdt();
         guest.write_tss64();
@@ -145,7 +163,12 @@ impl Guest {
 
     /// The same machine in ring 3, interrupts on, at [`USER_CODE`].
     pub fn user() -> Guest {
-        let mut guest = Guest::kernel();
+        Guest::kernel().into_user()
+    }
+
+    /// Goes on in ring 3.
+    pub fn into_user(self) -> Guest {
+        let mut guest = self;
         let mut state = guest.cpu.state();
         state.segments[seg::CS] = Segment { selector: USER_CODE64, attributes: 0xa0fb, limit: u32::MAX, base: 0 };
         state.segments[seg::SS] = Segment { selector: USER_DATA, attributes: 0xc0f3, limit: u32::MAX, base: 0 };
