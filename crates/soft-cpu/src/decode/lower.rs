@@ -20,8 +20,6 @@ extern "C" fn address(cpu: &mut Cpu, op: &Op) -> Flow {
     // Addresses relative to the instruction pointer are relative to the next instruction.
     cpu.next_rip = op.ip(cpu).wrapping_add(insn.len() as u64);
     let touch = if op.dst == 0 { Touch::Read } else { Touch::Write };
-    // For operands relative to the instruction pointer.
-    cpu.next_rip = op.ip(cpu).wrapping_add(insn.len() as u64);
     cpu.regs[slot::ADDRESS] = check!(cpu.memory_address(insn, op.disp, touch));
     Flow::Next
 }

@@ -2,20 +2,20 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use crate::cpu::{CodeSize, Cpu, slot};
+use crate::cpu::{CodeSize, Cpu};
 use crate::decode::{Operands, Shape};
 use crate::fault::{Outcome, Raised, vector};
 use crate::mmu::Word;
 use crate::op::{Flow, Handler, Op, Register, check, offset};
 use crate::state::{gpr, seg};
+use crate::system::operand::Touch;
 
 pub(crate) const RSP: u8 = offset(gpr::RSP);
 const RBP: u8 = offset(gpr::RBP);
 
-/// The linear address of stack offset `sp`.
-fn stack_address(cpu: &Cpu, sp: u64) -> u64 {
-    let address = cpu.regs[slot::SEGMENT_BASES + seg::SS].wrapping_add(sp & cpu.stack_mask);
-    if cpu.code_size == CodeSize::Bits64 { address } else { address & 0xffff_ffff }
+/// The linear address of `size` bytes at stack offset `sp`, after the stack segment's checks.
+fn stack_address(cpu: &mut Cpu, sp: u64, size: u64, touch: Touch) -> Outcome<u64> {
+    cpu.linear(seg::SS, sp & cpu.stack_mask, size, touch)
 }
 
 /// Sets as much of RSP as the stack size covers.
@@ -47,7 +47,8 @@ fn stack_fault(cpu: &mut Cpu, raised: Raised) -> Raised {
 /// Pushes a value of any size on any stack.
 pub(crate) fn push<T: Word>(cpu: &mut Cpu, value: T) -> Outcome<()> {
     let sp = cpu.reg::<u64>(RSP).wrapping_sub(T::SIZE);
-    cpu.store(stack_address(cpu, sp), value).map_err(|raised| stack_fault(cpu, raised))?;
+    let address = stack_address(cpu, sp, T::SIZE, Touch::Write)?;
+    cpu.store(address, value).map_err(|raised| stack_fault(cpu, raised))?;
     set_sp(cpu, sp);
     Ok(())
 }
@@ -55,7 +56,8 @@ pub(crate) fn push<T: Word>(cpu: &mut Cpu, value: T) -> Outcome<()> {
 /// The value on top of any stack.
 pub(crate) fn peek<T: Word>(cpu: &mut Cpu) -> Outcome<T> {
     let sp = cpu.reg::<u64>(RSP);
-    cpu.load(stack_address(cpu, sp))
+    let address = stack_address(cpu, sp, T::SIZE, Touch::Read)?;
+    cpu.load(address)
 }
 
 /// Pushes on a 64-bit stack.

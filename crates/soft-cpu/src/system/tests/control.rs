@@ -1,8 +1,8 @@
 //! Control registers, flags, MSRs and ports: who may do what.
 
 use super::*;
-use crate::state::Activity;
 use crate::fault::vector;
+use crate::state::Activity;
 
 const GP0: (u8, Option<u32>) = (vector::GP, Some(0));
 const UD: (u8, Option<u32>) = (vector::UD, None);

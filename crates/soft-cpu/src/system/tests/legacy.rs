@@ -124,3 +124,80 @@ fn a_32_bit_iret_returns_to_ring_3() {
     assert_eq!((guest.cpu.cpl, guest.cpu.rip, guest.reg(gpr::RSP)), (3, USER_CODE, USER_STACK));
     assert_eq!((guest.selector(seg::DS), guest.cpu.rflags()), (0, 0x202));
 }
+
+/// Runs one instruction at `ip` of the code segment at 0x10000.
+fn real_at(ip: u64, bytes: &[u8], prepare: impl FnOnce(&mut Guest)) -> Guest {
+    let mut guest = Guest::real();
+    guest.cpu.rip = ip;
+    prepare(&mut guest);
+    guest.ok(bytes);
+    guest
+}
+
+#[test]
+fn branches_of_16_bit_code_wrap_within_64_kib() {
+    let ip = |at, bytes: &[u8]| real_at(at, bytes, |_| ()).cpu.rip;
+    assert_eq!(ip(0xfff0, &[0xeb, 0x20]), 0x0012, "jmp short forwards");
+    assert_eq!(ip(0x0010, &[0xeb, 0x80]), 0xff92, "jmp short backwards");
+    assert_eq!(ip(0x8000, &[0xe9, 0xfd, 0x8f]), 0x1000, "jmp near");
+    assert_eq!(ip(0xfff0, &[0x73, 0x20]), 0x0012, "jnc");
+    let call = real_at(0xfff0, &[0xe8, 0x0d, 0x10], |_| ());
+    assert_eq!((call.cpu.rip, call.reg(gpr::RSP)), (0x1000, KERNEL_STACK - 2));
+}
+
+#[test]
+fn a_32_bit_operand_size_keeps_all_of_the_instruction_pointer_in_16_bit_code() {
+    let mut guest = real_at(0x100, &[0x66, 0xe8, 0x00, 0x10, 0, 0], |_| ());
+    assert_eq!((guest.cpu.rip, guest.reg(gpr::RSP)), (0x1106, KERNEL_STACK - 4));
+    assert_eq!(guest.peek32(KERNEL_STACK - 4), 0x106);
+    guest.ok(&[0x66, 0xc3]);
+    assert_eq!((guest.cpu.rip, guest.reg(gpr::RSP)), (0x106, KERNEL_STACK));
+}
+
+#[test]
+fn counting_branches_use_the_register_of_their_address_size() {
+    let cx = real_at(0, &[0xe2, 0x10], |guest| _ = guest.set(gpr::RCX, 0xabcd_0001));
+    assert_eq!((cx.cpu.rip, cx.reg(gpr::RCX)), (2, 0xabcd_0000), "loop with CX");
+    let ecx = real_at(0, &[0x67, 0xe2, 0x10], |guest| _ = guest.set(gpr::RCX, 0x1_0000));
+    assert_eq!((ecx.cpu.rip, ecx.reg(gpr::RCX)), (0x13, 0xffff), "loop with ECX");
+    let jcxz = real_at(0, &[0xe3, 0x10], |guest| _ = guest.set(gpr::RCX, 0xabcd_0000));
+    assert_eq!(jcxz.cpu.rip, 0x12);
+}
+
+#[test]
+fn addresses_of_16_bit_code_wrap_within_their_segment() {
+    let guest = real_at(0, &[0x8a, 0x00], |guest| {
+        guest.set(gpr::RBX, 0xdead_fff0).set(gpr::RSI, 0x20).poke(0x10, &[0x5a]);
+    });
+    assert_eq!(guest.reg(gpr::RAX) & 0xff, 0x5a, "mov al, [bx + si]");
+    let mut guest = real_at(0, &[0xac], |guest| {
+        guest.set(gpr::RSI, 0xabcd_ffff).poke(0xffff, &[0x77]);
+    });
+    assert_eq!((guest.reg(gpr::RAX) & 0xff, guest.reg(gpr::RSI)), (0x77, 0xabcd_0000), "lodsb");
+    guest.set(gpr::RBX, 0xffff);
+    assert_eq!(guest.fault(&[0x8b, 0x07]), (vector::GP, Some(0)), "mov ax, [bx] across the limit");
+}
+
+#[test]
+fn a_16_bit_stack_wraps_and_keeps_the_upper_half_of_the_pointer() {
+    let mut guest = real_at(0, &[0x50], |guest| _ = guest.set(gpr::RSP, 0x1234_0000).set(gpr::RAX, 0xbeef));
+    assert_eq!((guest.reg(gpr::RSP), guest.peek16(0xfffe)), (0x1234_fffe, 0xbeef));
+    guest.ok(&[0x5b]);
+    assert_eq!((guest.reg(gpr::RSP), guest.reg(gpr::RBX)), (0x1234_0000, 0xbeef));
+    guest.set(gpr::RSP, 1);
+    assert_eq!(guest.fault(&[0x50]), (vector::SS, Some(0)), "push across the limit");
+}
+
+#[test]
+fn hot_stack_operations_obey_the_stack_segments_limit() {
+    let mut guest = Guest::protected();
+    let stack = Segment { selector: DATA, attributes: 0x4093, limit: 0x8fff, base: 0 };
+    guest.cpu.set_segment(seg::SS, stack);
+    guest.cpu.refresh();
+    guest.set(gpr::RSP, 0x9000).ok(&[0x50]); // push eax
+    guest.set(gpr::RSP, 0x9001);
+    assert_eq!(guest.fault(&[0x50]), (vector::SS, Some(0)));
+    guest.set(gpr::RSP, 0x8ffd);
+    assert_eq!(guest.fault(&[0x58]), (vector::SS, Some(0)), "pop eax");
+    assert_eq!(guest.fault(&[0xc3]), (vector::SS, Some(0)), "ret");
+}
