@@ -51,7 +51,7 @@ fn table(kernels: &[KernelInfo]) -> String {
         return "no kernels yet: queztl-hv kernel build makes one\n".to_owned();
     }
     let mut out = Vec::new();
-    let widths = [12, 9, 20, 10];
+    let widths = [12, 9, 24, 10];
     let mut row = |cells: [&str; 5]| {
         let [a, b, c, d, e] = cells;
         let [wa, wb, wc, wd] = widths;

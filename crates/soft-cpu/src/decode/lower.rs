@@ -272,11 +272,12 @@ impl Builder<'_> {
         let insn = self.instructions[index];
         let shared = self.cpu.shared.clone();
         let Some(thunk) = shared.native.compile(&insn) else { return false };
-        let mut op = Op::new(thunk.handler(), start);
+        let mut op = Op::new(moves::nothing, start);
         op.imm = std::ptr::from_ref(thunk) as u64;
         if has_memory(&insn) {
             self.memory(&insn, &mut op);
         }
+        op.run = thunk.handler(&op);
         self.ops.push(op);
         true
     }

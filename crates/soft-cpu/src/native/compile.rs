@@ -22,7 +22,9 @@ use super::{features, gate, special, trap};
 /// A thunk that has no place in executable memory yet; without code, it needs none.
 pub(super) struct Draft {
     pub code: Vec<u8>,
-    /// Where in the code the thunk proper starts, after the direct entry.
+    /// Where in the code the direct entry for any address starts; the one for simple addresses is at its start.
+    pub any_address: usize,
+    /// Where in the code the thunk proper starts, after the direct entries.
     pub inner: usize,
     pub thunk: Thunk,
 }
@@ -171,7 +173,7 @@ fn to_long_mode_form(instruction: &mut Instruction) {
 /// Prepares a normalised instruction; `None` if no thunk can do it.
 pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
     if let Some(thunk) = special::thunk(instruction) {
-        return Some(Draft { code: Vec::new(), inner: 0, thunk });
+        return Some(Draft { code: Vec::new(), any_address: 0, inner: 0, thunk });
     }
     if !features::available(instruction) || !instruction.op_code().mode64() {
         return None;
@@ -188,7 +190,7 @@ pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
     let traps = if is_x87_relic(instruction) { 0 } else { traps(unit) };
     let align_mask = alignment(instruction, len) - 1;
     let entrance = Entrance { needs: gate::needs(unit.gate(), traps), memory, len, align_mask };
-    let (code, inner) = plan.emit(&entrance)?;
+    let (code, any_address, inner) = plan.emit(&entrance)?;
     let thunk = Thunk {
         entry: std::ptr::null(),
         direct: None,
@@ -204,7 +206,7 @@ pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
         special: special::none,
         instruction: *instruction,
     };
-    Some(Draft { code, inner, thunk })
+    Some(Draft { code, any_address, inner, thunk })
 }
 
 /// Instructions of older coprocessors: they do nothing, and do not wait.
@@ -442,13 +444,13 @@ impl Plan {
         Some(())
     }
 
-    /// The direct entry followed by the thunk's own code, and where the latter starts.
-    fn emit(&self, entrance: &Entrance) -> Option<(Vec<u8>, usize)> {
+    /// The direct entries followed by the thunk's own code; where the second entry and the thunk's own code start.
+    fn emit(&self, entrance: &Entrance) -> Option<(Vec<u8>, usize, usize)> {
         let mut encoder = Encoder::try_new(64).ok()?;
         encoder.encode(&self.instruction, 0).ok()?;
         let body = encoder.take_buffer();
         let mut out = Emitter::default();
-        let patches = entrance.emit(&mut out);
+        let (any_address, patches) = entrance.emit(&mut out);
         let inner = out.bytes.len();
         let uses_rbx = self.gprs.iter().any(|g| g.host == RBX);
         if uses_rbx {
@@ -465,7 +467,7 @@ impl Plan {
         }
         out.ret();
         direct::slow_path(&mut out, &patches);
-        Some((out.bytes, inner))
+        Some((out.bytes, any_address, inner))
     }
 
     fn emit_loads(&self, out: &mut Emitter) {

@@ -8,6 +8,9 @@
 //! op.run ──> test closed bits ──> address ──> alignment ──> translation ──> thunk, returns Flow::Next
 //!                   └───────────────────────────┴──────────────┴─────────> super::run
 //! ```
+//! There are two such entries where there is a memory operand: one for addresses of a base and a displacement, which
+//! most are, and one for all.
+//!
 //! In: RDI the [`Cpu`], RSI the [`Op`]. The thunk's own code wants the CPU in R11 and the operand in RDI.
 
 use std::mem::offset_of;
@@ -28,13 +31,38 @@ pub(super) struct Entrance {
     pub align_mask: u32,
 }
 
+/// What an address consists of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Address {
+    None,
+    /// Base and displacement.
+    Based,
+    Any,
+}
+
 /// A jump to the slow path, by the place of its displacement.
 type Patch = usize;
 
 impl Entrance {
-    /// Emits the entry; the thunk's own code follows. [`slow_path`] closes it with the returned patches.
-    pub fn emit(&self, out: &mut Emitter) -> Vec<Patch> {
+    /// Emits both entries; the thunk's own code follows. Returns where the entry for any address starts, and the patches
+    /// that [`slow_path`] closes.
+    pub fn emit(&self, out: &mut Emitter) -> (usize, Vec<Patch>) {
         let mut patches = Vec::new();
+        if self.memory == Memory::None {
+            self.enter(out, &mut patches, Address::None);
+            return (0, patches);
+        }
+        self.enter(out, &mut patches, Address::Based);
+        // jmp to the thunk's own code
+        out.raw(&[0xe9, 0, 0, 0, 0]);
+        let any = out.bytes.len();
+        self.enter(out, &mut patches, Address::Any);
+        let distance = (out.bytes.len() - any) as u32;
+        out.bytes[any - 4..any].copy_from_slice(&distance.to_le_bytes());
+        (any, patches)
+    }
+
+    fn enter(&self, out: &mut Emitter, patches: &mut Vec<Patch>, kind: Address) {
         if self.needs != 0 {
             // test byte [rdi + closed], needs
             out.raw(&[0xf6, 0x87]);
@@ -42,17 +70,16 @@ impl Entrance {
             out.raw(&[self.needs]);
             patches.push(jump_if_not_zero(out));
         }
-        if self.memory != Memory::None {
-            address(out);
-            self.translate(out, &mut patches);
+        if kind != Address::None {
+            address(out, kind);
+            self.translate(out, patches);
         }
         // mov r11, rdi
         out.raw(&[0x49, 0x89, 0xfb]);
-        if self.memory != Memory::None {
+        if kind != Address::None {
             // mov rdi, rdx
             out.raw(&[0x48, 0x89, 0xd7]);
         }
-        patches
     }
 
     /// From the linear address in RDX to the host address there.
@@ -94,16 +121,18 @@ const SLOT_MASK: u32 = (TlbSet::ENTRIES as u32 - 1) * ENTRY_BYTES;
 const _: () = assert!(ENTRY_BYTES.is_power_of_two() && offset_of!(Cpu, regs) == 0);
 
 /// The linear address of the operand into RDX, as [`Op::address`] has it.
-fn address(out: &mut Emitter) {
+fn address(out: &mut Emitter, kind: Address) {
     let field = |offset: usize| offset as u8;
-    // movzx eax, byte [rsi + base]; mov rdx, [rdi + rax]
+    // movzx eax, byte [rsi + base]; mov rdx, [rdi + rax]; add rdx, [rsi + disp]
     out.raw(&[0x0f, 0xb6, 0x46, field(offset_of!(Op, base)), 0x48, 0x8b, 0x14, 0x07]);
+    out.raw(&[0x48, 0x03, 0x56, field(offset_of!(Op, disp))]);
+    if kind == Address::Based {
+        return;
+    }
     // movzx eax, byte [rsi + index]; mov rax, [rdi + rax]
     out.raw(&[0x0f, 0xb6, 0x46, field(offset_of!(Op, index)), 0x48, 0x8b, 0x04, 0x07]);
     // movzx ecx, byte [rsi + shift]; shl rax, cl; add rdx, rax
     out.raw(&[0x0f, 0xb6, 0x4e, field(offset_of!(Op, shift)), 0x48, 0xd3, 0xe0, 0x48, 0x01, 0xc2]);
-    // add rdx, [rsi + disp]
-    out.raw(&[0x48, 0x03, 0x56, field(offset_of!(Op, disp))]);
     // movzx eax, byte [rsi + segment]; add rdx, [rdi + rax]
     out.raw(&[0x0f, 0xb6, 0x46, field(offset_of!(Op, segment)), 0x48, 0x03, 0x14, 0x07]);
 }

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use iced_x86::Instruction;
 
 use super::compile::{self, Draft};
-use super::thunk::Thunk;
+use super::thunk::{Direct, Thunk};
 use crate::op::Handler;
 
 /// Space for code, bytes: several hundred thousand instruction forms. A guest that uses more gets #UD for new ones; it
@@ -97,7 +97,7 @@ impl Code {
 
     /// Puts the draft's code into the executable view; `None` if the space is used up.
     fn place(&mut self, draft: Draft) -> Option<Thunk> {
-        let Draft { code, inner, mut thunk } = draft;
+        let Draft { code, any_address, inner, mut thunk } = draft;
         if code.is_empty() {
             return Some(thunk);
         }
@@ -111,7 +111,10 @@ impl Code {
             let start = self.executable.add(self.used);
             thunk.entry = start.add(inner);
             // A register bit index moves the operand, which only Rust knows how to follow.
-            thunk.direct = thunk.bit_index.is_none().then(|| std::mem::transmute::<*const u8, Handler>(start));
+            thunk.direct = thunk.bit_index.is_none().then(|| Direct {
+                based: std::mem::transmute::<*const u8, Handler>(start),
+                any: std::mem::transmute::<*const u8, Handler>(start.add(any_address)),
+            });
         }
         self.used = end;
         Some(thunk)

@@ -3,9 +3,10 @@
 use iced_x86::Instruction;
 
 use super::gate;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, slot};
 use crate::fault::Outcome;
-use crate::op::{Handler, Op};
+use crate::op::{Handler, Op, offset};
+use crate::state::seg;
 
 /// What a thunk does with its memory operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,12 +61,21 @@ pub(super) struct BitIndex {
     pub short: bool,
 }
 
+/// A thunk as an operation, for two kinds of addresses.
+#[derive(Clone, Copy)]
+pub(super) struct Direct {
+    /// Base and displacement, or no memory operand at all.
+    pub based: Handler,
+    /// Any address.
+    pub any: Handler,
+}
+
 /// A prepared instruction. Lives as long as the [`super::NativePool`] it came from.
 pub(crate) struct Thunk {
     /// Host code; see [`super::call`] for its contract.
     pub(super) entry: *const u8,
     /// The host code as an operation of its own, see [`super::direct`]; `None` where Rust must see to more than that.
-    pub(super) direct: Option<Handler>,
+    pub(super) direct: Option<Direct>,
     /// Length of the memory operand, bytes.
     pub(super) len: u32,
     /// Required alignment of the memory operand less one; a misaligned one is #GP(0).
@@ -93,8 +103,14 @@ unsafe impl Send for Thunk {}
 unsafe impl Sync for Thunk {}
 
 impl Thunk {
-    /// The operation that carries the instruction out.
-    pub(crate) fn handler(&self) -> Handler {
-        self.direct.unwrap_or(super::run)
+    /// What carries the instruction out with the address that `op` holds.
+    pub(crate) fn handler(&self, op: &Op) -> Handler {
+        // Only FS and GS have bases that count: elsewhere the address is a flat one, or computed already.
+        let flat = op.segment < offset(slot::SEGMENT_BASES + seg::FS);
+        match &self.direct {
+            Some(direct) if op.index == offset(slot::ZERO) && flat => direct.based,
+            Some(direct) => direct.any,
+            None => super::run,
+        }
     }
 }
