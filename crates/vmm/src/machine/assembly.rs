@@ -268,11 +268,20 @@ fn vcpus(
 ) -> Result<Vec<Box<dyn Vcpu>>, Error> {
     let vm = accelerator.create_vm(ram, board, count)?;
     let mut vcpus = (0..count).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(first) = vcpus.first_mut() {
-        let reset = first.state();
-        first.set_state(&entry_state(entry, reset));
+    for (id, vcpu) in vcpus.iter_mut().enumerate() {
+        let mut state = vcpu.state();
+        set_memory_types(&mut state);
+        vcpu.set_state(&if id == 0 { entry_state(entry, state) } else { state });
     }
     Ok(vcpus)
+}
+
+/// Memory types as firmware leaves them, the same on every vCPU, for kernels that trust nothing else: write-back but for
+/// the video window (SDM vol. 3A §12.11.2).
+fn set_memory_types(state: &mut State) {
+    state.msrs.mtrr_default = MTRR_ENABLED_WRITE_BACK;
+    state.msrs.mtrr_fixed = [MTRR_WRITE_BACK; 11];
+    state.msrs.mtrr_fixed[MTRR_VIDEO] = 0;
 }
 
 /// The boot loader's registers on top of the state after reset.
@@ -309,10 +318,5 @@ fn entry_state(entry: &InitialState, mut state: State) -> State {
     state.cr3 = entry.cr3();
     state.cr4 = entry.cr4();
     state.efer = entry.efer();
-    // Memory types as firmware leaves them, for kernels that trust nothing else: write-back but for the video window
-    // (SDM vol. 3A §12.11.2).
-    state.msrs.mtrr_default = MTRR_ENABLED_WRITE_BACK;
-    state.msrs.mtrr_fixed = [MTRR_WRITE_BACK; 11];
-    state.msrs.mtrr_fixed[MTRR_VIDEO] = 0;
     state
 }
