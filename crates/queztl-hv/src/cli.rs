@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use queztl_vmm::config::{AccelChoice, DiskConfig, SerialOutput};
+use queztl_vmm::config::{AccelChoice, DiskConfig, Protocol, SerialOutput};
 
 use crate::values::{self, NetArg};
 
@@ -134,6 +134,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = values::seconds)]
     pub timeout: Option<std::time::Duration>,
 
+    /// How the kernel is entered, if not as its file suggests
+    #[arg(long, value_enum, default_value_t)]
+    pub protocol: ProtocolArg,
+
     /// Print on standard error how long it took from the start of this process to the guest's first user process
     #[arg(long)]
     pub boot_timer: bool,
@@ -165,6 +169,30 @@ pub struct KernelBuildArgs {
     /// Configuration fragment to add to the profile's (repeatable)
     #[arg(long = "config", value_name = "FRAGMENT")]
     pub configs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ProtocolArg {
+    /// As the kernel's file suggests
+    #[default]
+    Auto,
+    /// Linux's own protocol, in 64-bit mode where the kernel can
+    Linux,
+    /// PVH, in 32-bit protected mode
+    Pvh,
+    /// Multiboot 1, in 32-bit protected mode
+    Multiboot,
+}
+
+impl From<ProtocolArg> for Protocol {
+    fn from(arg: ProtocolArg) -> Protocol {
+        match arg {
+            ProtocolArg::Auto => Protocol::Auto,
+            ProtocolArg::Linux => Protocol::Linux,
+            ProtocolArg::Pvh => Protocol::Pvh,
+            ProtocolArg::Multiboot => Protocol::Multiboot,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]

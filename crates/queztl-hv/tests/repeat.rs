@@ -2,25 +2,15 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use common::queztl;
-use queztl_guest_image::{self as image, Profile, Silent, Store};
+use common::{linux, queztl};
 
 /// What differs as soon as anything took a different moment: counters, deadlines to the nanosecond, random numbers, the
 /// disk's answers, and the kernel's log with its times.
 const LOOK: &str = "cat /proc/interrupts /proc/stat /proc/timer_list /proc/sys/kernel/random/uuid; \
                     md5sum /dev/vda; dd if=/dev/urandom of=/dev/vda bs=4k count=64 conv=fsync 2>/dev/null; \
                     md5sum /dev/vda; date; dmesg";
-
-/// The small kernel built on this host, and its RAM disk.
-fn boot() -> Option<(PathBuf, PathBuf)> {
-    let store = Store::open().ok()?;
-    let kernels = image::kernels_in(&store).ok()?;
-    let kernel = kernels.into_iter().find(|kernel| kernel.info.profile == Profile::Minimal)?;
-    let rootfs = image::rootfs::build(&store, &[], &mut Silent).ok()?;
-    Some((kernel.vmlinux, rootfs.initramfs))
-}
 
 fn run(kernel: &Path, initrd: &Path, disk: &Path) -> String {
     std::fs::write(disk, vec![0x5a; 1 << 20]).unwrap();
@@ -34,9 +24,7 @@ fn run(kernel: &Path, initrd: &Path, disk: &Path) -> String {
 
 #[test]
 fn instruction_counted_runs_are_identical() {
-    let Some((kernel, initrd)) = boot() else {
-        return eprintln!("skipped: no guest kernel; build one: queztl-hv kernel build");
-    };
+    let Some((kernel, initrd)) = linux() else { return };
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
 

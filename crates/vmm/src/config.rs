@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+pub use crate::boot::Protocol;
+
 /// Most vCPUs a machine can have (the local APICs' 8-bit identifiers, less the broadcast one).
 pub const MAX_VCPUS: u32 = 255;
 
@@ -29,6 +31,8 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// RAM in bytes, at least [`MIN_RAM_BYTES`], a multiple of 4096.
     pub ram_bytes: u64,
+    /// How the kernel is entered.
+    pub protocol: Protocol,
     /// What executes the guest.
     pub accel: AccelChoice,
     /// Where the first serial port leads.
@@ -190,6 +194,7 @@ mod tests {
             ram_bytes: 64 << 20,
             accel: AccelChoice::Auto,
             serial: SerialOutput::Stdio,
+            protocol: Protocol::Auto,
             debug_exit: None,
             boot_timer: false,
         }

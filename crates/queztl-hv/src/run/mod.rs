@@ -99,6 +99,7 @@ fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
         ram_bytes: args.ram,
         accel: args.accel,
         serial: args.serial,
+        protocol: args.protocol.into(),
         debug_exit: args.debug_exit,
         boot_timer: args.boot_timer,
     })

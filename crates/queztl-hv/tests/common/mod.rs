@@ -6,6 +6,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use queztl_guest_image::{self as image, Profile, Silent, Store};
+
 /// The program under test.
 pub fn queztl() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_queztl-hv"));
@@ -41,4 +43,21 @@ pub fn guest(folder: &Path, code: &[u8]) -> PathBuf {
     let path = folder.join("guest");
     std::fs::write(&path, file).expect("the guest can be written");
     path
+}
+
+/// The small kernel built on this host and its RAM disk; says so and gives `None` if there is none.
+pub fn linux() -> Option<(PathBuf, PathBuf)> {
+    let found = built_linux();
+    if found.is_none() {
+        eprintln!("skipped: no guest kernel; build one: queztl-hv kernel build");
+    }
+    found
+}
+
+fn built_linux() -> Option<(PathBuf, PathBuf)> {
+    let store = Store::open().ok()?;
+    let kernels = image::kernels_in(&store).ok()?;
+    let kernel = kernels.into_iter().find(|kernel| kernel.info.profile == Profile::Minimal)?;
+    let rootfs = image::rootfs::build(&store, &[], &mut Silent).ok()?;
+    Some((kernel.vmlinux, rootfs.initramfs))
 }

@@ -253,7 +253,7 @@ fn load(config: &MachineConfig, rsdp: u64, ram: &GuestRam) -> Result<InitialStat
         initrd: &config.initrd,
         cmdline: &config.cmdline,
         rsdp: Some(rsdp),
-        protocol: boot::Protocol::Auto,
+        protocol: config.protocol,
         rng_seed,
     };
     Ok(boot::load(&boot, ram.memory())?)
