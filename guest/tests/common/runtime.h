@@ -159,7 +159,7 @@ void pit_start(u32 mode, u16 count);
 /* Spins while `condition` does not hold, for some seconds at the most; says whether it holds. */
 #define wait_for(condition)                                                                                          \
     ({                                                                                                               \
-        u64 until_ = rdtsc() + 8000000000ul;                                                                         \
+        u64 until_ = rdtsc() + 80000000000ul;                                                                         \
         while (!(condition) && rdtsc() < until_) pause();                                                            \
         (bool)(condition);                                                                                           \
     })
