@@ -120,6 +120,12 @@ impl Cpu {
         if due == 0 { Ok(()) } else { self.fail(debug_exception(due)) }
     }
 
+    /// INT1 has delivered a #DB of its own: what else is due is told by DR6 and not delivered again, on top of the frame
+    /// of the first.
+    pub(crate) fn merge_debug_traps(&mut self, watch: &mut Watch) {
+        self.dr[6] |= std::mem::take(&mut watch.0);
+    }
+
     /// Casts the shadow of a load of SS over the debug machinery.
     pub(crate) fn shadow_debug_traps(&mut self) {
         self.debug.shadow = true;

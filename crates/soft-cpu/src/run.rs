@@ -8,6 +8,8 @@
 //!              └─ Sync  ──> look at everything again
 //! ```
 
+use iced_x86::Mnemonic;
+
 use crate::block::Block;
 use crate::control::{DROP_WRITES, EVENT, STOP};
 use crate::cpu::{Cpu, slot};
@@ -224,7 +226,9 @@ impl Cpu {
     fn single(&mut self) -> Pass {
         let Ok(block) = self.find_block(true) else { return Pass::Raised };
         // SAFETY: the block has just been found; it lives until another is built.
-        let watch = self.watch(unsafe { (*block).instructions.first() });
+        let insn = unsafe { (*block).instructions.first() };
+        let mut watch = self.watch(insn);
+        let is_int1 = insn.is_some_and(|insn| insn.mnemonic() == Mnemonic::Int1);
         let shadow = std::mem::take(&mut self.interrupt_shadow);
         self.trap_pending = self.rflags_system & rflags::TF != 0;
         let before = self.instructions;
@@ -235,6 +239,9 @@ impl Cpu {
         }
         if shadow && !self.interrupt_shadow {
             self.recheck_events();
+        }
+        if is_int1 {
+            self.merge_debug_traps(&mut watch);
         }
         // An instruction that is not complete yet is a repeated one, after an iteration.
         let iteration = self.instructions == before;
