@@ -112,6 +112,17 @@ fn a_load_of_ss_holds_its_watchpoint_back_for_one_instruction() {
 }
 
 #[test]
+fn int1_after_a_load_of_ss_takes_the_held_watchpoint_with_it() {
+    let mut guest = Guest::kernel();
+    guest.poke(CELL, &DATA.to_le_bytes());
+    watch(&mut guest, CELL, ACCESS, TWO);
+    guest.set(gpr::RBX, CELL);
+    assert_eq!(hits(&mut guest, &[0x8e, 0x13]), None, "mov ss, [rbx]");
+    assert_eq!(hits(&mut guest, &[0xf1]), None, "int1: one #DB, not a second on top of its frame");
+    assert_ne!(guest.cpu.dr[6] & 1, 0, "the handler learns of the watchpoint");
+}
+
+#[test]
 fn an_instruction_breakpoint_is_a_fault_that_rf_and_a_load_of_ss_suppress() {
     let mut guest = Guest::kernel();
     watch(&mut guest, KERNEL_CODE, 0, ONE);
