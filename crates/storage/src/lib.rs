@@ -14,7 +14,10 @@
 
 mod buffer;
 mod error;
+mod lock;
 mod raw;
+mod ring;
+mod transfer;
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -1,10 +1,8 @@
 //! Raw images and block devices: byte n of the disk is byte n of the file.
 
-mod lock;
-mod sync;
+mod queue;
 #[cfg(test)]
 mod tests;
-mod uring;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -13,7 +11,8 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{Buffer, Disk, DiskQueue, Error, Operation, Request, SECTOR_SIZE, Topology};
+use crate::transfer::Transfer;
+use crate::{Buffer, Disk, DiskQueue, Error, Operation, Request, SECTOR_SIZE, Topology, lock};
 
 /// Bytes in which the page cache holds a file: what it writes without reading first.
 const PAGE_BYTES: u32 = 4096;
@@ -68,7 +67,7 @@ impl RawFile {
 
     /// A queue that works in the caller's thread, for hosts without io_uring and for order.
     fn open_sync_queue(&self, depth: u32) -> Result<Box<dyn DiskQueue>, Error> {
-        Ok(Box::new(sync::SyncQueue::new(self.inner.clone(), depth).map_err(Error::Queue)?))
+        Ok(Box::new(queue::SyncQueue::new(self.inner.clone(), depth).map_err(Error::Queue)?))
     }
 }
 
@@ -85,7 +84,7 @@ impl Disk for RawFile {
         if self.inner.in_order {
             return self.open_sync_queue(depth);
         }
-        match uring::UringQueue::new(self.inner.clone(), depth) {
+        match queue::RingQueue::new(self.inner.clone(), depth) {
             Ok(queue) => Ok(Box::new(queue)),
             Err(error) => {
                 tracing::warn!(
@@ -108,6 +107,18 @@ impl Inner {
         match end {
             Some(end) if end <= self.topology.size_bytes => Ok(()),
             _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "beyond the end of the disk")),
+        }
+    }
+
+    /// The work on the file that a request is.
+    fn transfer(&self, request: Request) -> Transfer {
+        Transfer {
+            file: self.descriptor(&request.buffers, request.offset_bytes),
+            cached: self.file.as_raw_fd(),
+            operation: request.operation,
+            offset_bytes: request.offset_bytes,
+            length_bytes: request.length_bytes,
+            buffers: request.buffers,
         }
     }
 

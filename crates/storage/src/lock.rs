@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::Error;
 
 /// Locks `file`: shared for readers, exclusive for the writer.
-pub(super) fn take(file: &File, path: &Path, read_only: bool) -> Result<(), Error> {
+pub(crate) fn take(file: &File, path: &Path, read_only: bool) -> Result<(), Error> {
     let operation =
         if read_only { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
     match flock(file, operation) {
