@@ -177,6 +177,10 @@ static void writer(void *unused) {
     c.r15 = (u64)after_fault;
     c.rflags |= 0x200;
     run(&c);
+    /* A processor may drop a translation whenever it likes, and so fault before the shoot-down reaches it. */
+    sti();
+    wait_for(acknowledged == 1);
+    cli();
 }
 CODE(after_fault, "nop");
 
@@ -194,8 +198,8 @@ static void write_protect(void) {
     handlers[PF] = on_fault;
     on_cpu(1, writer, NULL);
     check_true("stores run", wait_for(stores > 1000));
-    *entry(TEST_AREA, 1) = (u64)frame | P;
     acknowledged = 0;
+    *entry(TEST_AREA, 1) = (u64)frame | P;
     send_ipi(cpus[1].apic_id, 0x4000 | FLUSH);
     check_true("the shoot-down is answered", wait_for(acknowledged == 1));
     u64 frozen = *(volatile u64 *)frame;
