@@ -69,6 +69,13 @@ impl Shared {
         self.watching.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Makes every CPU drop its fast write paths and waits until each has, or is not touching guest RAM: a page whose
+    /// dirty bit was taken before is marked anew by its next write. Not for a thread that is executing guest code.
+    pub fn drop_write_paths(&self) {
+        const NONE: u32 = u32::MAX;
+        self.drop_writes_elsewhere(NONE, || {});
+    }
+
     /// Makes every other CPU drop its fast write paths and waits until each has, or is not touching guest RAM.
     /// `answer` is called while waiting, so that two CPUs that ask each other both go on.
     pub(crate) fn drop_writes_elsewhere(&self, id: u32, mut answer: impl FnMut()) {

@@ -10,15 +10,21 @@
 //! know which accelerator runs. Registers cross the seam as [`State`], the software CPU's own: every accelerator
 //! translates to and from it, so that an instruction one cannot execute can be finished by another.
 
+mod dirty;
 pub mod kvm;
 pub mod probe;
 pub mod soft;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
 pub use queztl_soft_cpu::State;
 
+pub use self::dirty::DirtyPages;
 use crate::board::Board;
 
 /// What cannot be done by an accelerator.
@@ -53,6 +59,19 @@ pub trait Accelerator: Send + Sync {
 pub trait Vm: Send + Sync {
     /// Makes vCPU `id`, in its state after reset: the first one running, the others waiting to be started.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error>;
+
+    /// Starts the dirty log, empty: every write to RAM that begins after this returns will be in it, whether a vCPU makes
+    /// it or a device.
+    fn start_dirty_log(&self) -> Result<(), Error>;
+
+    /// Takes the pages that were written to since the log was started or last taken, one entry for each run of RAM,
+    /// lowest first; vCPUs may run meanwhile. A write that has not been made when this returns is in the next result. A
+    /// write made during the call is in this result or the next, and in RAM before this returns if in this one alone.
+    /// Empty when there is no log. Not for vCPU threads.
+    fn take_dirty_log(&self) -> Result<Vec<DirtyPages>, Error>;
+
+    /// Ends the log, and what it costs.
+    fn stop_dirty_log(&self) -> Result<(), Error>;
 }
 
 /// One vCPU; belongs to the thread that runs it.

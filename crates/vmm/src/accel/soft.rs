@@ -1,6 +1,7 @@
 //! The software accelerator: [`queztl_soft_cpu`] behind the seam.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy, CpuidTable};
@@ -8,7 +9,7 @@ use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::Activity;
 use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State};
 
-use super::{Accelerator, Error, Vcpu, VcpuExit, VcpuHandle, Vm};
+use super::{Accelerator, DirtyPages, Error, Vcpu, VcpuExit, VcpuHandle, Vm, dirty};
 use crate::board::Board;
 
 /// Runs guests on the software CPU: everywhere, without privileges.
@@ -29,12 +30,12 @@ impl Accelerator for Soft {
             hide_random_numbers(&mut cpuid);
         }
         let platform = Arc::new(BoardPlatform::new(board.clone()));
-        let shared = Arc::new(Shared::new(ram, platform, cpuid, vcpus).map_err(Error::CodeMemory)?);
+        let shared = Arc::new(Shared::new(ram.clone(), platform, cpuid, vcpus).map_err(Error::CodeMemory)?);
         for id in 0..vcpus {
             let control = shared.control(id);
             board.irqchip().set_waker(id, Arc::new(move || control.notify()));
         }
-        Ok(Box::new(SoftVm { shared, board }))
+        Ok(Box::new(SoftVm { shared, ram, board, logging: AtomicBool::new(false) }))
     }
 }
 
@@ -56,7 +57,20 @@ fn hide_random_numbers(cpuid: &mut CpuidTable) {
 
 struct SoftVm {
     shared: Arc<Shared>,
+    ram: Arc<GuestRam>,
     board: Arc<Board>,
+    /// The trackers always run; this says whether anybody has asked.
+    logging: AtomicBool,
+}
+
+impl SoftVm {
+    /// Takes the trackers' bits. Until its fast write paths are dropped, a CPU may write without a mark, but only to
+    /// pages that are in the result.
+    fn take_tracked(&self) -> Vec<DirtyPages> {
+        let log = dirty::take_tracked(&self.ram);
+        self.shared.drop_write_paths();
+        log
+    }
 }
 
 impl Vm for SoftVm {
@@ -66,6 +80,21 @@ impl Vm for SoftVm {
             cpu.set_state(&State { activity: Activity::WaitForStartup, ..State::default() });
         }
         Ok(Box::new(SoftVcpu { cpu, id, board: self.board.clone() }))
+    }
+
+    fn start_dirty_log(&self) -> Result<(), Error> {
+        self.take_tracked();
+        self.logging.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn take_dirty_log(&self) -> Result<Vec<DirtyPages>, Error> {
+        Ok(if self.logging.load(Ordering::Relaxed) { self.take_tracked() } else { Vec::new() })
+    }
+
+    fn stop_dirty_log(&self) -> Result<(), Error> {
+        self.logging.store(false, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -7,14 +7,7 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use queztl_guest_memory::GuestRam;
 
-/// The pages of one run of RAM that were written to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirtyPages {
-    /// Guest-physical address of the first page.
-    pub start: u64,
-    /// One bit for each page of 4 KiB, lowest first.
-    pub bitmap: Vec<u64>,
-}
+use crate::accel::DirtyPages;
 
 /// One slot for each run of RAM. Holds the RAM for as long as KVM may use it: must be dropped after the machine.
 pub(super) struct Slots {
@@ -50,19 +43,20 @@ impl Slots {
         Ok(())
     }
 
-    /// Starts or ends the log. Starting it anew forgets what it held.
+    /// Starts or ends the log. Starting one that runs changes nothing.
     pub fn log_dirty_pages(&self, vm: &VmFd, on: bool) -> Result<(), kvm_ioctls::Error> {
         self.set(vm, if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })?;
         self.logging.store(on, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Takes what vCPUs wrote to since the last call; writes during the call are in this result or in the next. Empty
-    /// when there is no log.
+    pub fn is_logging(&self) -> bool {
+        self.logging.load(Ordering::Relaxed)
+    }
+
+    /// Takes what vCPUs wrote to since the last call; writes during the call are in this result or in the next. Only
+    /// while there is a log.
     pub fn take_dirty_pages(&self, vm: &VmFd) -> Result<Vec<DirtyPages>, kvm_ioctls::Error> {
-        if !self.logging.load(Ordering::Relaxed) {
-            return Ok(Vec::new());
-        }
         let ranges = (0..).zip(self.ram.ranges());
         ranges
             .map(|(slot, (start, len))| Ok(DirtyPages { start, bitmap: vm.get_dirty_log(slot, len as usize)? }))

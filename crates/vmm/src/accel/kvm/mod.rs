@@ -43,7 +43,6 @@ use super::probe::KvmSupport;
 use super::{Accelerator, Error, Vm};
 use crate::board::Board;
 
-pub use memory::DirtyPages;
 pub use vm::KvmVm;
 
 /// Who keeps the local APICs.

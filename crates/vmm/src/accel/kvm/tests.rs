@@ -1,77 +1,15 @@
 //! Guests of a few instructions on the host's KVM. Without one, the tests say so and pass.
-//!
-//! A guest ends with UD2 and no interrupt descriptor table: a triple fault leaves its registers as they were.
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::state::{Activity, Segment, Table, seg};
-use vm_memory::{Bytes, GuestAddress};
+use queztl_soft_cpu::state::{Activity, Segment, seg};
 
 use super::*;
-use crate::accel::{State, Vcpu, VcpuExit, VcpuHandle, Vm};
-use crate::board::BoardParts;
-use crate::bus::{Bus, BusDevice};
-use crate::clock::Clock;
-use crate::devices::legacy::{MachineEvents, PanicKind};
-use crate::irqchip::IrqChip;
-use crate::kvmclock::KvmClock;
+use crate::accel::testing::{Bench as AnyBench, CODE, DEVICE, IRETQ, UD2, apic_write, code, say, wait_for, with_idt};
+use crate::accel::{VcpuExit, Vm};
 use crate::layout::LAPIC_BASE;
-use crate::timers::Timers;
 
-const CODE: u64 = 0x1000;
-const TABLES: u64 = 0x2000;
-const GDT: u64 = 0x5000;
-const IDT: u64 = 0x6000;
-const HANDLER: u64 = 0x7000;
-const STACK: u64 = 0xf000;
-/// A device register in the hole of the physical addresses, mapped at the same linear address.
-const DEVICE: u64 = 0x30_0000;
-const RAM_BYTES: u64 = 2 << 20;
-
-const UD2: [u8; 2] = [0x0f, 0x0b];
-/// `mov al, byte; out 0xe9, al`
-fn say(byte: u8) -> [u8; 4] {
-    [0xb0, byte, 0xe6, 0xe9]
-}
-
-/// Remembers what is written; reads give 0x5a.
-#[derive(Default)]
-struct Recorder {
-    written: Mutex<Vec<u8>>,
-    on_read: Mutex<Option<Arc<dyn VcpuHandle>>>,
-}
-
-impl BusDevice for Recorder {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0x5a);
-        if let Some(handle) = self.on_read.lock().unwrap().take() {
-            handle.stop();
-        }
-    }
-
-    fn write(&self, _offset: u64, data: &[u8]) {
-        self.written.lock().unwrap().extend(data);
-    }
-}
-
-struct NoEvents;
-
-impl MachineEvents for NoEvents {
-    fn power_off(&self) {}
-    fn reset(&self) {}
-    fn guest_panicked(&self, _kind: PanicKind) {}
-    fn debug_exit(&self, _value: u32) {}
-    fn boot_mark(&self) {}
-}
-
-struct Bench {
-    vm: KvmVm,
-    ram: Arc<GuestRam>,
-    board: Arc<Board>,
-    recorder: Arc<Recorder>,
-}
+type Bench = AnyBench<KvmVm>;
 
 impl Bench {
     /// A machine with `code` in memory, or nothing where the host has no KVM.
@@ -90,97 +28,8 @@ impl Bench {
                 return None;
             }
         };
-        let ram = Arc::new(GuestRam::new(RAM_BYTES).unwrap());
-        let clock = Arc::new(Clock::real_time());
-        let timers = Timers::new(clock.clone());
-        let irqchip = IrqChip::new(vcpus, clock.clone(), &timers);
-        let recorder = Arc::new(Recorder::default());
-        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-        ports.insert(0xe9, 1, recorder.clone()).unwrap();
-        mmio.insert(DEVICE, 8, recorder.clone()).unwrap();
-        irqchip.insert_into(&mut ports, &mut mmio).unwrap();
-        let kvmclock = KvmClock::new(ram.memory().clone(), clock.clone(), vcpus);
-        let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events: Arc::new(NoEvents) };
-        let board = Arc::new(Board::new(parts));
-        let vm = kvm.create(ram.clone(), board.clone(), vcpus).unwrap();
-        let bench = Bench { vm, ram, board, recorder };
-        bench.fill(code);
-        Some(bench)
+        Some(Bench::build(code, vcpus, |ram, board| kvm.create(ram, board, vcpus).unwrap()))
     }
-
-    fn put(&self, at: u64, bytes: &[u8]) {
-        self.ram.memory().write_slice(bytes, GuestAddress(at)).unwrap();
-    }
-
-    fn get(&self, at: u64) -> u64 {
-        self.ram.memory().read_obj(GuestAddress(at)).unwrap()
-    }
-
-    /// Code; identity tables for the first GiB, for both rings; a GDT with code at 0x08.
-    fn fill(&self, code: &[u8]) {
-        const PRESENT_WRITABLE_USER: u64 = 7;
-        const LARGE: u64 = 1 << 7;
-        self.put(CODE, code);
-        self.put(TABLES, &((TABLES + 0x1000) | PRESENT_WRITABLE_USER).to_le_bytes());
-        self.put(TABLES + 0x1000, &((TABLES + 0x2000) | PRESENT_WRITABLE_USER).to_le_bytes());
-        for page in 0..2_u64 {
-            let entry = page << 21 | LARGE | PRESENT_WRITABLE_USER;
-            self.put(TABLES + 0x2000 + page * 8, &entry.to_le_bytes());
-        }
-        // The local APICs' registers, in the fourth GiB.
-        const APIC_TABLE: u64 = 0xa000;
-        self.put(TABLES + 0x1000 + 3 * 8, &(APIC_TABLE | PRESENT_WRITABLE_USER).to_le_bytes());
-        let apic = LAPIC_BASE | LARGE | PRESENT_WRITABLE_USER;
-        self.put(APIC_TABLE + (LAPIC_BASE >> 21 & 0x1ff) * 8, &apic.to_le_bytes());
-        self.put(GDT + 8, &0x00af_9b00_0000_ffff_u64.to_le_bytes());
-    }
-
-    /// `code` handles `vector` in ring 0.
-    fn handle(&self, vector: u8, code: &[u8]) {
-        let gate = (HANDLER & 0xffff) | 0x08 << 16 | 0x8e00 << 32 | (HANDLER >> 16 & 0xffff) << 48;
-        self.put(IDT + u64::from(vector) * 16, &gate.to_le_bytes());
-        self.put(HANDLER, code);
-    }
-
-    /// vCPU 0 at [`CODE`] in 64-bit mode.
-    fn start(&self) -> Box<dyn Vcpu> {
-        let mut vcpu = self.vm.create_vcpu(0).unwrap();
-        let state = long_mode(vcpu.state());
-        vcpu.set_state(&state);
-        vcpu
-    }
-
-    /// Raises a legacy interrupt line.
-    fn raise(&self, line: u32) {
-        crate::irq::InterruptSink::set_level(self.board.irqchip(), line, true);
-    }
-
-    fn said(&self) -> Vec<u8> {
-        self.recorder.written.lock().unwrap().clone()
-    }
-}
-
-fn long_mode(mut state: State) -> State {
-    let data = Segment { base: 0, limit: u32::MAX, selector: 0x10, attributes: 0xc093 };
-    state.segments = [data; 6];
-    state.segments[seg::CS] = Segment { selector: 0x08, attributes: 0xa09b, ..data };
-    state.gdtr = Table { base: GDT, limit: 0xff };
-    state.idtr = Table { base: 0, limit: 0 };
-    (state.cr0, state.cr3, state.cr4, state.efer) = (0x8000_0031, TABLES, 0x620, 0x500);
-    (state.rip, state.rflags) = (CODE, 2);
-    state.gpr = [0; 16];
-    state.gpr[4] = STACK;
-    state
-}
-
-fn with_idt(vcpu: &mut Box<dyn Vcpu>) {
-    let mut state = vcpu.state();
-    state.idtr = Table { base: IDT, limit: 0xfff };
-    vcpu.set_state(&state);
-}
-
-fn code(parts: &[&[u8]]) -> Vec<u8> {
-    parts.concat()
 }
 
 #[test]
@@ -276,22 +125,6 @@ fn code_that_kvm_wrote_is_not_stale_on_the_software_cpu() {
     assert_eq!((bench.get(0x8000), bench.get(0x8010)), (0xaaaa, 0xaaaa));
 }
 
-/// Waits, for a few seconds at the longest.
-#[track_caller]
-fn wait_for(what: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !what() {
-        assert!(Instant::now() < deadline, "it does not happen");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// `mov edi, register; mov dword [rdi], value`, for the local APIC.
-fn apic_write(register: u32, value: u32) -> Vec<u8> {
-    let address = (LAPIC_BASE as u32 + register).to_le_bytes();
-    code(&[&[0xbf], &address, &[0xc7, 0x07], &value.to_le_bytes()])
-}
-
 const BOTH: [Controllers; 2] = [Controllers::User, Controllers::Kernel];
 
 #[test]
@@ -301,8 +134,7 @@ fn an_interrupt_wakes_a_halted_vcpu() {
     let program = code(&[&apic_write(0xf0, 0x1ff), &say(b'0'), &[0xfb, 0xf4], &say(b'b'), &UD2]);
     for controllers in BOTH {
         let Some(bench) = Bench::with(&program, 1, Some(controllers)) else { return };
-        bench.handle(VECTOR, &code(&[&say(b'a'), &[0x48, 0xcf]]));
-        bench.put(GDT + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
+        bench.handle(VECTOR, &code(&[&say(b'a'), &IRETQ]));
         let mut vcpu = bench.start();
         with_idt(&mut vcpu);
         let runner = std::thread::spawn(move || {
@@ -327,8 +159,7 @@ fn the_pic_interrupts_the_first_vcpu() {
     let program = code(&[&[0xfb, 0xf4], &say(b'b'), &UD2]);
     for controllers in BOTH {
         let Some(bench) = Bench::with(&program, 1, Some(controllers)) else { return };
-        bench.handle(0x24, &code(&[&say(b'a'), &[0x48, 0xcf]]));
-        bench.put(GDT + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
+        bench.handle(0x24, &code(&[&say(b'a'), &IRETQ]));
         let mut vcpu = bench.start();
         with_idt(&mut vcpu);
         // Vectors from 0x20, everything unmasked.
@@ -365,22 +196,6 @@ fn init_and_start_up_bring_a_second_vcpu_to_real_mode() {
         assert_eq!((state.rip, state.activity), (10, Activity::Halted), "{controllers:?}");
         assert_eq!(first.join().unwrap(), VcpuExit::Stopped);
     }
-}
-
-#[test]
-fn the_dirty_log_has_the_pages_that_were_written() {
-    // mov [0x12000], eax; mov [0x15000], eax
-    let program = code(&[&[0x89, 0x04, 0x25, 0, 0x20, 1, 0], &[0x89, 0x04, 0x25, 0, 0x50, 1, 0], &UD2]);
-    let Some(bench) = Bench::new(&program, 1) else { return };
-    assert_eq!(bench.vm.take_dirty_pages().unwrap(), []);
-    bench.vm.log_dirty_pages(true).unwrap();
-    let mut vcpu = bench.start();
-    assert_eq!(vcpu.run(), VcpuExit::Shutdown);
-    let log = bench.vm.take_dirty_pages().unwrap();
-    let dirty = |page: usize| log[0].bitmap[page / 64] >> (page % 64) & 1;
-    assert_eq!((log.len(), log[0].start, dirty(0x12), dirty(0x15), dirty(0x13)), (1, 0, 1, 1, 0));
-    let again = bench.vm.take_dirty_pages().unwrap();
-    assert!(again[0].bitmap.iter().all(|word| *word == 0), "taking the log empties it");
 }
 
 #[test]

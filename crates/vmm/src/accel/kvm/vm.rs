@@ -16,11 +16,11 @@ use super::apics::{self, KernelApics};
 use super::cpuid::Policy;
 use super::finish;
 use super::kick::Kick;
-use super::memory::{DirtyPages, Slots};
+use super::memory::Slots;
 use super::msrs::{self, MsrSet};
 use super::vcpu::KvmVcpu;
 use super::{Controllers, Kvm};
-use crate::accel::{Error, Vcpu, Vm};
+use crate::accel::{DirtyPages, Error, Vcpu, Vm, dirty};
 use crate::board::Board;
 
 /// Three pages and one that Intel's processors want for real mode, in the hole below 4 GiB (Linux
@@ -97,21 +97,6 @@ impl KvmVm {
         Ok(KvmVm { inner, kicks })
     }
 
-    /// Starts or ends the log of pages that vCPUs write to. Starting it anew forgets what it held. What devices and the
-    /// software CPU write is in the RAM's own tracker.
-    pub fn log_dirty_pages(&self, on: bool) -> Result<(), Error> {
-        let step = "switching the dirty log";
-        let switched = self.inner.slots.log_dirty_pages(&self.inner.fd, on);
-        switched.map_err(|error| Error::Kvm { step, source: error.into() })
-    }
-
-    /// Takes what vCPUs wrote to since the last call. Empty when there is no log.
-    pub fn take_dirty_pages(&self) -> Result<Vec<DirtyPages>, Error> {
-        let step = "reading the dirty log";
-        let taken = self.inner.slots.take_dirty_pages(&self.inner.fd);
-        taken.map_err(|error| Error::Kvm { step, source: error.into() })
-    }
-
     /// Instructions that KVM could not execute and the software CPU finished.
     pub fn finished_instructions(&self) -> u64 {
         self.inner.finished.load(Ordering::Relaxed)
@@ -137,6 +122,23 @@ impl Inner {
         *soft = Some(shared.clone());
         Ok(shared)
     }
+
+    fn log_dirty_pages(&self, on: bool) -> Result<(), Error> {
+        let switched = self.slots.log_dirty_pages(&self.fd, on);
+        switched.map_err(|error| Error::Kvm { step: "switching the dirty log", source: error.into() })
+    }
+
+    /// What vCPUs wrote, by the kernel's log, and what devices and the software CPUs beside them did, by the trackers.
+    fn take_dirty_pages(&self) -> Result<Vec<DirtyPages>, Error> {
+        let log = self.slots.take_dirty_pages(&self.fd);
+        let log = log.map_err(|error| Error::Kvm { step: "reading the dirty log", source: error.into() })?;
+        let tracked = dirty::take_tracked(self.slots.ram());
+        let soft = self.soft.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(shared) = soft {
+            shared.drop_write_paths();
+        }
+        Ok(dirty::union(log, &tracked))
+    }
 }
 
 impl Drop for Inner {
@@ -150,5 +152,21 @@ impl Vm for KvmVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
         let kick = self.kicks[id as usize].clone();
         Ok(Box::new(KvmVcpu::new(id, self.inner.clone(), kick)?))
+    }
+
+    fn start_dirty_log(&self) -> Result<(), Error> {
+        self.inner.log_dirty_pages(true)?;
+        self.inner.take_dirty_pages().map(drop)
+    }
+
+    fn take_dirty_log(&self) -> Result<Vec<DirtyPages>, Error> {
+        if !self.inner.slots.is_logging() {
+            return Ok(Vec::new());
+        }
+        self.inner.take_dirty_pages()
+    }
+
+    fn stop_dirty_log(&self) -> Result<(), Error> {
+        self.inner.log_dirty_pages(false)
     }
 }

@@ -1,0 +1,3 @@
+//! What every accelerator promises, on every one that this host has.
+
+mod dirty;
