@@ -3,51 +3,54 @@
 //! Promises:
 //! - one [`GuestRam`] per virtual machine, one memfd per NUMA node, so that back ends in other processes can share it
 //!   and forks can map it;
+//! - RAM that is never touched costs nothing, neither itself nor the tables about it: a guest may have more RAM than the
+//!   host;
+//! - guest pages of 2 MiB lie in host pages of 2 MiB, where the host gives them;
 //! - every write, by a vCPU or by a device, reaches the same [`PageTracker`], so that one dirty log serves snapshots,
 //!   migration and replication, and so that code a device has overwritten is never executed from a stale cache.
 //!
 //! Devices write through `vm-memory`, which calls [`PageTracker`] after each write; software vCPUs write through the
 //! host pointers of [`GuestRam::host_page`] and report to the tracker themselves.
 
+mod config;
+mod figures;
 mod layout;
+mod mapping;
+mod placement;
+mod region;
+#[cfg(test)]
+mod tests;
 mod tracker;
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestRegionCollection};
 
+pub use config::{Error, HUGE_PAGE_SIZE, Pages, RamConfig, RamNode};
+pub use figures::{MemoryFigures, Usage};
+use layout::Piece;
 pub use layout::{HIGH_RAM_START, LOW_RAM_END, ranges_for};
+use mapping::Reservation;
+pub use region::RamRegion;
 pub use tracker::{LINE_SIZE, PageTracker, line_mask};
 
 /// Bytes in a guest page.
 pub const PAGE_SIZE: u64 = 4096;
 
 /// Guest RAM as devices see it: bounds-checked, every write tracked.
-pub type GuestMemory = GuestMemoryMmap<PageTracker>;
+pub type GuestMemory = GuestRegionCollection<RamRegion>;
 
-/// Why guest RAM could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("a guest needs at least 1 MiB of RAM, not {0} bytes")]
-    TooSmall(u64),
-    #[error("guest RAM must be a multiple of 4096 bytes, not {0} bytes")]
-    Unaligned(u64),
-    #[error("guest RAM of {bytes} bytes cannot be reserved on this host: {source}")]
-    Reserve { bytes: u64, source: std::io::Error },
-    #[error("guest RAM of {bytes} bytes cannot be mapped on this host: {source}")]
-    Map { bytes: u64, source: vm_memory::mmap::MmapRegionError },
-    #[error("guest RAM regions cannot be put together: {0}")]
-    Regions(vm_memory::GuestRegionCollectionError),
-}
+/// What the files of guest RAM are called; `/proc/PID/maps` shows the names.
+const FILE_NAME: &str = "guest-ram";
 
 /// One contiguous run of guest-physical addresses backed by RAM.
 #[derive(Debug)]
 struct Region {
     start: u64,
     len: u64,
+    node: usize,
     host: *mut u8,
     tracker: PageTracker,
 }
@@ -59,6 +62,8 @@ struct Region {
 pub struct GuestRam {
     memory: Arc<GuestMemory>,
     regions: Vec<Region>,
+    /// One for each node that has RAM.
+    files: Vec<Arc<File>>,
 }
 
 // SAFETY: `host` points into mappings owned by `memory`, which may be used from any thread; concurrent access to guest
@@ -79,33 +84,39 @@ pub struct HostPage<'a> {
 }
 
 impl GuestRam {
-    /// Reserves `bytes` of RAM laid out as a PC has it: up to [`LOW_RAM_END`] from zero, the rest from
-    /// [`HIGH_RAM_START`]. Pages are zero and take host memory only once they are touched.
+    /// Reserves `bytes` of RAM in one node; see [`GuestRam::with`].
     pub fn new(bytes: u64) -> Result<GuestRam, Error> {
-        if bytes < 1 << 20 {
-            return Err(Error::TooSmall(bytes));
-        }
-        if !bytes.is_multiple_of(PAGE_SIZE) {
-            return Err(Error::Unaligned(bytes));
-        }
-        let file = Arc::new(memfd(bytes)?);
-        let mut offset = 0;
-        let mut maps = Vec::new();
-        let mut regions = Vec::new();
-        for (start, len) in ranges_for(bytes) {
-            let tracker = PageTracker::new(len);
-            let map = MmapRegionBuilder::new_with_bitmap(len as usize, tracker.clone())
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                .with_file_offset(FileOffset::from_arc(file.clone(), offset))
-                .build()
-                .map_err(|source| Error::Map { bytes, source })?;
-            regions.push(Region { start, len, host: map.as_ptr(), tracker });
-            maps.push(GuestRegionMmap::new(map, GuestAddress(start)).expect("regions of the layout do not wrap"));
-            offset += len;
+        GuestRam::with(&RamConfig::plain(bytes))
+    }
+
+    /// Reserves RAM laid out as a PC has it: up to [`LOW_RAM_END`] from zero, the rest from [`HIGH_RAM_START`], one node
+    /// after the other. Pages are zero. They take host memory once they are touched, so there may be more RAM than the
+    /// host has; only [`Pages::Huge2M`] are taken at once.
+    ///
+    /// # Errors
+    /// When sizes are no whole pages, the process has no addresses left, the pool of huge pages is too small, or the
+    /// host has no such NUMA node.
+    pub fn with(config: &RamConfig) -> Result<GuestRam, Error> {
+        let bytes = config.check()?;
+        config.nodes.iter().filter_map(|node| node.host_node).try_for_each(placement::check_host_node)?;
+        let files = config.nodes.iter().enumerate().map(|(number, node)| file(number, node.bytes, config.pages));
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let sizes: Vec<u64> = config.nodes.iter().map(|node| node.bytes).collect();
+        let pieces = layout::place(&sizes);
+        let end = pieces.last().map_or(0, |piece| piece.start + piece.len);
+        let reserved = Reservation::new(end).map_err(|source| Error::AddressSpace { bytes, source })?;
+        let reserved = Arc::new(reserved);
+        let (mut maps, mut regions) = (Vec::new(), Vec::new());
+        for piece in pieces {
+            let Piece { start, len, node, offset } = piece;
+            map(&reserved, &piece, &files[node], config, bytes)?;
+            let tracker = PageTracker::new(len).map_err(Error::Tracker)?;
+            let file = FileOffset::from_arc(files[node].clone(), offset);
+            maps.push(RamRegion::new(reserved.clone(), start, len, file, tracker.clone()));
+            regions.push(Region { start, len, node, host: reserved.at(start), tracker });
         }
         let memory = Arc::new(GuestMemory::from_regions(maps).map_err(Error::Regions)?);
-        Ok(GuestRam { memory, regions })
+        Ok(GuestRam { memory, regions, files })
     }
 
     /// The view for devices and loaders.
@@ -121,6 +132,19 @@ impl GuestRam {
     /// The runs of guest-physical addresses that are RAM, as (start, length in bytes), lowest first.
     pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.regions.iter().map(|r| (r.start, r.len))
+    }
+
+    /// The runs that belong to NUMA node `node`, likewise.
+    pub fn ranges_of(&self, node: usize) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.regions.iter().filter(move |r| r.node == node).map(|r| (r.start, r.len))
+    }
+
+    /// Bytes of the host's memory and swap space that the RAM takes now.
+    ///
+    /// # Errors
+    /// When the host does not tell.
+    pub fn allocated_bytes(&self) -> std::io::Result<u64> {
+        self.files.iter().map(|file| mapping::allocated(file)).sum()
     }
 
     /// The page that holds guest-physical address `gpa`, or `None` where there is no RAM.
@@ -139,39 +163,32 @@ impl GuestRam {
     }
 }
 
-fn memfd(bytes: u64) -> Result<File, Error> {
-    let reserve = |source| Error::Reserve { bytes, source };
-    let fd = rustix::fs::memfd_create("guest-ram", rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| reserve(e.into()))?;
-    let file = File::from(fd);
-    file.set_len(bytes).map_err(reserve)?;
-    debug_assert!(file.as_raw_fd() >= 0);
-    Ok(file)
+/// The file of node `number`.
+fn file(number: usize, bytes: u64, pages: Pages) -> Result<Arc<File>, Error> {
+    let huge = pages == Pages::Huge2M;
+    let name = format!("{FILE_NAME}-{number}");
+    let file = mapping::memory_file(&name, bytes, huge).map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL | libc::ENODEV | libc::EOPNOTSUPP) if huge => Error::NoHugePages { source },
+        _ => Error::Reserve { bytes, source },
+    })?;
+    Ok(Arc::new(file))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use vm_memory::Bytes;
-
-    #[test]
-    fn device_writes_reach_the_tracker_of_the_page() {
-        let ram = GuestRam::new(16 << 20).unwrap();
-        ram.memory().write_slice(&[1; 8], GuestAddress(0x2ffc)).unwrap();
-        let page = ram.host_page(0x3000).unwrap();
-        assert!(page.tracker.is_dirty(2) && page.tracker.is_dirty(3) && !page.tracker.is_dirty(4));
+/// Maps a piece of a node's file where it belongs, in the pages and on the host's node that the configuration wants.
+fn map(reserved: &Reservation, piece: &Piece, file: &File, config: &RamConfig, bytes: u64) -> Result<(), Error> {
+    let huge = config.pages == Pages::Huge2M;
+    let host = reserved.at(piece.start);
+    reserved.map(piece.start, piece.len, file.as_fd(), piece.offset, huge).map_err(|source| {
+        match source.raw_os_error() {
+            Some(libc::ENOMEM) if huge => placement::pool_too_small(bytes),
+            _ => Error::Map { bytes, source },
+        }
+    })?;
+    if config.pages == Pages::Transparent {
+        placement::want_huge_pages(host, piece.len).map_err(|source| Error::NoHugePages { source })?;
     }
-
-    #[test]
-    fn there_is_no_ram_in_the_hole_below_4_gib() {
-        let ram = GuestRam::new(8 << 30).unwrap();
-        assert!(ram.host_page(LOW_RAM_END).is_none());
-        assert!(ram.host_page(HIGH_RAM_START).is_some());
-        assert_eq!(ram.ranges().map(|(_, len)| len).sum::<u64>(), 8 << 30);
+    if let Some(node) = config.nodes[piece.node].host_node {
+        placement::prefer_host_node(host, piece.len, node).map_err(|source| Error::Place { node, source })?;
     }
-
-    #[test]
-    fn sizes_that_cannot_be_ram_are_refused() {
-        assert!(matches!(GuestRam::new(0), Err(Error::TooSmall(0))));
-        assert!(matches!(GuestRam::new((1 << 20) + 1), Err(Error::Unaligned(_))));
-    }
+    Ok(())
 }

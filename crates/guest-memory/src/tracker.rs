@@ -13,12 +13,14 @@
 //! ```
 //! A write between any two steps of the decoder raises the generation and the block is dropped before it runs.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
+use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 
 use crate::PAGE_SIZE;
+use crate::mapping::Table;
 
 /// Code is tracked in lines of this many bytes: 64 lines make a page, and a page's lines make one machine word.
 pub const LINE_SIZE: u64 = PAGE_SIZE / 64;
@@ -35,28 +37,31 @@ pub fn line_mask(offset: u64, len: u64) -> u64 {
 }
 
 /// The state of the pages of one RAM region; clones share it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PageTracker(Arc<Pages>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pages {
     /// One bit a page.
-    dirty: Box<[AtomicU64]>,
+    dirty: Table<AtomicU64>,
     /// One bit a line, one word a page.
-    code_lines: Box<[AtomicU64]>,
+    code_lines: Table<AtomicU64>,
     /// Raised whenever decoded bytes of the page have changed.
-    generation: Box<[AtomicU32]>,
+    generation: Table<AtomicU32>,
 }
 
 impl PageTracker {
-    /// A tracker for `bytes` of RAM. The tables are zero pages until they are used, so a large sparse guest is cheap.
-    pub fn new(bytes: u64) -> PageTracker {
+    /// A tracker for `bytes` of RAM. What it takes grows with the RAM that is used, not with `bytes`.
+    ///
+    /// # Errors
+    /// When the process has no addresses left for the tables.
+    pub fn new(bytes: u64) -> io::Result<PageTracker> {
         let pages = bytes.div_ceil(PAGE_SIZE) as usize;
-        PageTracker(Arc::new(Pages {
-            dirty: zeroed_u64(pages.div_ceil(64)),
-            code_lines: zeroed_u64(pages),
-            generation: zeroed_u32(pages),
-        }))
+        Ok(PageTracker(Arc::new(Pages {
+            dirty: Table::new(pages.div_ceil(64))?,
+            code_lines: Table::new(pages)?,
+            generation: Table::new(pages)?,
+        })))
     }
 
     /// How often decoded code of the page has changed (wraps around).
@@ -114,7 +119,15 @@ impl PageTracker {
     /// Takes the dirty log: one bit a page, cleared as it is read. vCPUs with fast write paths must be made to drop
     /// them after this returns and before the pages are copied.
     pub fn take_dirty(&self) -> Vec<u64> {
-        self.0.dirty.iter().map(|word| word.swap(0, Ordering::AcqRel)).collect()
+        let mut log = vec![0; self.0.dirty.len()];
+        for (taken, word) in log.iter_mut().zip(self.0.dirty.iter()) {
+            // Only words with bits in them are written to, so that the parts of both tables for untouched RAM stay
+            // without memory of their own.
+            if word.load(Ordering::Relaxed) != 0 {
+                *taken = word.swap(0, Ordering::AcqRel);
+            }
+        }
+        log
     }
 }
 
@@ -142,23 +155,6 @@ impl Bitmap for PageTracker {
     }
 }
 
-impl NewBitmap for PageTracker {
-    fn with_len(len: usize) -> Self {
-        PageTracker::new(len as u64)
-    }
-}
-
-/// `count` zeroes, from memory that the host hands out on first touch.
-fn zeroed_u64(count: usize) -> Box<[AtomicU64]> {
-    // SAFETY: all-zero bytes are a valid AtomicU64.
-    unsafe { Box::new_zeroed_slice(count).assume_init() }
-}
-
-fn zeroed_u32(count: usize) -> Box<[AtomicU32]> {
-    // SAFETY: all-zero bytes are a valid AtomicU32.
-    unsafe { Box::new_zeroed_slice(count).assume_init() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_write_beside_code_leaves_the_code_valid() {
-        let tracker = PageTracker::new(1 << 20);
+        let tracker = PageTracker::new(1 << 20).unwrap();
         tracker.add_code(3, line_mask(0x100, 16));
         assert!(!tracker.wrote(3, line_mask(0x200, 8)));
         assert_eq!(tracker.generation(3), 0);
@@ -182,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_device_write_to_code_raises_the_generation() {
-        let tracker = PageTracker::new(1 << 20);
+        let tracker = PageTracker::new(1 << 20).unwrap();
         tracker.add_code(3, line_mask(0x100, 16));
         tracker.mark_dirty(0x2ff0, 0x200);
         assert_eq!(tracker.generation(3), 1);
@@ -191,7 +187,7 @@ mod tests {
 
     #[test]
     fn taking_the_log_clears_it() {
-        let tracker = PageTracker::new(1 << 20);
+        let tracker = PageTracker::new(1 << 20).unwrap();
         tracker.set_dirty(70);
         assert_eq!(tracker.take_dirty()[1], 1 << 6);
         assert!(!tracker.is_dirty(70));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use queztl_vmm::config::{
-    AccelChoice, DiskConfig, MAX_VCPUS, MIN_RAM_BYTES, NetConfig, SerialOutput, SoftClock, SoftOptions,
+    AccelChoice, DiskConfig, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, NetConfig, SerialOutput, SoftClock, SoftOptions,
 };
 
 /// A disk's serial number is at most this long (Virtio 1.2 §5.2.6).
@@ -47,6 +47,9 @@ pub fn ram(text: &str) -> Result<u64, String> {
             false => String::new(),
         };
         return Err(format!("{text} is too little RAM: give at least {} MiB{hint}", MIN_RAM_BYTES >> 20));
+    }
+    if bytes > MAX_RAM_BYTES {
+        return Err(format!("{text} is too much RAM: a virtual machine has at most {} GiB", MAX_RAM_BYTES >> 30));
     }
     if bytes % PAGE_BYTES != 0 {
         return Err(format!("{text} is not a whole number of 4 KiB pages: round it, for example to MiB"));
@@ -202,6 +205,8 @@ mod tests {
         assert_eq!(ram("2M"), Ok(2 << 20));
         assert!(ram("512").unwrap_err().contains("did you mean 512M"));
         assert!(ram("0").is_err());
+        assert_eq!(ram("512GB"), Ok(512 << 30));
+        assert!(ram("513G").unwrap_err().contains("at most 512 GiB"));
         assert!(ram("2097153").unwrap_err().contains("4 KiB"));
     }
 

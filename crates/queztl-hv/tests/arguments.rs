@@ -47,8 +47,31 @@ fn words_without_meaning_are_refused() {
 }
 
 #[test]
-fn ram_beyond_the_host_is_refused() {
-    refused(&["run", "--kernel", "/nonexistent", "--ram", "8000T"], "ask for less");
+fn ram_beyond_what_a_machine_can_have_is_refused() {
+    refused(&["run", "--kernel", "/nonexistent", "--ram", "8000T"], "at most 512 GiB");
+}
+
+#[test]
+fn ram_for_which_there_are_no_addresses_is_refused_in_a_sentence() {
+    use std::os::unix::process::CommandExt;
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = common::guest(folder.path(), &[0xf4]);
+    let mut command = common::queztl();
+    command.args(["run", "--accel", "soft", "--ram", "64G", "--kernel"]).arg(kernel);
+    // SAFETY: setrlimit is async-signal-safe and its argument lives on the stack.
+    unsafe {
+        command.pre_exec(|| {
+            let limit = libc::rlimit { rlim_cur: 8 << 30, rlim_max: 8 << 30 };
+            match libc::setrlimit(libc::RLIMIT_AS, &limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        })
+    };
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(text.contains("ulimit -v"), "{text}");
 }
 
 #[test]

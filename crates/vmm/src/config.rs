@@ -12,6 +12,9 @@ pub const MAX_VCPUS: u32 = 255;
 /// Least RAM a machine can have, in bytes: room below the kernel's usual address for the boot structures.
 pub const MIN_RAM_BYTES: u64 = 2 << 20;
 
+/// Most RAM a machine can have, in bytes. It need not be there: RAM takes memory of the host once the guest touches it.
+pub const MAX_RAM_BYTES: u64 = 512 << 30;
+
 /// One virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineConfig {
@@ -29,7 +32,7 @@ pub struct MachineConfig {
     pub vsock: Option<PathBuf>,
     /// Number of vCPUs, `1..=`[`MAX_VCPUS`].
     pub vcpus: u32,
-    /// RAM in bytes, at least [`MIN_RAM_BYTES`], a multiple of 4096.
+    /// RAM in bytes, from [`MIN_RAM_BYTES`] to [`MAX_RAM_BYTES`], a multiple of 4096.
     pub ram_bytes: u64,
     /// How the kernel is entered.
     pub protocol: Protocol,
@@ -52,8 +55,8 @@ impl MachineConfig {
         if self.ram_bytes < MIN_RAM_BYTES || !self.ram_bytes.is_multiple_of(queztl_guest_memory::PAGE_SIZE) {
             return Err(ConfigError::Ram { bytes: self.ram_bytes });
         }
-        if let Some(host_bytes) = host_ram_bytes().filter(|host| self.ram_bytes > *host) {
-            return Err(ConfigError::RamBeyondHost { bytes: self.ram_bytes, host_bytes });
+        if self.ram_bytes > MAX_RAM_BYTES {
+            return Err(ConfigError::TooMuchRam { bytes: self.ram_bytes });
         }
         let asked = self.disks.len() + self.nets.len() + usize::from(self.vsock.is_some());
         if asked > MAX_DEVICES {
@@ -66,6 +69,23 @@ impl MachineConfig {
             }
         }
         Ok(())
+    }
+
+    /// What the user should know about this machine on this host, a sentence each: it will run, but perhaps not as
+    /// wished.
+    pub fn warnings(&self) -> Vec<String> {
+        host_ram_bytes().and_then(|host_bytes| self.warn_of_ram(host_bytes)).into_iter().collect()
+    }
+
+    fn warn_of_ram(&self, host_bytes: u64) -> Option<String> {
+        (self.ram_bytes > host_bytes).then(|| {
+            format!(
+                "{} MiB of RAM are more than this host has with its swap space, {} MiB: the machine runs as long as its \
+                 guest uses no more than is free",
+                self.ram_bytes >> 20,
+                host_bytes >> 20
+            )
+        })
     }
 }
 
@@ -83,11 +103,8 @@ pub enum ConfigError {
         MIN_RAM_BYTES >> 20
     )]
     Ram { bytes: u64 },
-    #[error(
-        "{} MiB of RAM are more than this host has with its swap space, {} MiB: ask for less",
-        bytes >> 20, host_bytes >> 20
-    )]
-    RamBeyondHost { bytes: u64, host_bytes: u64 },
+    #[error("{} GiB of RAM are too much: a virtual machine has at most {} GiB", bytes >> 30, MAX_RAM_BYTES >> 30)]
+    TooMuchRam { bytes: u64 },
     #[error("{asked} devices are too many: a virtual machine has room for {MAX_DEVICES}")]
     Devices { asked: usize },
     #[error("disk {index}, {path:?}, is given twice, once for writing: give it once, or read-only each time")]
@@ -210,9 +227,18 @@ mod tests {
     }
 
     #[test]
-    fn ram_beyond_the_host_is_refused_with_both_figures() {
-        let error = MachineConfig { ram_bytes: 1 << 50, ..machine() }.check().unwrap_err();
-        assert!(matches!(error, ConfigError::RamBeyondHost { bytes, host_bytes } if host_bytes < bytes));
+    fn ram_beyond_the_host_is_warned_of_with_both_figures() {
+        let machine = MachineConfig { ram_bytes: 512 << 30, ..machine() };
+        assert_eq!(machine.check(), Ok(()));
+        assert_eq!(machine.warn_of_ram(512 << 30), None);
+        let warning = machine.warn_of_ram(1 << 30).unwrap();
+        assert!(warning.contains("524288 MiB") && warning.contains("1024 MiB"), "{warning}");
+    }
+
+    #[test]
+    fn ram_beyond_the_most_is_refused() {
+        let bytes = MAX_RAM_BYTES + 4096;
+        assert_eq!(MachineConfig { ram_bytes: bytes, ..machine() }.check(), Err(ConfigError::TooMuchRam { bytes }));
     }
 
     #[test]

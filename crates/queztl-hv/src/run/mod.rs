@@ -33,6 +33,7 @@ pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
     let timeout = args.timeout;
     let config = configuration(args)?;
     config.check().map_err(Failure::usage)?;
+    config.warnings().iter().for_each(|warning| eprintln!("queztl-hv: warning: {warning}"));
     terminal::restore_on_panic();
     let signals = signals::Signals::block();
     let interactive = config.serial == SerialOutput::Stdio;

@@ -34,7 +34,7 @@ pub struct Placement<'a> {
 impl<'a> Placement<'a> {
     /// Nothing is given away yet but the loaders' own structures and the BIOS area.
     pub fn new(memory: &'a GuestMemory) -> Placement<'a> {
-        let ram = memory.iter().map(|r| r.start_addr().0..r.start_addr().0 + r.len()).collect();
+        let ram = contiguous(memory.iter().map(|r| r.start_addr().0..r.start_addr().0 + r.len()));
         let taken = vec![
             (0..low::END, "the boot structures below 192 KiB"),
             (low::BIOS_START..low::BIOS_END, "the BIOS area below 1 MiB"),
@@ -106,10 +106,22 @@ impl<'a> Placement<'a> {
     }
 }
 
+/// Ranges in ascending order, with neighbours put together: a kernel may lie in the RAM of two NUMA nodes.
+fn contiguous(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut whole: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match whole.last_mut().filter(|last| last.end == range.start) {
+            Some(last) => last.end = range.end,
+            None => whole.push(range),
+        }
+    }
+    whole
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use queztl_guest_memory::GuestRam;
+    use queztl_guest_memory::{GuestRam, Pages, RamConfig, RamNode};
 
     #[test]
     fn the_highest_free_place_lies_below_what_is_taken() {
@@ -141,5 +153,16 @@ mod tests {
         let map = Placement::new(ram.memory()).memory_map();
         let usable: Vec<_> = map.iter().filter(|r| r.kind == MemoryKind::Usable).map(|r| (r.start, r.len)).collect();
         assert_eq!(usable, [(0, 0x9_fc00), (0x10_0000, 0xbff0_0000), (1 << 32, 1 << 30)]);
+    }
+
+    #[test]
+    fn a_piece_may_lie_in_two_numa_nodes() {
+        let node = |bytes| RamNode { bytes, host_node: None };
+        let nodes = vec![node(4 << 20), node(12 << 20)];
+        let ram = GuestRam::with(&RamConfig { nodes, pages: Pages::Host }).unwrap();
+        let mut placement = Placement::new(ram.memory());
+        placement.claim(3 << 20, 2 << 20, "a kernel").unwrap();
+        assert_eq!(placement.low_ram_end(), 16 << 20);
+        assert_eq!(placement.memory_map().last().unwrap().len, 15 << 20);
     }
 }
