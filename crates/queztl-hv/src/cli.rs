@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use queztl_vmm::config::{AccelChoice, DiskConfig, Protocol, SerialOutput};
+use queztl_vmm::config::{AccelChoice, ConsoleChoice, DiskConfig, Protocol, SerialOutput};
 
 use crate::values::{self, NetArg};
 
@@ -92,7 +92,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub initrd: Vec<PathBuf>,
 
-    /// Kernel command line [default with --kernel: console=ttyS0; without --kernel it is appended to our own]
+    /// Kernel command line [default with --kernel: its console; without --kernel it is appended to our own]
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub append: Option<String>,
 
@@ -122,9 +122,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|kvm|soft[,clock=…]", default_value = "auto", value_parser = values::accel)]
     pub accel: AccelChoice,
 
-    /// Where the guest's first serial port leads
-    #[arg(long, value_name = "stdio|file=PATH|none", default_value = "stdio", value_parser = values::serial)]
-    pub serial: SerialOutput,
+    /// Which of the guest's consoles has the terminal [default: the last console= of --append; else virtio for our own
+    /// kernel and serial for others]
+    #[arg(long, value_enum, value_name = "serial|virtio|none", hide_possible_values = true)]
+    pub console: Option<ConsoleArg>,
+
+    /// Where the output of the guest's first serial port leads [default: stdio]
+    #[arg(long, value_name = "stdio|file=PATH|none", value_parser = values::serial)]
+    pub serial: Option<SerialOutput>,
 
     /// I/O port whose writes end the virtual machine: v gives exit status (v << 1) | 1
     #[arg(long, value_name = "PORT", value_parser = values::port)]
@@ -169,6 +174,26 @@ pub struct KernelBuildArgs {
     /// Configuration fragment to add to the profile's (repeatable)
     #[arg(long = "config", value_name = "FRAGMENT")]
     pub configs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleArg {
+    /// The first serial port, ttyS0; knows no size
+    Serial,
+    /// The virtio console, hvc0, which follows the terminal's size
+    Virtio,
+    /// None: keys stay with the host
+    None,
+}
+
+impl From<ConsoleArg> for ConsoleChoice {
+    fn from(arg: ConsoleArg) -> ConsoleChoice {
+        match arg {
+            ConsoleArg::Serial => ConsoleChoice::Serial,
+            ConsoleArg::Virtio => ConsoleChoice::Virtio,
+            ConsoleArg::None => ConsoleChoice::None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]

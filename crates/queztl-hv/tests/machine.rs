@@ -1,79 +1,13 @@
-//! How runs end, and what happens to the terminal: guests of a few instructions on the software CPU.
+//! How runs end and where input and output go: guests of a few instructions on the software CPU.
 
 mod common;
 
-use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{guest, one_line, queztl};
-use tempfile::TempDir;
-
-/// `cli; hlt; jmp -3`
-const SLEEP: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
-
-struct Guest {
-    /// Holds the kernel's file until the guest has run.
-    _folder: TempDir,
-    command: Command,
-}
-
-impl Guest {
-    fn new(code: &[u8]) -> Guest {
-        let folder = tempfile::tempdir().unwrap();
-        let kernel = guest(folder.path(), code);
-        let mut command = queztl();
-        command.args(["run", "--accel", "soft", "--ram", "16M", "--kernel"]).arg(kernel);
-        Guest { _folder: folder, command }
-    }
-
-    fn args(mut self, args: &[&str]) -> Guest {
-        self.command.args(args);
-        self
-    }
-
-    #[track_caller]
-    fn ends_with(mut self, status: i32, message: Option<&str>) -> Guest {
-        let output = self.command.output().unwrap();
-        assert_eq!(output.status.code(), Some(status), "{}", String::from_utf8_lossy(&output.stderr));
-        match message {
-            Some(message) => assert!(one_line(&output).contains(message), "{}", one_line(&output)),
-            None => assert_eq!(String::from_utf8_lossy(&output.stderr), ""),
-        }
-        self
-    }
-}
-
-/// `mov dx, port; mov al, value; out dx, al`
-fn out(port: u16, value: u8) -> Vec<u8> {
-    let [low, high] = port.to_le_bytes();
-    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
-}
-
-fn then_sleep(mut code: Vec<u8>) -> Vec<u8> {
-    code.extend(SLEEP);
-    code
-}
-
-/// Reads the serial port and writes back each byte plus one, until `q`, which ends the run.
-fn echo() -> Vec<u8> {
-    vec![
-        0x66, 0xba, 0xfd, 0x03, // wait: mov dx, 0x3fd
-        0xec, 0xa8, 0x01, // in al, dx; test al, 1
-        0x74, 0xf7, // jz wait
-        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-        0xec, // in al, dx
-        0x3c, b'q', // cmp al, 'q'
-        0x74, 0x05, // je end
-        0xfe, 0xc0, 0xee, // inc al; out dx, al
-        0xeb, 0xe9, // jmp wait
-        0xe6, 0xf4, // end: out 0xf4, al
-        0xf4,
-    ]
-}
+use common::payload::{Guest, SLEEP, echo, out, then_sleep};
+use common::{one_line, send};
 
 #[test]
 fn the_debug_exit_port_gives_the_status() {
@@ -149,105 +83,4 @@ fn signals_stop_the_machine() {
         assert_eq!(output.status.code(), Some(12), "signal {signal}");
         assert_eq!(one_line(&output), "queztl-hv: stopped");
     }
-}
-
-fn send(child: &Child, signal: i32) {
-    // SAFETY: the process is our child and has not been waited for, so the number is still its own.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
-}
-
-/// A terminal with the program on its other side.
-struct Terminal {
-    master: File,
-    slave: OwnedFd,
-    child: Child,
-    _guest: Guest,
-}
-
-impl Terminal {
-    fn start(mut guest: Guest) -> Terminal {
-        let (mut master, mut slave) = (-1, -1);
-        let null = std::ptr::null_mut();
-        // SAFETY: both numbers are written by the call; name, modes and size are not asked for.
-        assert_eq!(unsafe { libc::openpty(&mut master, &mut slave, null, null.cast(), null.cast()) }, 0);
-        // SAFETY: the call has just made these descriptors for us.
-        let (master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
-        let stdio = || Stdio::from(slave.try_clone().unwrap());
-        guest.command.stdin(stdio()).stdout(stdio()).stderr(stdio());
-        // SAFETY: setsid and ioctl are async-signal-safe; they make the terminal the child's own.
-        unsafe {
-            guest.command.pre_exec(|| {
-                libc::setsid();
-                match libc::ioctl(0, libc::TIOCSCTTY, 0) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
-            })
-        };
-        let child = guest.command.spawn().unwrap();
-        Terminal { master, slave, child, _guest: guest }
-    }
-
-    fn is_raw(&self) -> bool {
-        // SAFETY: termios is plain data, which the call fills.
-        let mut modes: libc::termios = unsafe { std::mem::zeroed() };
-        // SAFETY: the descriptor is a terminal, the pointer is valid.
-        assert_eq!(unsafe { libc::tcgetattr(self.slave.as_raw_fd(), &mut modes) }, 0);
-        modes.c_lflag & (libc::ICANON | libc::ECHO) == 0
-    }
-
-    /// Reads until `text` has appeared.
-    fn wait_for(&mut self, text: &str) {
-        let mut seen = Vec::new();
-        while !String::from_utf8_lossy(&seen).contains(text) {
-            let mut byte = [0];
-            self.master.read_exact(&mut byte).unwrap();
-            seen.extend(byte);
-        }
-    }
-
-    fn type_keys(&mut self, keys: &[u8]) {
-        self.master.write_all(keys).unwrap();
-    }
-
-    fn status(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
-    }
-}
-
-#[test]
-fn the_terminal_is_raw_while_the_guest_runs_and_restored_by_the_escape_key() {
-    let mut terminal = Terminal::start(Guest::new(&then_sleep(out(0x3f8, b'!'))).args(&["--timeout", "30"]));
-    terminal.wait_for("!");
-    assert!(terminal.is_raw());
-    terminal.type_keys(b"\x01x");
-    assert_eq!(terminal.status(), Some(12));
-    assert!(!terminal.is_raw());
-}
-
-#[test]
-fn the_terminal_is_restored_after_a_signal_and_after_the_guests_own_end() {
-    let mut terminal = Terminal::start(Guest::new(&then_sleep(out(0x3f8, b'!'))).args(&["--timeout", "30"]));
-    terminal.wait_for("!");
-    send(&terminal.child, libc::SIGTERM);
-    assert_eq!(terminal.status(), Some(12));
-    assert!(!terminal.is_raw());
-
-    let mut terminal = Terminal::start(Guest::new(&[0x0f, 0x0b]).args(&["--timeout", "30"]));
-    terminal.wait_for("triple fault");
-    assert_eq!(terminal.status(), Some(8));
-    assert!(!terminal.is_raw());
-}
-
-#[test]
-fn keys_reach_the_guest_and_a_doubled_escape_key_reaches_it_once() {
-    let guest = Guest::new(&echo()).args(&["--debug-exit", "0xf4", "--timeout", "30"]);
-    let mut terminal = Terminal::start(guest);
-    terminal.wait_for("Ctrl-A h helps");
-    terminal.type_keys(b"A\x03");
-    terminal.wait_for("B\x04");
-    terminal.type_keys(b"\x01\x01z");
-    terminal.wait_for("\x02{");
-    terminal.type_keys(b"q");
-    assert_eq!(terminal.status(), Some(i32::from(b'q' << 1 | 1)));
 }

@@ -38,6 +38,8 @@ pub struct MachineConfig {
     pub protocol: Protocol,
     /// What executes the guest.
     pub accel: AccelChoice,
+    /// Which of the guest's consoles the terminal's input and size are for.
+    pub console: ConsoleChoice,
     /// Where the first serial port leads.
     pub serial: SerialOutput,
     /// An I/O port whose writes end the run as [`Outcome::DebugExit`].
@@ -167,10 +169,21 @@ pub enum SoftClock {
     Instructions,
 }
 
+/// Which of the guest's consoles has the terminal: its input through the machine's handle, and its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsoleChoice {
+    /// The first serial port. Its output goes where [`MachineConfig::serial`] says.
+    Serial,
+    /// A virtio console, whose output goes to standard output. It alone knows the terminal's size.
+    Virtio,
+    /// None; input goes nowhere.
+    None,
+}
+
 /// Where the first serial port leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SerialOutput {
-    /// Standard output; input comes through the machine's handle.
+    /// Standard output.
     Stdio,
     /// A file, created or truncated.
     File(PathBuf),
@@ -210,6 +223,7 @@ mod tests {
             vcpus: 1,
             ram_bytes: 64 << 20,
             accel: AccelChoice::Auto,
+            console: ConsoleChoice::Serial,
             serial: SerialOutput::Stdio,
             protocol: Protocol::Auto,
             debug_exit: None,

@@ -7,6 +7,7 @@
 //! ```
 //! Whatever ends the run — the guest, a signal, a failure or a panic of ours — the terminal is as it was before.
 
+mod console;
 mod engine;
 mod escape;
 mod input;
@@ -15,18 +16,14 @@ mod terminal;
 
 use std::time::{Duration, Instant};
 
-use queztl_vmm::config::{MachineConfig, Outcome, SerialOutput};
+use queztl_vmm::config::{ConsoleChoice, MachineConfig, Outcome};
 
 use crate::cli::RunArgs;
 use crate::kernel;
 use crate::report::Failure;
 use crate::status::Status;
+use console::Consoles;
 use terminal::RawMode;
-
-/// Where kernels given by the user write unless told otherwise.
-const DEFAULT_CMDLINE: &str = "console=ttyS0";
-/// What our own kernel is told before the user's words.
-const OWN_CMDLINE: &str = "console=ttyS0 quiet";
 
 /// Runs the machine and gives the status that its end deserves. `started` is when this process began.
 pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
@@ -36,10 +33,10 @@ pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
     config.warnings().iter().for_each(|warning| eprintln!("queztl-hv: warning: {warning}"));
     terminal::restore_on_panic();
     let signals = signals::Signals::block();
-    let interactive = config.serial == SerialOutput::Stdio;
+    let interactive = config.console != ConsoleChoice::None;
     let machine = engine::Engine::new(config, started)?;
     signals.watch(machine.handle());
-    let raw = if interactive { console(&machine) } else { None };
+    let raw = if interactive { connect_terminal(&machine) } else { None };
     let outcome = machine.run(timeout);
     drop(raw);
     let outcome = outcome?;
@@ -47,7 +44,7 @@ pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
     Ok(outcome.into())
 }
 
-fn console(machine: &engine::Engine) -> Option<RawMode> {
+fn connect_terminal(machine: &engine::Engine) -> Option<RawMode> {
     let raw = RawMode::enter();
     if raw.is_some() {
         let handle = machine.handle();
@@ -79,14 +76,20 @@ fn explain(outcome: Outcome, timeout: Option<Duration>) {
 }
 
 fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
+    let own_kernel = args.kernel.is_none();
+    let consoles = Consoles::choose(args.console.map(Into::into), args.serial, args.append.as_deref(), own_kernel);
+    let consoles = consoles.map_err(Failure::usage)?;
     let nets = args.nets.into_iter().filter_map(|net| net.0).collect();
+    let words = consoles.kernel_words();
     let (kernel, initrd, cmdline) = match args.kernel {
-        Some(kernel) => (kernel, args.initrd, args.append.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned())),
+        Some(kernel) => (kernel, args.initrd, args.append.unwrap_or_else(|| words.to_owned())),
         None => {
             let (kernel, rootfs) = kernel::defaults()?;
             let initrd = if args.initrd.is_empty() { vec![rootfs] } else { args.initrd };
-            let own = args.append.map_or(OWN_CMDLINE.to_owned(), |append| format!("{OWN_CMDLINE} {append}"));
-            (kernel, initrd, own)
+            // quiet comes first: an early console prints what there is as soon as it is named. What the user appends
+            // comes last, and so wins.
+            let own = format!("quiet {words} {}", args.append.unwrap_or_default());
+            (kernel, initrd, own.trim_end().to_owned())
         }
     };
     Ok(MachineConfig {
@@ -99,7 +102,8 @@ fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
         vcpus: args.vcpus,
         ram_bytes: args.ram,
         accel: args.accel,
-        serial: args.serial,
+        console: consoles.console,
+        serial: consoles.serial,
         protocol: args.protocol.into(),
         debug_exit: args.debug_exit,
         boot_timer: args.boot_timer,

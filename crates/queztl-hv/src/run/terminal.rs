@@ -87,3 +87,65 @@ fn set_raw(modes: &Termios) -> Option<()> {
 fn lock() -> std::sync::MutexGuard<'static, Option<Termios>> {
     SAVED.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::LocalModes;
+
+    use super::*;
+
+    /// Set in the process that is to panic.
+    const PANIC: &str = "QUEZTL_TEST_PANIC";
+
+    /// Enters raw mode, says so, waits for a key and panics in a thread, as a device's thread might.
+    fn enter_and_panic() {
+        restore_on_panic();
+        let raw = RawMode::enter();
+        println!("raw: {}\r", raw.is_some());
+        let _ = std::io::stdin().read(&mut [0]);
+        let _ = std::thread::spawn(|| panic!("on purpose")).join();
+    }
+
+    #[test]
+    fn a_panic_in_any_thread_restores_the_terminal() {
+        if std::env::var_os(PANIC).is_some() {
+            return enter_and_panic();
+        }
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).and_then(|()| unlockpt(&master)).unwrap();
+        let path = ptsname(&master, Vec::new()).unwrap();
+        let slave = File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
+        let stdio = || Stdio::from(slave.try_clone().unwrap());
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let name =
+            format!("{}::a_panic_in_any_thread_restores_the_terminal", module_path!().split_once("::").unwrap().1);
+        command.args(["--exact", &name, "--nocapture"]).env(PANIC, "1");
+        command.stdin(stdio()).stdout(stdio()).stderr(stdio());
+        // SAFETY: both calls are async-signal-safe; they make the terminal the child's own.
+        unsafe {
+            command.pre_exec(|| {
+                rustix::process::setsid()?;
+                Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
+            })
+        };
+        let mut child = command.spawn().unwrap();
+        let mut master = BufReader::new(File::from(master));
+        let mut shown = Vec::new();
+        while !shown.ends_with(b"raw: true\r\r\n") && !shown.ends_with(b"raw: true\r\n") {
+            assert_ne!(master.read_until(b'\n', &mut shown).unwrap(), 0, "{}", String::from_utf8_lossy(&shown));
+        }
+        let is_raw = || !tcgetattr(&slave).unwrap().local_modes.contains(LocalModes::ICANON);
+        assert!(is_raw());
+
+        master.get_mut().write_all(b"k").unwrap();
+
+        assert_eq!(child.wait().unwrap().code(), Some(Status::Failure.code().into()));
+        assert!(!is_raw());
+    }
+}

@@ -2,9 +2,12 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod payload;
+pub mod terminal;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use queztl_guest_image::{self as image, Profile, Silent, Store};
 
@@ -26,6 +29,12 @@ pub fn one_line(output: &Output) -> String {
     let line = text.strip_suffix('\n').expect("a message ends its line");
     assert!(line.starts_with("queztl-hv: ") && !line.contains('\n'), "not one line of ours: {text:?}");
     line.to_owned()
+}
+
+/// Sends a signal to the program.
+pub fn send(child: &Child, signal: i32) {
+    // SAFETY: the process is our child and has not been waited for, so the number is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
 }
 
 /// Where the code of [`guest`] runs.

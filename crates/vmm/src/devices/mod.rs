@@ -1,4 +1,5 @@
 //! The devices of the machine.
 
 pub mod legacy;
+pub mod output;
 pub mod virtio;

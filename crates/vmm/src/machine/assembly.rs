@@ -1,7 +1,6 @@
 //! Putting a machine together: everything inside it is made here, in the order in which the parts need each other.
 
 use std::fs::File;
-use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +19,12 @@ use crate::board::{Board, BoardParts};
 use crate::boot::{self, BootConfig, InitialState};
 use crate::bus::Bus;
 use crate::clock::Clock;
-use crate::config::{AccelChoice, DiskConfig, MachineConfig, NetConfig, SerialOutput, SoftClock, SoftOptions};
+use crate::config::{
+    AccelChoice, ConsoleChoice, DiskConfig, MachineConfig, NetConfig, SerialOutput, SoftClock, SoftOptions,
+};
 use crate::devices::legacy::serial::Serial;
 use crate::devices::legacy::{LegacyConfig, LegacyDevices};
+use crate::devices::output::Output;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::{self, ConsoleConfig};
@@ -55,8 +57,65 @@ const DISK_QUEUES: u32 = 4;
 /// The guest's consoles, for whoever sits at the other end.
 #[derive(Clone)]
 pub(super) struct Console {
-    pub serial: Arc<Serial>,
-    pub virtio: Arc<console::Console>,
+    serial: Arc<Serial>,
+    /// Present if it is the one that has the terminal.
+    virtio: Option<Arc<console::Console>>,
+    outputs: Outputs,
+}
+
+impl Console {
+    /// Gives input to the console that has the terminal; returns how many bytes it takes now.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        match &self.virtio {
+            Some(console) => console.push_input(bytes),
+            None => self.serial.push_input(bytes),
+        }
+    }
+
+    /// Tells the guest the terminal's size, if its console can know one.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        if let Some(console) = &self.virtio {
+            console.resize(columns, rows);
+        }
+    }
+
+    /// Passes on the last output, for `limit` at the longest.
+    fn close(&self, limit: Duration) {
+        self.serial.close();
+        for output in [&self.outputs.serial, &self.outputs.virtio] {
+            output.flush(limit);
+            output.close();
+        }
+    }
+}
+
+/// Where the consoles' output goes. Two that go to the terminal share it, so that their lines keep their order.
+#[derive(Clone)]
+struct Outputs {
+    serial: Arc<Output>,
+    virtio: Arc<Output>,
+}
+
+impl Outputs {
+    /// A file for the serial line is started anew if `fresh`, else goes on at its end.
+    fn new(config: &MachineConfig, fresh: bool) -> Result<Outputs, Error> {
+        let has_virtio = config.console == ConsoleChoice::Virtio;
+        let needs_stdout = has_virtio || config.serial == SerialOutput::Stdio;
+        let stdout =
+            if needs_stdout { Output::start(Box::new(std::io::stdout())).map_err(device)? } else { Output::nowhere() };
+        let serial = match &config.serial {
+            SerialOutput::Stdio => stdout.clone(),
+            SerialOutput::None => Output::nowhere(),
+            SerialOutput::File(path) => {
+                let mut options = File::options();
+                let options = if fresh { options.write(true).truncate(true) } else { options.append(true) };
+                let file = options.create(true).open(path);
+                let file = file.map_err(|source| Error::SerialFile { path: path.clone(), source })?;
+                Output::start(Box::new(file)).map_err(device)?
+            }
+        };
+        Ok(Outputs { serial, virtio: if has_virtio { stdout } else { Output::nowhere() } })
+    }
 }
 
 /// A machine that has not started yet.
@@ -79,8 +138,9 @@ impl Assembly {
 
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         irqchip.insert_into(&mut ports, &mut mmio).map_err(device)?;
+        let outputs = Outputs::new(config, fresh)?;
         let legacy_config = LegacyConfig {
-            serial_output: serial_output(config, fresh)?,
+            serial_output: Some(outputs.serial.clone()),
             debug_exit_port: config.debug_exit,
             repeatable: is_repeatable(config),
         };
@@ -92,7 +152,7 @@ impl Assembly {
 
         let (ram_of_devices, lockstep) = (ram.clone(), is_repeatable(config));
         let mut slots = Slots { ram: ram_of_devices, sink, mmio: &mut mmio, lockstep, transports: Vec::new() };
-        let virtio = add_devices(config, &mut slots)?;
+        let virtio = add_devices(config, &outputs, &mut slots)?;
         let transports = slots.transports;
 
         let rsdp = acpi_tables(config.vcpus, transports.len() as u32, &ram)?;
@@ -101,7 +161,7 @@ impl Assembly {
         let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events };
         let board = Arc::new(Board::new(parts));
         let vcpus = vcpus(&*accelerator, config.vcpus, ram, board.clone(), &entry)?;
-        let console = Console { serial: legacy.serial, virtio };
+        let console = Console { serial: legacy.serial, virtio, outputs };
         Ok(Assembly { vcpus, console, transports, _board: board })
     }
 
@@ -117,8 +177,7 @@ impl Assembly {
     /// Stops the devices and passes on the console's last output, for `limit` at the longest.
     pub fn close(self, limit: Duration) {
         self.transports.iter().for_each(|transport| transport.reset());
-        self.console.serial.flush(limit);
-        self.console.serial.close();
+        self.console.close(limit);
     }
 }
 
@@ -157,19 +216,6 @@ fn is_repeatable(config: &MachineConfig) -> bool {
     counted && config.vcpus == 1
 }
 
-fn serial_output(config: &MachineConfig, fresh: bool) -> Result<Option<Box<dyn Write + Send>>, Error> {
-    Ok(match &config.serial {
-        SerialOutput::Stdio => Some(Box::new(std::io::stdout())),
-        SerialOutput::None => None,
-        SerialOutput::File(path) => {
-            let mut options = File::options();
-            let options = if fresh { options.write(true).truncate(true) } else { options.append(true) };
-            let file = options.create(true).open(path);
-            Some(Box::new(file.map_err(|source| Error::SerialFile { path: path.clone(), source })?))
-        }
-    })
-}
-
 /// Where virtio devices go: one window and one interrupt line after the other.
 struct Slots<'a> {
     ram: Arc<GuestRam>,
@@ -192,7 +238,11 @@ impl Slots<'_> {
 }
 
 /// Disks come first, so that their numbers do not depend on the other devices.
-fn add_devices(config: &MachineConfig, slots: &mut Slots<'_>) -> Result<Arc<console::Console>, Error> {
+fn add_devices(
+    config: &MachineConfig,
+    outputs: &Outputs,
+    slots: &mut Slots<'_>,
+) -> Result<Option<Arc<console::Console>>, Error> {
     for disk in &config.disks {
         slots.add(block(disk, config)?)?;
     }
@@ -203,11 +253,23 @@ fn add_devices(config: &MachineConfig, slots: &mut Slots<'_>) -> Result<Arc<cons
         let vsock = VsockConfig { guest_cid: GUEST_CID, path: path.clone() };
         slots.add(vsock.build().map_err(|error| Error::Vsock(error.to_string()))?)?;
     }
-    let console = ConsoleConfig { output: Box::new(std::io::sink()), columns: 0, rows: 0 }.build().map_err(device)?;
-    slots.add(console.clone())?;
+    let console = match config.console {
+        ConsoleChoice::Virtio => Some(terminal(config, outputs)?),
+        ConsoleChoice::Serial | ConsoleChoice::None => None,
+    };
+    if let Some(console) = &console {
+        slots.add(console.clone())?;
+    }
     slots.add(if is_repeatable(config) { Rng::repeatable(REPEATABLE_SEED) } else { Rng::new() })?;
     slots.add(Balloon::new().map_err(device)?)?;
     Ok(console)
+}
+
+/// The console that has the terminal. Its size comes through the machine's handle.
+fn terminal(config: &MachineConfig, outputs: &Outputs) -> Result<Arc<console::Console>, Error> {
+    let output = outputs.virtio.clone();
+    let console = ConsoleConfig { output, repeatable: is_repeatable(config), columns: 0, rows: 0 };
+    console.build().map_err(device)
 }
 
 fn block(config: &DiskConfig, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {

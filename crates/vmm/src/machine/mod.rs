@@ -61,6 +61,7 @@ pub struct Machine {
     config: MachineConfig,
     events: Arc<Events>,
     console: Arc<Mutex<Option<Console>>>,
+    size: Arc<Mutex<Option<(u16, u16)>>>,
     assembly: Option<Assembly>,
 }
 
@@ -71,12 +72,12 @@ impl Machine {
         let events = Arc::new(Events::default());
         let assembly = Assembly::new(&config, events.clone(), true)?;
         let console = Arc::new(Mutex::new(Some(assembly.console())));
-        Ok(Machine { config, events, console, assembly: Some(assembly) })
+        Ok(Machine { config, events, console, size: Arc::default(), assembly: Some(assembly) })
     }
 
     /// The handle for other threads.
     pub fn handle(&self) -> MachineHandle {
-        MachineHandle { events: self.events.clone(), console: self.console.clone() }
+        MachineHandle { events: self.events.clone(), console: self.console.clone(), size: self.size.clone() }
     }
 
     /// `report` is called, on a vCPU's thread, when the guest's first user process starts.
@@ -92,7 +93,7 @@ impl Machine {
                 Some(assembly) => assembly,
                 None => Assembly::new(&self.config, self.events.clone(), false)?,
             };
-            *lock(&self.console) = Some(assembly.console());
+            self.connect(assembly.console());
             let end = run_once(assembly, &self.events, deadline)?;
             *lock(&self.console) = None;
             if end == End::Failed {
@@ -104,6 +105,15 @@ impl Machine {
             tracing::info!("the guest restarts");
             self.events.forget_reset();
         }
+    }
+
+    /// Makes `console` the one that the handles reach. The console of a restarted machine learns the size as well.
+    fn connect(&self, console: Console) {
+        let mut connected = lock(&self.console);
+        if let Some((columns, rows)) = *lock(&self.size) {
+            console.resize(columns, rows);
+        }
+        *connected = Some(console);
     }
 }
 
@@ -170,6 +180,8 @@ fn stop_all(handles: &[Arc<dyn VcpuHandle>], threads: Vec<JoinHandle<Option<u64>
 pub struct MachineHandle {
     events: Arc<Events>,
     console: Arc<Mutex<Option<Console>>>,
+    /// Columns and rows of the terminal, once known.
+    size: Arc<Mutex<Option<(u16, u16)>>>,
 }
 
 impl MachineHandle {
@@ -178,15 +190,16 @@ impl MachineHandle {
         self.events.note(End::Stopped);
     }
 
-    /// Gives input to the guest's serial line and returns how many bytes it takes now.
+    /// Gives input to the console that has the terminal and returns how many bytes it takes now.
     pub fn input(&self, bytes: &[u8]) -> usize {
-        lock(&self.console).as_ref().map_or(0, |console| console.serial.push_input(bytes))
+        lock(&self.console).as_ref().map_or(0, |console| console.input(bytes))
     }
 
     /// Tells the guest the terminal's size.
     pub fn resize(&self, columns: u16, rows: u16) {
+        *lock(&self.size) = Some((columns, rows));
         if let Some(console) = lock(&self.console).as_ref() {
-            console.virtio.resize(columns, rows);
+            console.resize(columns, rows);
         }
     }
 }

@@ -11,7 +11,6 @@ pub mod report;
 pub mod rtc;
 pub mod serial;
 
-use std::io::Write;
 use std::sync::Arc;
 
 use self::i8042::I8042;
@@ -21,6 +20,7 @@ use self::report::{BootMark, DebugExit, Pvpanic, ResetPort};
 use self::rtc::Rtc;
 use self::serial::Serial;
 use crate::bus::{Bus, Overlap};
+use crate::devices::output::Output;
 use crate::irq::{InterruptSink, IrqLine};
 use crate::layout;
 use crate::timers::Timers;
@@ -53,7 +53,7 @@ pub trait MachineEvents: Send + Sync {
 #[derive(Default)]
 pub struct LegacyConfig {
     /// Where the serial line's output goes; `None` drops it.
-    pub serial_output: Option<Box<dyn Write + Send>>,
+    pub serial_output: Option<Arc<Output>>,
     /// I/O port of the debug-exit device; `None` leaves it out.
     pub debug_exit_port: Option<u16>,
     /// The guest must not notice how fast the host is.
@@ -79,7 +79,7 @@ impl LegacyDevices {
         events: Arc<dyn MachineEvents>,
     ) -> LegacyDevices {
         let line = |gsi| IrqLine::new(interrupts.clone(), gsi);
-        let output = config.serial_output.unwrap_or_else(|| Box::new(std::io::sink()));
+        let output = config.serial_output.unwrap_or_else(Output::nowhere);
         let serial = if config.repeatable { Serial::patient } else { Serial::new };
         LegacyDevices {
             serial: serial(line(layout::SERIAL_GSI), output),

@@ -1,8 +1,8 @@
 //! A 16550A serial line with FIFOs.
 //!
 //! Promises:
-//! - a vCPU never waits for the terminal: output goes through a buffer to a thread of its own. When the terminal is
-//!   slow, the transmitter stops being empty, which guests wait for; nothing they send by the rules is lost;
+//! - a vCPU never waits for the terminal: output goes through an [`Output`]. When the terminal is slow, the transmitter
+//!   stops being empty, which guests wait for; nothing they send by the rules is lost;
 //! - input waits until the guest takes it ([`Serial::write_input`] blocks its caller meanwhile): it is handed over only
 //!   while the guest asserts RTS (or has never touched the modem lines), so what is typed before the guest's driver has
 //!   started is not lost either.
@@ -10,25 +10,15 @@
 //! Source: National Semiconductor PC16550D data sheet.
 
 use std::collections::VecDeque;
-use std::io::Write;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::bus::BusDevice;
+use crate::devices::output::{Output, Room};
 use crate::irq::IrqLine;
 
 const FIFO_SIZE: usize = 16;
 /// Input bytes that wait for the guest at most.
 const INPUT_LIMIT: usize = 4096;
-/// Output bytes that wait for the terminal before the transmitter shows itself as busy.
-const OUTPUT_LIMIT: usize = 64 << 10;
-/// What a guest that ignores a busy transmitter may add before its output is dropped, as the hardware would at once.
-const OUTPUT_HARD_LIMIT: usize = 1 << 20;
-/// How long closing waits for the sink to take the rest of the output.
-pub const CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// How long the writer collects output before it writes: one wake-up for a line of text rather than for a byte.
-const LINGER: Duration = Duration::from_micros(300);
 
 const IER_RECEIVED: u8 = 1 << 0;
 const IER_TRANSMITTER_EMPTY: u8 = 1 << 1;
@@ -61,29 +51,15 @@ const MSR_CONNECTED: u8 = 0xb0;
 /// One serial line.
 pub struct Serial {
     shared: Arc<Shared>,
-    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
     uart: Mutex<Uart>,
     /// Signalled when the input queue has room again, or the line is closed.
     input_room: Condvar,
-    output: Mutex<Output>,
-    output_changed: Condvar,
+    output: Arc<Output>,
     /// The guest waits for a slow terminal instead of seeing a busy transmitter.
     waits: bool,
-}
-
-#[derive(Default)]
-struct Output {
-    buffer: Vec<u8>,
-    /// The writer sleeps until it is told.
-    writer_waits: bool,
-    /// Bytes are on their way to the sink.
-    writing: bool,
-    closed: bool,
-    /// The writer has ended.
-    finished: bool,
 }
 
 struct Uart {
@@ -109,37 +85,23 @@ struct Uart {
 }
 
 impl Serial {
-    /// A line whose output goes to `output`, written by a thread of its own.
-    ///
-    /// # Panics
-    /// When the host cannot start a thread.
-    pub fn new(line: IrqLine, output: Box<dyn Write + Send>) -> Arc<Serial> {
+    /// A line that sends to `output`.
+    pub fn new(line: IrqLine, output: Arc<Output>) -> Arc<Serial> {
         Self::start(line, output, false)
     }
 
     /// A line that looks the same to the guest however fast the terminal is: where it is too slow, the guest's write
-    /// waits (for [`CLOSE_LIMIT`] at most). For guests whose runs must repeat exactly.
-    ///
-    /// # Panics
-    /// When the host cannot start a thread.
-    pub fn patient(line: IrqLine, output: Box<dyn Write + Send>) -> Arc<Serial> {
+    /// waits ([`Output::await_room`]). For guests whose runs must repeat exactly.
+    pub fn patient(line: IrqLine, output: Arc<Output>) -> Arc<Serial> {
         Self::start(line, output, true)
     }
 
-    fn start(line: IrqLine, output: Box<dyn Write + Send>, waits: bool) -> Arc<Serial> {
-        let shared = Arc::new(Shared {
-            uart: Mutex::new(Uart::new(line)),
-            input_room: Condvar::new(),
-            output: Mutex::default(),
-            output_changed: Condvar::new(),
-            waits,
-        });
-        let writer = {
-            let shared = shared.clone();
-            let builder = std::thread::Builder::new().name("serial".into());
-            builder.spawn(move || shared.write_out(output)).expect("the host starts a thread")
-        };
-        Arc::new(Serial { shared, writer: Mutex::new(Some(writer)) })
+    fn start(line: IrqLine, output: Arc<Output>, waits: bool) -> Arc<Serial> {
+        let uart = Mutex::new(Uart::new(line));
+        let shared = Arc::new(Shared { uart, input_room: Condvar::new(), output: output.clone(), waits });
+        let sender: Weak<Shared> = Arc::downgrade(&shared);
+        output.tell(sender);
+        Arc::new(Serial { shared })
     }
 
     /// Takes as much of `bytes` as there is room for; gives how many that were.
@@ -168,38 +130,10 @@ impl Serial {
         }
     }
 
-    /// Waits until all output has reached the sink, at most for `limit`; gives whether it has.
-    pub fn flush(&self, limit: Duration) -> bool {
-        let end = Instant::now() + limit;
-        let mut output = self.shared.lock_output();
-        while !output.buffer.is_empty() || output.writing {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.shared.output_changed.wait_timeout(output, left);
-            output = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
-    }
-
-    /// Ends the line: output that is still buffered is written, then the thread ends; callers of
-    /// [`Serial::write_input`] return. A sink that blocks is left to itself after [`CLOSE_LIMIT`].
+    /// Ends the line: callers of [`Serial::write_input`] return.
     pub fn close(&self) {
         self.shared.lock_uart().closed = true;
         self.shared.input_room.notify_all();
-        let mut output = self.shared.lock_output();
-        output.closed = true;
-        self.shared.output_changed.notify_all();
-        let running = |output: &mut Output| !output.finished;
-        let waited = self.shared.output_changed.wait_timeout_while(output, CLOSE_LIMIT, running);
-        output = waited.unwrap_or_else(PoisonError::into_inner).0;
-        let finished = output.finished;
-        drop(output);
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(writer) = writer.filter(|_| finished) {
-            let _ = writer.join();
-        }
     }
 }
 
@@ -214,73 +148,25 @@ impl Shared {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_output(&self) -> MutexGuard<'_, Output> {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The writer thread.
-    fn write_out(&self, mut sink: Box<dyn Write + Send>) {
-        let mut broken = false;
-        while let Some(batch) = self.next_batch() {
-            if !broken {
-                broken = sink.write_all(&batch).and_then(|()| sink.flush()).is_err_and(|error| {
-                    tracing::warn!("serial output is dropped from here on, its sink failed: {error}");
-                    true
-                });
-            }
-            self.lock_output().writing = false;
-            self.output_changed.notify_all();
-            let mut uart = self.lock_uart();
-            if uart.busy {
-                uart.busy = false;
-                uart.empty_pending = true;
-                uart.update();
-            }
-        }
-        self.lock_output().finished = true;
-        self.output_changed.notify_all();
-    }
-
-    /// Waits for output; `None` when the line is closed and everything was written.
-    fn next_batch(&self) -> Option<Vec<u8>> {
-        let mut output = self.lock_output();
-        while output.buffer.is_empty() && !output.closed {
-            output.writer_waits = true;
-            output = self.output_changed.wait(output).unwrap_or_else(PoisonError::into_inner);
-            output.writer_waits = false;
-        }
-        if !output.closed && output.buffer.len() < OUTPUT_LIMIT / 2 {
-            drop(output);
-            std::thread::sleep(LINGER);
-            output = self.lock_output();
-        }
-        output.writing = !output.buffer.is_empty();
-        output.writing.then(|| std::mem::take(&mut output.buffer))
-    }
-
-    /// Queues a byte for the writer; gives whether the buffer is full now.
+    /// Queues a byte for the terminal; gives whether the buffer is full now.
     fn transmit(&self, byte: u8) -> bool {
-        let mut output = self.lock_output();
-        if output.buffer.len() < OUTPUT_HARD_LIMIT {
-            output.buffer.push(byte);
-        }
-        let full = output.buffer.len() >= OUTPUT_LIMIT;
-        let wake = std::mem::take(&mut output.writer_waits);
-        drop(output);
-        if wake {
-            self.output_changed.notify_all();
-        }
+        let full = self.output.push(&[byte]);
         if full && self.waits {
-            self.await_room();
+            self.output.await_room();
             return false;
         }
         full
     }
+}
 
-    /// Waits until the terminal has taken what waits for it; not for ever, since the machine must be able to stop.
-    fn await_room(&self) {
-        let full = |output: &mut Output| output.buffer.len() >= OUTPUT_LIMIT && !output.finished;
-        drop(self.output_changed.wait_timeout_while(self.lock_output(), CLOSE_LIMIT, full));
+impl Room for Shared {
+    fn room(&self) {
+        let mut uart = self.lock_uart();
+        if uart.busy {
+            uart.busy = false;
+            uart.empty_pending = true;
+            uart.update();
+        }
     }
 }
 
@@ -472,27 +358,17 @@ impl BusDevice for Serial {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
     use super::super::testing::Line;
     use super::*;
-
-    /// A sink whose bytes the test sees, and that blocks while the test holds its gate.
-    struct Sink(Arc<Mutex<Vec<u8>>>, Arc<Mutex<()>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            let _gate = self.1.lock().unwrap();
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::devices::output::LIMIT_BYTES;
+    use crate::devices::output::testing::Screen;
 
     struct Machine {
         serial: Arc<Serial>,
         line: Arc<Line>,
+        out: Arc<Output>,
         output: Arc<Mutex<Vec<u8>>>,
         gate: Arc<Mutex<()>>,
     }
@@ -501,10 +377,11 @@ mod tests {
         machine_with(Serial::new)
     }
 
-    fn machine_with(new: fn(IrqLine, Box<dyn Write + Send>) -> Arc<Serial>) -> Machine {
-        let (line, output, gate) = (Arc::new(Line::default()), Arc::default(), Arc::default());
-        let serial = new(line.irq(), Box::new(Sink(Arc::clone(&output), Arc::clone(&gate))));
-        Machine { serial, line, output, gate }
+    fn machine_with(new: fn(IrqLine, Arc<Output>) -> Arc<Serial>) -> Machine {
+        let (line, screen) = (Arc::new(Line::default()), Screen::default());
+        let out = screen.output();
+        let serial = new(line.irq(), out.clone());
+        Machine { serial, line, out, output: screen.bytes, gate: screen.gate }
     }
 
     impl Machine {
@@ -524,16 +401,8 @@ mod tests {
         let m = machine();
         let text: Vec<u8> = (0..5000).map(|i| (i % 251) as u8).collect();
         text.iter().for_each(|byte| m.write(0, *byte));
-        assert!(m.serial.flush(Duration::from_secs(5)));
+        assert!(m.out.flush(Duration::from_secs(5)));
         assert_eq!(*m.output.lock().unwrap(), text);
-    }
-
-    #[test]
-    fn closing_writes_what_is_left() {
-        let m = machine();
-        b"last words".iter().for_each(|byte| m.write(0, *byte));
-        m.serial.close();
-        assert_eq!(*m.output.lock().unwrap(), b"last words");
     }
 
     #[test]
@@ -546,11 +415,11 @@ mod tests {
             m.write(0, b'x');
             sent += 1;
         }
-        assert!(sent >= OUTPUT_LIMIT, "{sent}");
+        assert!(sent >= LIMIT_BYTES, "{sent}");
         m.write(1, IER_TRANSMITTER_EMPTY);
         assert!(!m.line.high());
         drop(closed);
-        assert!(m.serial.flush(Duration::from_secs(5)));
+        assert!(m.out.flush(Duration::from_secs(5)));
         while !m.line.high() && start.elapsed() < Duration::from_secs(10) {
             std::thread::yield_now();
         }
@@ -564,7 +433,7 @@ mod tests {
         let closed = m.gate.lock().unwrap();
         let always_ready = std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
-                (0..2 * OUTPUT_LIMIT).all(|_| {
+                (0..2 * LIMIT_BYTES).all(|_| {
                     m.write(0, b'x');
                     m.read(5) & 0x20 != 0
                 })
@@ -575,8 +444,8 @@ mod tests {
             sender.join().unwrap()
         });
         assert!(always_ready, "the transmitter was busy");
-        assert!(m.serial.flush(Duration::from_secs(5)));
-        assert_eq!(m.output.lock().unwrap().len(), 2 * OUTPUT_LIMIT);
+        assert!(m.out.flush(Duration::from_secs(5)));
+        assert_eq!(m.output.lock().unwrap().len(), 2 * LIMIT_BYTES);
     }
 
     #[test]

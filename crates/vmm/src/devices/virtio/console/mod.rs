@@ -1,17 +1,21 @@
 //! Console device (Virtio 1.2 §5.3) with one port: what the host types reaches the guest's `hvc0`, what the guest writes
-//! reaches a sink of the host.
+//! reaches an [`Output`], and the guest knows the terminal's size.
+//!
+//! A size that is known when the driver starts is announced once more by a configuration interrupt: Linux reads it at
+//! such an interrupt only.
 
 mod handler;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::worker::{Wake, Worker};
 use super::{ActivateError, Activation, Interrupt, VirtioDevice, device_type, lock, read_config_bytes};
-use handler::{ConsoleHandler, Input};
+use crate::devices::output::Output;
+use handler::{ConsoleHandler, Input, Screen};
 
 const RECEIVE_QUEUE: u16 = 0;
 const TRANSMIT_QUEUE: u16 = 1;
@@ -24,13 +28,12 @@ const F_EMERG_WRITE: u64 = 1 << 2;
 /// Offset of `emerg_wr` in the configuration space.
 const EMERG_WRITE: u64 = 8;
 
-/// Where the guest's output goes; shared by the device's thread and emergency writes.
-type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
-
 /// How a console is made.
 pub struct ConsoleConfig {
-    /// Where the guest's output goes. A sink that blocks holds up the console's thread alone, and a reset of the console.
-    pub output: Box<dyn Write + Send>,
+    /// Where the guest's output goes.
+    pub output: Arc<Output>,
+    /// The guest must not notice how fast the output is.
+    pub repeatable: bool,
     /// Size in characters, 0 where unknown.
     pub columns: u16,
     pub rows: u16,
@@ -38,7 +41,7 @@ pub struct ConsoleConfig {
 
 /// The console device.
 pub struct Console {
-    sink: Sink,
+    screen: Arc<Screen>,
     input: Arc<Input>,
     /// Columns in the low half, rows in the high one, as one value so that no reader sees half a change.
     size: AtomicU32,
@@ -55,7 +58,7 @@ impl ConsoleConfig {
     /// Makes the device; fails if the host is out of file descriptors.
     pub fn build(self) -> io::Result<Arc<Console>> {
         Ok(Arc::new(Console {
-            sink: Arc::new(Mutex::new(self.output)),
+            screen: Screen::new(self.output, self.repeatable, Wake::new()?),
             input: Arc::new(Input::new(Wake::new()?)),
             size: AtomicU32::new(pack(self.columns, self.rows)),
             generation: AtomicU32::new(0),
@@ -107,8 +110,7 @@ impl VirtioDevice for Console {
 
     fn write_config(&self, offset: u64, data: &[u8]) {
         if let (EMERG_WRITE, Some(character)) = (offset, data.first()) {
-            let mut sink = lock(&self.sink);
-            let _ = sink.write_all(&[*character]).and_then(|()| sink.flush());
+            self.screen.push(&[*character]);
         }
     }
 
@@ -119,9 +121,12 @@ impl VirtioDevice for Console {
     fn activate(&self, mut activation: Activation) -> Result<(), ActivateError> {
         let receive = activation.take_queue(RECEIVE_QUEUE)?;
         let transmit = activation.take_queue(TRANSMIT_QUEUE)?;
-        let handler = ConsoleHandler::new(receive, transmit, self.input.clone(), self.sink.clone());
+        let handler = ConsoleHandler::new(receive, transmit, self.input.clone(), self.screen.clone());
         let interrupt = activation.interrupt;
         let worker = Worker::spawn("virtio-console", handler, interrupt.clone()).map_err(ActivateError::Thread)?;
+        if self.size.load(Ordering::Acquire) != 0 {
+            interrupt.config_changed();
+        }
         *lock(&self.running) = Some(Running { worker, interrupt });
         Ok(())
     }

@@ -1,25 +1,34 @@
 use super::handler::INPUT_BYTES;
-use super::*;
-use crate::devices::virtio::testing::{Driver, Part};
+use super::{Console, ConsoleConfig, F_SIZE, Output, lock};
+use std::sync::Arc;
 
-/// A sink whose content the test can see.
-#[derive(Clone, Default)]
-struct Screen(Arc<Mutex<Vec<u8>>>);
+use crate::devices::output::LIMIT_BYTES;
+use crate::devices::output::testing::Screen;
+use crate::devices::virtio::testing::{Driver, PATIENCE, Part};
 
-impl Write for Screen {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        lock(&self.0).extend(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+struct Bench {
+    console: Arc<Console>,
+    output: Arc<Output>,
+    screen: Screen,
+}
+
+fn bench(columns: u16, rows: u16) -> Bench {
+    let screen = Screen::default();
+    let output = screen.output();
+    let console = ConsoleConfig { output: output.clone(), repeatable: false, columns, rows }.build().unwrap();
+    Bench { console, output, screen }
+}
+
+impl Bench {
+    fn shown(&self) -> Vec<u8> {
+        assert!(self.output.flush(PATIENCE));
+        lock(&self.screen.bytes).clone()
     }
 }
 
-fn console() -> (Arc<Console>, Screen) {
-    let screen = Screen::default();
-    let config = ConsoleConfig { output: Box::new(screen.clone()), columns: 80, rows: 25 };
-    (config.build().unwrap(), screen)
+fn console() -> (Arc<Console>, Bench) {
+    let bench = bench(0, 0);
+    (bench.console.clone(), bench)
 }
 
 #[test]
@@ -28,7 +37,7 @@ fn what_the_guest_writes_reaches_the_sink_in_order() {
     let mut driver = Driver::ready(console, F_SIZE);
     let long = vec![b'x'; 10000];
     driver.call(1, &[Part::Read(b"hello "), Part::Read(b"world"), Part::Read(&long)]);
-    assert_eq!(*lock(&screen.0), [b"hello world".as_slice(), &long].concat());
+    assert_eq!(screen.shown(), [b"hello world".as_slice(), &long].concat());
 }
 
 #[test]
@@ -58,7 +67,7 @@ fn input_is_bounded() {
 fn a_new_size_raises_a_configuration_interrupt() {
     let (console, _) = console();
     let driver = Driver::ready(console.clone(), F_SIZE);
-    assert_eq!(driver.config::<4>(0), [80, 0, 25, 0]);
+    assert_eq!(driver.read32(0x60), 0, "there is no size to announce");
     let generation = driver.read32(0xfc);
     console.resize(132, 50);
     assert_eq!(driver.config::<4>(0), [132, 0, 50, 0]);
@@ -67,11 +76,53 @@ fn a_new_size_raises_a_configuration_interrupt() {
 }
 
 #[test]
+fn a_size_known_at_the_start_is_announced_to_the_driver() {
+    let bench = bench(80, 25);
+    let driver = Driver::ready(bench.console.clone(), F_SIZE);
+    assert_eq!(driver.config::<4>(0), [80, 0, 25, 0]);
+    assert_eq!((driver.read32(0x60), driver.line.is_high()), (2, true));
+}
+
+#[test]
+fn a_screen_that_blocks_holds_back_the_guests_buffers_and_loses_nothing() {
+    let (console, screen) = console();
+    let mut driver = Driver::ready(console, F_SIZE);
+    let gate = lock(&screen.screen.gate);
+    let line = [b'x'; 4096];
+    let count = 4 * LIMIT_BYTES / line.len();
+    for _ in 0..count {
+        driver.send(1, &[Part::Read(&line)]);
+    }
+    driver.kick(1);
+    driver.wait_for("a full buffer", |_| screen.output.is_full().then_some(()));
+    let early = std::iter::from_fn(|| driver.poll(1)).count();
+    assert!(early < count, "{early} of {count} buffers are done although the screen blocks");
+    drop(gate);
+    for _ in early..count {
+        driver.wait(1);
+    }
+    assert_eq!(screen.shown().len(), count * line.len());
+}
+
+#[test]
+fn a_screen_that_blocks_does_not_hold_up_a_reset() {
+    let (console, screen) = console();
+    let mut driver = Driver::ready(console, F_SIZE);
+    let gate = lock(&screen.screen.gate);
+    driver.send(1, &[Part::Read(&vec![b'x'; 4 * LIMIT_BYTES])]);
+    driver.kick(1);
+    driver.wait_for("a full buffer", |_| screen.output.is_full().then_some(()));
+    driver.reset();
+    assert_eq!(driver.status(), 0);
+    drop(gate);
+}
+
+#[test]
 fn emergency_writes_need_no_queue() {
     let (console, screen) = console();
     let driver = Driver::new(console);
     driver.write32(0x108, u32::from(b'!'));
-    assert_eq!(*lock(&screen.0), b"!");
+    assert_eq!(screen.shown(), b"!");
 }
 
 #[test]
