@@ -18,9 +18,9 @@ impl Terminal {
     pub fn start(command: &mut Command, columns: u16, rows: u16) -> Terminal {
         let (mut master, mut slave) = (-1, -1);
         let null = std::ptr::null_mut();
-        let mut size = window(columns, rows);
+        let size = window(columns, rows);
         // SAFETY: both numbers are written by the call; name and modes are not asked for; the size is valid.
-        assert_eq!(unsafe { libc::openpty(&mut master, &mut slave, null, null.cast(), &mut size) }, 0);
+        assert_eq!(unsafe { libc::openpty(&mut master, &mut slave, null, null.cast(), &size) }, 0);
         // SAFETY: the call has just made these descriptors for us.
         let (master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
         let stdio = || Stdio::from(slave.try_clone().unwrap());
