@@ -36,6 +36,66 @@ impl Buffer {
         buffers.as_ptr().cast()
     }
 
+    /// Bytes of all buffers together.
+    pub(crate) fn total_bytes(buffers: &[Buffer]) -> u64 {
+        buffers.iter().map(|buffer| buffer.len() as u64).sum()
+    }
+
+    /// Takes the first `count` bytes off the vector.
+    pub(crate) fn split_front(buffers: &mut Vec<Buffer>, count: usize) -> Vec<Buffer> {
+        let mut front = Vec::new();
+        let mut left = count;
+        for buffer in buffers.iter() {
+            if left == 0 {
+                break;
+            }
+            let bytes = buffer.len().min(left);
+            front.push(Buffer::new(buffer.base(), bytes));
+            left -= bytes;
+        }
+        Buffer::advance(buffers, count);
+        front
+    }
+
+    /// Fills the buffers with zeroes.
+    ///
+    /// # Safety
+    /// They are valid memory.
+    pub(crate) unsafe fn zero(buffers: &[Buffer]) {
+        for buffer in buffers {
+            // SAFETY: the caller's promise.
+            unsafe { buffer.base().write_bytes(0, buffer.len()) };
+        }
+    }
+
+    /// Copies `bytes` into the buffers, as many as both have.
+    ///
+    /// # Safety
+    /// The buffers are valid memory.
+    pub(crate) unsafe fn fill(buffers: &[Buffer], mut bytes: &[u8]) {
+        for buffer in buffers {
+            let count = buffer.len().min(bytes.len());
+            // SAFETY: the caller's promise; `bytes` is memory of this process's own.
+            unsafe { bytes.as_ptr().copy_to_nonoverlapping(buffer.base(), count) };
+            bytes = &bytes[count..];
+        }
+    }
+
+    /// A copy of the buffers' bytes.
+    ///
+    /// # Safety
+    /// The buffers are valid memory.
+    pub(crate) unsafe fn gather(buffers: &[Buffer]) -> Vec<u8> {
+        let mut bytes = vec![0; Buffer::total_bytes(buffers) as usize];
+        let mut at = 0;
+        for buffer in buffers {
+            // SAFETY: the caller's promise; the vector has room for all buffers.
+            unsafe { buffer.base().copy_to_nonoverlapping(bytes.as_mut_ptr().add(at), buffer.len()) };
+            at += buffer.len();
+        }
+        bytes
+    }
+
     /// Drops the first `count` bytes of the whole vector.
     pub(crate) fn advance(buffers: &mut Vec<Buffer>, mut count: usize) {
         let mut whole = 0;

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::qcow2::HeaderError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("disk image {0} does not exist; create one with `truncate -s 8G {0}` or name another file")]
@@ -31,4 +33,46 @@ pub enum Error {
     NoDirect { path: PathBuf, source: io::Error },
     #[error("a disk queue cannot be set up: {0}")]
     Queue(io::Error),
+    #[error("{path} {source}")]
+    Qcow2 { path: PathBuf, source: HeaderError },
+    #[error("{0} holds a qcow2 image by its first bytes, but not by its name; say `format=qcow2` or `format=raw`")]
+    UnclearFormat(PathBuf),
+    #[error("{0} is marked as damaged; look at it with `queztl-hv image check {0}`, or attach it read-only with `,ro`")]
+    MarkedCorrupt(PathBuf),
+    #[error("the disk in {path} has {bytes} bytes, which is not a positive multiple of 512")]
+    DiskSize { path: PathBuf, bytes: u64 },
+    #[error("image {image} builds on {backing}, which cannot be found: {source}")]
+    BackingMissing { image: PathBuf, backing: PathBuf, source: io::Error },
+    #[error(
+        "image {image} wants to build on {backing}, outside its own folder; if you trust the image, allow it with `,backing=any`"
+    )]
+    BackingRefused { image: PathBuf, backing: PathBuf },
+    #[error("image {image} builds on an image of format `{format}`; raw and qcow2 are known")]
+    BackingFormat { image: PathBuf, format: String },
+    #[error(
+        "image {image} does not say which format its backing file {backing} has; write it down with `qemu-img rebase -u -F FORMAT`"
+    )]
+    BackingFormatMissing { image: PathBuf, backing: PathBuf },
+    #[error("the backing files of an image return to {0}: such a chain has no end")]
+    ChainLoop(PathBuf),
+    #[error(
+        "image {path} builds on more than {most} files, one on the other; flatten it with `queztl-hv image convert`"
+    )]
+    ChainTooLong { path: PathBuf, most: usize },
+    #[error("{0} has a queue already, and a qcow2 image has one")]
+    OneQueue(PathBuf),
+    #[error("{0} exists already; name another file, or remove it first")]
+    Exists(PathBuf),
+    #[error("image {path} cannot be made: {source}")]
+    Create { path: PathBuf, source: io::Error },
+    #[error("image {path} cannot be given another size: {source}")]
+    Resize { path: PathBuf, source: io::Error },
+    #[error("a raw image cannot build on another, so {0} has to be a qcow2 image")]
+    RawParent(PathBuf),
+    #[error("how large is {0} to be? Say a size, such as 8G")]
+    SizeMissing(PathBuf),
+    #[error("the disk could not be copied: {0}")]
+    Copy(io::Error),
+    #[error("{path} has {clusters} clusters, too many to count: convert it to larger clusters first")]
+    CheckTooLarge { path: PathBuf, clusters: u64 },
 }

@@ -10,13 +10,19 @@
 //! Disk (shared by all queues)  --open_queue-->  DiskQueue (one device thread)
 //!                                                submit* kick … event readable … completed*
 //! ```
-//! [`RawFile`] is the only format so far; others implement the same two traits.
+//! [`RawFile`] and [`Qcow2Image`] are the formats; [`open_disk`] picks the one that a file has.
 
 mod buffer;
 mod error;
+mod format;
+pub mod image;
 mod lock;
+mod open;
+pub mod qcow2;
 mod raw;
 mod ring;
+#[cfg(test)]
+mod testing;
 mod transfer;
 
 use std::io;
@@ -24,6 +30,8 @@ use std::os::fd::BorrowedFd;
 
 pub use buffer::Buffer;
 pub use error::Error;
+pub use format::{Backing, DiskConfig, Format, open_disk, settle as settle_format};
+pub use qcow2::{Qcow2Config, Qcow2Image};
 pub use raw::{RawConfig, RawFile};
 
 /// The unit in which virtio counts disk sizes and offsets (Virtio 1.2 §5.2.4), in bytes.
@@ -38,6 +46,15 @@ pub struct Topology {
     pub logical_block_bytes: u32,
     /// Smallest unit written without reading first, in bytes; at least the logical block.
     pub physical_block_bytes: u32,
+}
+
+/// A run of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// It reads as zeroes and takes no space.
+    pub zeroes: bool,
+    /// How far it goes; 0 only at the end of the disk.
+    pub length_bytes: u64,
 }
 
 /// What a request does.
@@ -80,6 +97,18 @@ impl Request {
             Operation::Discard | Operation::WriteZeroes { .. } => Some(self.length_bytes),
         }
     }
+
+    /// Refuses what must not reach a disk of this size.
+    pub(crate) fn check(&self, topology: Topology, read_only: bool) -> io::Result<()> {
+        if read_only && !matches!(self.operation, Operation::Read | Operation::Flush) {
+            return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
+        }
+        let end = self.span_bytes().and_then(|span| self.offset_bytes.checked_add(span));
+        match end {
+            Some(end) if end <= topology.size_bytes => Ok(()),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "beyond the end of the disk")),
+        }
+    }
 }
 
 /// A request that is over.
@@ -95,6 +124,14 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
+
+    /// Most queues that can be open at a time.
+    fn max_queues(&self) -> u16 {
+        u16::MAX
+    }
+
+    /// What the disk holds from `offset_bytes` on, as far as that can be told without reading it.
+    fn extent(&self, offset_bytes: u64) -> io::Result<Extent>;
 
     /// Opens a queue on which up to `depth` requests may be in flight, for the use of one thread.
     fn open_queue(&self, depth: u32) -> Result<Box<dyn DiskQueue>, Error>;

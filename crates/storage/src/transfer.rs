@@ -9,6 +9,15 @@ use rustix::io::Errno;
 
 use crate::{Buffer, Operation};
 
+/// What lies behind the end of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// Nothing: the file has become shorter than the disk it is, and reading fails.
+    Missing,
+    /// Zeroes, as the file's format says.
+    Zeroes,
+}
+
 /// Work on a file. Reads and writes cover the sum of their buffers, discard and write-zeroes `length_bytes`.
 #[derive(Debug)]
 pub(crate) struct Transfer {
@@ -16,6 +25,7 @@ pub(crate) struct Transfer {
     pub file: RawFd,
     /// Where what is left of a read or write goes on that `file` has cut short: the same file through the page cache.
     pub cached: RawFd,
+    pub tail: Tail,
     pub operation: Operation,
     pub offset_bytes: u64,
     pub length_bytes: u64,
@@ -61,7 +71,7 @@ impl Transfer {
         unsafe { BorrowedFd::borrow_raw(self.cached) }
     }
 
-    /// Reads or writes until the buffers are used up. The end of the file before that is an error: the file shrank.
+    /// Reads or writes until the buffers are used up.
     ///
     /// # Safety
     /// The buffers are valid memory.
@@ -74,6 +84,11 @@ impl Transfer {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
+            if count == 0 && self.tail == Tail::Zeroes && self.operation == Operation::Read {
+                // SAFETY: the caller's promise.
+                unsafe { Buffer::zero(&self.buffers) };
+                return Ok(());
+            }
             if count == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the disk image has become shorter"));
             }

@@ -7,12 +7,15 @@ mod tests;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::transfer::Transfer;
-use crate::{Buffer, Disk, DiskQueue, Error, Operation, Request, SECTOR_SIZE, Topology, lock};
+use rustix::io::Errno;
+
+use crate::open::{Kind, file_kind, open_file};
+use crate::transfer::{Tail, Transfer};
+use crate::{Buffer, Disk, DiskQueue, Error, Extent, Request, SECTOR_SIZE, Topology, lock};
 
 /// Bytes in which the page cache holds a file: what it writes without reading first.
 const PAGE_BYTES: u32 = 4096;
@@ -60,6 +63,13 @@ impl RawFile {
         Ok(RawFile { inner: Arc::new(Inner { path, file, direct, read_only, in_order, topology }) })
     }
 
+    /// Size of the disk in bytes, read without locking it.
+    pub fn size_bytes(path: &Path) -> Result<u64, Error> {
+        let kind = file_kind(path)?;
+        let mut file = open_file(path, true, kind)?;
+        Ok(topology(&mut file, path, kind)?.size_bytes)
+    }
+
     /// Where the disk lies.
     pub fn path(&self) -> &Path {
         &self.inner.path
@@ -95,26 +105,29 @@ impl Disk for RawFile {
             }
         }
     }
+
+    fn extent(&self, offset_bytes: u64) -> io::Result<Extent> {
+        let end = self.inner.topology.size_bytes;
+        let seek = |to| match rustix::fs::seek(&self.inner.file, to) {
+            Ok(place) => Ok(place.clamp(offset_bytes, end)),
+            // No data behind this place.
+            Err(Errno::NXIO) => Ok(end),
+            Err(error) => Err(error),
+        };
+        let data = seek(rustix::fs::SeekFrom::Data(offset_bytes))?;
+        let (zeroes, next) =
+            if data > offset_bytes { (true, data) } else { (false, seek(rustix::fs::SeekFrom::Hole(offset_bytes))?) };
+        Ok(Extent { zeroes, length_bytes: next - offset_bytes })
+    }
 }
 
 impl Inner {
-    /// Refuses what must not reach the file.
-    fn check(&self, request: &Request) -> io::Result<()> {
-        if self.read_only && !matches!(request.operation, Operation::Read | Operation::Flush) {
-            return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
-        }
-        let end = request.span_bytes().and_then(|span| request.offset_bytes.checked_add(span));
-        match end {
-            Some(end) if end <= self.topology.size_bytes => Ok(()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "beyond the end of the disk")),
-        }
-    }
-
     /// The work on the file that a request is.
     fn transfer(&self, request: Request) -> Transfer {
         Transfer {
             file: self.descriptor(&request.buffers, request.offset_bytes),
             cached: self.file.as_raw_fd(),
+            tail: Tail::Missing,
             operation: request.operation,
             offset_bytes: request.offset_bytes,
             length_bytes: request.length_bytes,
@@ -132,43 +145,6 @@ impl Inner {
             _ => self.file.as_raw_fd(),
         }
     }
-}
-
-/// What lies at a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    File,
-    BlockDevice,
-}
-
-fn file_kind(path: &Path) -> Result<Kind, Error> {
-    let path_buf = || path.to_path_buf();
-    let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => Error::Missing(path_buf()),
-        io::ErrorKind::PermissionDenied => Error::Unreadable { path: path_buf(), source },
-        _ => Error::Open { path: path_buf(), source },
-    })?;
-    match metadata.file_type() {
-        kind if kind.is_dir() => Err(Error::Directory(path_buf())),
-        kind if kind.is_file() => Ok(Kind::File),
-        kind if kind.is_block_device() => Ok(Kind::BlockDevice),
-        _ => Err(Error::NotADisk(path_buf())),
-    }
-}
-
-fn open_file(path: &Path, read_only: bool, kind: Kind) -> Result<File, Error> {
-    // On a block device, O_EXCL refuses one that the host itself has mounted (open(2)).
-    let flags = if kind == Kind::BlockDevice && !read_only { libc::O_EXCL } else { 0 };
-    let open = OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);
-    let path = path.to_path_buf();
-    open.map_err(|source| match source.raw_os_error() {
-        Some(libc::EBUSY) => Error::Busy(path),
-        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if !read_only => {
-            Error::Unwritable { path, source }
-        }
-        Some(libc::EACCES | libc::EPERM) => Error::Unreadable { path, source },
-        _ => Error::Open { path, source },
-    })
 }
 
 fn topology(file: &mut File, path: &Path, kind: Kind) -> Result<Topology, Error> {

@@ -27,7 +27,7 @@ impl RingQueue {
 
     /// Whether the request is over without the kernel's help, and how.
     fn trivial(&self, request: &Request) -> Option<io::Result<()>> {
-        match (self.disk.check(request), request.span_bytes()) {
+        match (request.check(self.disk.topology, self.disk.read_only), request.span_bytes()) {
             (Err(error), _) => Some(Err(error)),
             (Ok(()), Some(0)) if request.operation != Operation::Flush => Some(Ok(())),
             _ => None,
@@ -106,7 +106,7 @@ impl DiskQueue for SyncQueue {
 
     unsafe fn submit(&mut self, request: Request) {
         let token = request.token;
-        let result = self.disk.check(&request).and_then(|()| {
+        let result = request.check(self.disk.topology, self.disk.read_only).and_then(|()| {
             // SAFETY: `self.disk` keeps the files open; the caller keeps the buffers valid until the completion is
             // fetched, which is later than this call.
             unsafe { self.disk.transfer(request).carry_out() }

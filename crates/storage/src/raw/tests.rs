@@ -1,10 +1,10 @@
 //! Raw disks on real files, each promise on both kinds of queue.
 
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
 
 use super::*;
-use crate::Completion;
+use crate::Operation;
+use crate::testing::{next, range, request, run};
 
 const MIB: usize = 1 << 20;
 
@@ -20,33 +20,6 @@ fn config(path: &Path) -> RawConfig {
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 7 + i / 251) as u8).collect()
-}
-
-fn request(operation: Operation, offset: u64, memory: &mut [u8]) -> Request {
-    let buffers = memory.chunks_mut(4096).map(|chunk| Buffer::new(chunk.as_mut_ptr(), chunk.len())).collect();
-    Request { token: 1, operation, offset_bytes: offset, length_bytes: 0, buffers }
-}
-
-fn range(operation: Operation, offset_bytes: u64, length_bytes: u64) -> Request {
-    Request { token: 1, operation, offset_bytes, length_bytes, buffers: Vec::new() }
-}
-
-fn next(queue: &mut dyn DiskQueue) -> Completion {
-    queue.kick().unwrap();
-    let start = Instant::now();
-    loop {
-        if let Some(completion) = queue.completed() {
-            return completion;
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "the request never ends");
-        std::thread::yield_now();
-    }
-}
-
-fn run(queue: &mut dyn DiskQueue, request: Request) -> io::Result<()> {
-    // SAFETY: the tests keep their memory until this returns, and it returns after the completion.
-    unsafe { queue.submit(request) };
-    next(queue).result
 }
 
 /// Runs `test` with the io_uring queue (where the host has it) and with the fall-back.
