@@ -5,6 +5,7 @@
 
 mod cli;
 mod doctor;
+mod image;
 mod kernel;
 mod report;
 mod run;
@@ -41,6 +42,7 @@ fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
     match cli.command {
         Command::Run(args) => run::run(*args, started),
         Command::Kernel { command } => kernel::execute(command),
+        Command::Image { command } => image::execute(command),
         Command::Doctor { output } => Ok(doctor::execute(output)),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use queztl_vmm::config::{
-    AccelChoice, DiskConfig, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, NetConfig, SerialOutput, SoftClock, SoftOptions,
+    AccelChoice, Backing, DiskConfig, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, NetConfig, SerialOutput, SoftClock,
+    SoftOptions,
 };
 
 /// A disk's serial number is at most this long (Virtio 1.2 §5.2.6).
@@ -65,24 +66,36 @@ pub fn vcpus(text: &str) -> Result<u32, String> {
     }
 }
 
-/// `FILE[,ro][,serial=ID]`, a comma in FILE written twice.
+/// `FILE[,ro][,serial=ID][,format=raw|qcow2][,backing=none|folder|any]`, a comma in FILE written twice.
 pub fn disk(text: &str) -> Result<DiskConfig, String> {
     let mut parts = split_commas(text).into_iter();
     let path = parts.next().filter(|path| !path.is_empty()).ok_or("a disk needs a file: --disk FILE")?;
-    let mut disk = DiskConfig { path: PathBuf::from(path), read_only: false, serial: None };
+    let mut disk = DiskConfig { path: PathBuf::from(path), ..DiskConfig::default() };
     for part in parts {
         match part.split_once('=') {
             None if part == "ro" => disk.read_only = true,
             Some(("serial", id)) => disk.serial = Some(disk_serial(id)?),
+            Some(("format", format)) => disk.format = Some(format.parse()?),
+            Some(("backing", rule)) => disk.backing = backing(rule)?,
             _ => {
                 return Err(format!(
-                    "'{part}' is not an option of a disk: there are ro and serial=ID (a comma in the file's name is \
-                     written twice)"
+                    "'{part}' is not an option of a disk: there are ro, serial=ID, format=raw|qcow2 and \
+                     backing=none|folder|any (a comma in the file's name is written twice)"
                 ));
             }
         }
     }
     Ok(disk)
+}
+
+/// Which backing files an image may lead to.
+fn backing(text: &str) -> Result<Backing, String> {
+    match text {
+        "none" => Ok(Backing::None),
+        "folder" => Ok(Backing::SameFolder),
+        "any" => Ok(Backing::Any),
+        _ => Err(format!("'{text}' is no rule for backing files: there are none, folder and any")),
+    }
 }
 
 fn disk_serial(id: &str) -> Result<String, String> {
@@ -220,7 +233,7 @@ mod tests {
 
     #[test]
     fn disks_have_options_and_may_have_commas_in_their_names() {
-        let plain = DiskConfig { path: "a.img".into(), read_only: false, serial: None };
+        let plain = DiskConfig { path: "a.img".into(), ..DiskConfig::default() };
         assert_eq!(disk("a.img"), Ok(plain.clone()));
         let serial = Some("S1".to_owned());
         assert_eq!(disk("a.img,ro,serial=S1"), Ok(DiskConfig { read_only: true, serial, ..plain }));

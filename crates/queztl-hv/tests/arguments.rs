@@ -41,7 +41,9 @@ fn words_without_meaning_are_refused() {
     refused(&["run", "--accel", "warp"], "auto, kvm, soft");
     refused(&["run", "--net", "carrier-pigeon"], "tap=NAME");
     refused(&["run", "--serial", "file="], "file=PATH");
-    refused(&["run", "--disk", "a.img,rw"], "ro and serial=ID");
+    refused(&["run", "--disk", "a.img,rw"], "ro, serial=ID");
+    refused(&["run", "--disk", "a.img,format=vhd"], "raw and qcow2");
+    refused(&["run", "--disk", "a.qcow2,backing=all"], "none, folder and any");
     refused(&["run", "--disk", "a.img,serial=123456789012345678901"], "20");
     refused(&["kernel", "build", "--profile", "maximal"], "minimal");
 }

@@ -53,7 +53,7 @@ pub enum Backing {
 
 /// Which disk, and how to use it.
 #[derive(Debug, Clone)]
-pub struct DiskConfig {
+pub struct ImageConfig {
     pub path: std::path::PathBuf,
     /// The format, if the user has said it.
     pub format: Option<Format>,
@@ -68,8 +68,8 @@ pub struct DiskConfig {
 }
 
 /// Opens the disk, locked against a second writer.
-pub fn open_disk(config: &DiskConfig) -> Result<Arc<dyn Disk>, Error> {
-    let DiskConfig { path, read_only, backing, direct, in_order, .. } = config.clone();
+pub fn open_disk(config: &ImageConfig) -> Result<Arc<dyn Disk>, Error> {
+    let ImageConfig { path, read_only, backing, direct, in_order, .. } = config.clone();
     match settle(&path, config.format)? {
         Format::Raw => Ok(Arc::new(RawFile::open(&RawConfig { path, read_only, direct, in_order })?)),
         Format::Qcow2 => Ok(Arc::new(Qcow2Image::open(&Qcow2Config { path, read_only, backing, in_order })?)),

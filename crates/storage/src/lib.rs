@@ -30,7 +30,7 @@ use std::os::fd::BorrowedFd;
 
 pub use buffer::Buffer;
 pub use error::Error;
-pub use format::{Backing, DiskConfig, Format, open_disk, settle as settle_format};
+pub use format::{Backing, Format, ImageConfig, open_disk, settle as settle_format};
 pub use qcow2::{Qcow2Config, Qcow2Image};
 pub use raw::{RawConfig, RawFile};
 

@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+pub use queztl_storage::{Backing, Format};
+
 pub use crate::boot::Protocol;
 
 /// Most vCPUs a machine can have (the local APICs' 8-bit identifiers, less the broadcast one).
@@ -122,10 +124,14 @@ fn host_ram_bytes() -> Option<u64> {
 }
 
 /// A disk of the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DiskConfig {
-    /// Raw image or block device.
+    /// Image or block device.
     pub path: PathBuf,
+    /// How the disk lies in the file, if that is said.
+    pub format: Option<Format>,
+    /// Which backing files a qcow2 image may lead to.
+    pub backing: Backing,
     /// The guest cannot write, and other readers may share the file.
     pub read_only: bool,
     /// The disk's serial number as the guest reads it, at most 20 bytes (Virtio 1.2 §5.2.6).
@@ -232,7 +238,7 @@ mod tests {
     }
 
     fn disk(path: &str, read_only: bool) -> DiskConfig {
-        DiskConfig { path: path.into(), read_only, serial: None }
+        DiskConfig { path: path.into(), read_only, ..DiskConfig::default() }
     }
 
     #[test]

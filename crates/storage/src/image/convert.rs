@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{CreateConfig, create};
-use crate::{Backing, Buffer, Disk, DiskConfig, DiskQueue, Error, Format, Operation, Request, open_disk};
+use crate::{Backing, Buffer, Disk, DiskQueue, Error, Format, ImageConfig, Operation, Request, open_disk};
 
 /// Bytes that are read at once.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -12,13 +12,18 @@ const GRAIN_BYTES: usize = 64 << 10;
 
 /// Copies the disk of `from` to the new image `to`, which depends on nothing. `progress` hears how many bytes of how many
 /// are done. On an error the new image is removed.
-pub fn convert(from: &DiskConfig, to: &Path, format: Format, mut progress: impl FnMut(u64, u64)) -> Result<u64, Error> {
-    let source = open_disk(&DiskConfig { read_only: true, ..from.clone() })?;
+pub fn convert(
+    from: &ImageConfig,
+    to: &Path,
+    format: Format,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<u64, Error> {
+    let source = open_disk(&ImageConfig { read_only: true, ..from.clone() })?;
     let size = source.topology().size_bytes;
     let new = CreateConfig { path: to.to_path_buf(), format, size_bytes: Some(size), parent: None };
     create(&new)?;
     let copied = (|| {
-        let target = open_disk(&DiskConfig {
+        let target = open_disk(&ImageConfig {
             path: to.to_path_buf(),
             format: Some(format),
             read_only: false,

@@ -8,13 +8,13 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::testing::{config, qcow2, qemu_img, request, run};
-use crate::{Backing, Disk, DiskConfig, Error, Format, Operation, Qcow2Image, settle_format};
+use crate::{Backing, Disk, Error, Format, ImageConfig, Operation, Qcow2Image, settle_format};
 
 const MIB: u64 = 1 << 20;
 
-fn disk(path: &Path, format: Format) -> DiskConfig {
+fn disk(path: &Path, format: Format) -> ImageConfig {
     let backing = Backing::SameFolder;
-    DiskConfig { path: path.into(), format: Some(format), read_only: true, backing, direct: false, in_order: false }
+    ImageConfig { path: path.into(), format: Some(format), read_only: true, backing, direct: false, in_order: false }
 }
 
 fn new(path: &Path, format: Format, size_bytes: Option<u64>) -> CreateConfig {

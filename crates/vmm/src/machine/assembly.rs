@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use queztl_guest_memory::GuestRam;
 use queztl_network::{Backend, Mac, Tap, UserNetwork, UserNetworkConfig};
-use queztl_storage::{RawConfig, RawFile};
+use queztl_storage::{ImageConfig, open_disk};
 
 use super::Error;
 use super::events::Events;
@@ -273,11 +273,11 @@ fn terminal(config: &MachineConfig, outputs: &Outputs) -> Result<Arc<console::Co
 }
 
 fn block(config: &DiskConfig, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {
-    let in_order = is_repeatable(machine);
-    let raw = RawConfig { path: config.path.clone(), read_only: config.read_only, direct: false, in_order };
-    let disk = RawFile::open(&raw).map_err(|source| Error::Disk { path: config.path.clone(), source })?;
-    let serial = config.serial.clone().unwrap_or_default();
-    let block = BlockConfig { disk: Arc::new(disk), serial, queues: machine.vcpus.min(DISK_QUEUES) as u16 };
+    let DiskConfig { path, format, backing, read_only, serial, .. } = config.clone();
+    let image = ImageConfig { path, format, read_only, backing, direct: false, in_order: is_repeatable(machine) };
+    let disk = open_disk(&image).map_err(|source| Error::Disk { path: image.path, source })?;
+    let queues = (machine.vcpus.min(DISK_QUEUES) as u16).min(disk.max_queues());
+    let block = BlockConfig { disk, serial: serial.unwrap_or_default(), queues };
     Ok(block.build().map_err(device)?)
 }
 

@@ -1,0 +1,210 @@
+//! `queztl-hv image`: disk images made, described, checked, converted and resized.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use queztl_storage::image::{self, CreateConfig, Info, Parent, Report};
+use queztl_storage::{Backing, Error, Format, ImageConfig, settle_format};
+use serde_json::json;
+
+use crate::cli::{ImageCommand, OutputFormat};
+use crate::report::{Failure, chain};
+use crate::status::Status;
+
+/// Executes an `image` command.
+pub fn execute(command: ImageCommand) -> Result<Status, Failure> {
+    match command {
+        ImageCommand::Create { file, size, format, backing, backing_format } => {
+            create(file, size, format, backing, backing_format)
+        }
+        ImageCommand::Info { file, format, output } => info(&file, format, output),
+        ImageCommand::Check { file, output } => check(&file, output),
+        ImageCommand::Convert { from, to, format, output_format, any_backing } => {
+            convert(from, &to, format, output_format, any_backing)
+        }
+        ImageCommand::Resize { file, size, format, shrink } => resize(&file, size, format, shrink),
+    }
+}
+
+fn create(
+    path: PathBuf,
+    size_bytes: Option<u64>,
+    format: Option<Format>,
+    backing: Option<PathBuf>,
+    backing_format: Option<Format>,
+) -> Result<Status, Failure> {
+    let parent = backing.map(|path| {
+        let format = settle_format(&path, backing_format).map_err(failure)?;
+        Ok(Parent { path, format })
+    });
+    let parent = parent.transpose()?;
+    let by_name = if parent.is_some() { Format::Qcow2 } else { called(&path) };
+    let config = CreateConfig { format: format.unwrap_or(by_name), path, size_bytes, parent };
+    let bytes = image::create(&config).map_err(failure)?;
+    eprintln!("{}: {} image of {}", config.path.display(), config.format, size(bytes));
+    Ok(Status::Success)
+}
+
+fn info(path: &Path, format: Option<Format>, output: OutputFormat) -> Result<Status, Failure> {
+    let info = image::info(path, format, Backing::Any).map_err(failure)?;
+    Ok(crate::print(&match output {
+        OutputFormat::Table => info_text(&info),
+        OutputFormat::Json => format!("{:#}\n", info_json(&info)),
+    }))
+}
+
+fn info_text(info: &Info) -> String {
+    let mut text = format!("disk     {} ({} bytes)\n", size(info.disk_bytes), info.disk_bytes);
+    for (depth, link) in info.chain.iter().enumerate() {
+        let title = if depth == 0 { "image" } else { "backing" };
+        text += &format!("{title:<9}{}: {}, {} on the host", link.path.display(), link.format, size(link.file_bytes));
+        if let Some(cluster) = link.cluster_bytes {
+            text += &format!(", clusters of {}", size(cluster));
+        }
+        if link.snapshots > 0 {
+            text += &format!(", {} internal snapshots", link.snapshots);
+        }
+        if link.corrupt {
+            text += ", marked as damaged: see queztl-hv image check";
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn info_json(info: &Info) -> serde_json::Value {
+    let chain = info.chain.iter().map(|link| {
+        json!({
+            "path": link.path,
+            "format": link.format.to_string(),
+            "file_bytes": link.file_bytes,
+            "cluster_bytes": link.cluster_bytes,
+            "snapshots": link.snapshots,
+            "corrupt": link.corrupt,
+        })
+    });
+    json!({ "disk_bytes": info.disk_bytes, "chain": chain.collect::<Vec<_>>() })
+}
+
+fn check(path: &Path, output: OutputFormat) -> Result<Status, Failure> {
+    let report = image::check(path).map_err(failure)?;
+    let printed = crate::print(&match output {
+        OutputFormat::Table => check_text(&report),
+        OutputFormat::Json => format!("{:#}\n", check_json(&report)),
+    });
+    match report.errors {
+        0 => Ok(printed),
+        errors => Err(Failure::usage(format!(
+            "{} is damaged ({errors} errors): restore a copy, or save what can be read with queztl-hv image convert",
+            path.display()
+        ))),
+    }
+}
+
+fn check_text(report: &Report) -> String {
+    let mut text: String = report.findings.iter().map(|finding| format!("{finding}\n")).collect();
+    let Report { errors, leaked_clusters, allocated_clusters, compressed_clusters, total_clusters, .. } = report;
+    text += &format!(
+        "{errors} errors, {leaked_clusters} clusters lost; \
+         {allocated_clusters} of {total_clusters} clusters in use, {compressed_clusters} compressed\n"
+    );
+    text
+}
+
+fn check_json(report: &Report) -> serde_json::Value {
+    json!({
+        "errors": report.errors,
+        "leaked_clusters": report.leaked_clusters,
+        "allocated_clusters": report.allocated_clusters,
+        "compressed_clusters": report.compressed_clusters,
+        "total_clusters": report.total_clusters,
+        "findings": report.findings,
+    })
+}
+
+fn convert(
+    from: PathBuf,
+    to: &Path,
+    format: Option<Format>,
+    output_format: Option<Format>,
+    any_backing: bool,
+) -> Result<Status, Failure> {
+    let backing = if any_backing { Backing::Any } else { Backing::SameFolder };
+    let source = ImageConfig { path: from, format, read_only: true, backing, direct: false, in_order: false };
+    let target = output_format.unwrap_or_else(|| called(to));
+    let mut shown = None;
+    let bytes = image::convert(&source, to, target, |done, all| show_progress(&mut shown, done, all));
+    if shown.is_some() {
+        eprint!("\r\x1b[K");
+    }
+    eprintln!("{}: {target} image of {}", to.display(), size(bytes.map_err(failure)?));
+    Ok(Status::Success)
+}
+
+/// One line on a terminal, renewed at each per cent; quiet elsewhere.
+fn show_progress(shown: &mut Option<u64>, done: u64, all: u64) {
+    let percent = (u128::from(done) * 100 / u128::from(all.max(1))) as u64;
+    if *shown != Some(percent) && std::io::stderr().is_terminal() {
+        *shown = Some(percent);
+        eprint!("\rcopying: {percent:3} %");
+        // A terminal that is gone shows no progress.
+        let _ = std::io::stderr().flush();
+    }
+}
+
+fn resize(path: &Path, size_bytes: u64, format: Option<Format>, shrink: bool) -> Result<Status, Failure> {
+    let format = settle_format(path, format).map_err(failure)?;
+    let now = image::info(path, Some(format), Backing::Any).map_err(failure)?.disk_bytes;
+    if size_bytes < now && !shrink {
+        return Err(Failure::usage(format!(
+            "{} has {} now, and what lies behind {} would be lost: add --shrink if that is meant",
+            path.display(),
+            size(now),
+            size(size_bytes)
+        )));
+    }
+    image::resize(path, format, size_bytes).map_err(failure)?;
+    eprintln!("{}: {} instead of {}", path.display(), size(size_bytes), size(now));
+    Ok(Status::Success)
+}
+
+/// The format that a new file's name asks for.
+fn called(path: &Path) -> Format {
+    match path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("qcow2")) {
+        true => Format::Qcow2,
+        false => Format::Raw,
+    }
+}
+
+/// A size for people: the largest unit that keeps it at 1 or more.
+fn size(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let unit = ((63 - bytes.max(1).leading_zeros()) / 10).min(units.len() as u32);
+    match unit {
+        0 => format!("{bytes} bytes"),
+        unit => {
+            let value = bytes as f64 / (1u64 << (unit * 10)) as f64;
+            let text = format!("{value:.1}");
+            format!("{} {}", text.trim_end_matches(".0"), units[unit as usize - 1])
+        }
+    }
+}
+
+/// What the user named cannot be used, or the host failed.
+fn failure(error: Error) -> Failure {
+    match &error {
+        Error::Copy(_) | Error::Queue(_) => Failure::host(chain(&error)),
+        _ => Failure::usage(chain(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        let texts = [0, 512, 1024, 1 << 20, 3 << 29, 8 << 30, 3 << 50].map(size);
+        assert_eq!(texts, ["0 bytes", "512 bytes", "1 KiB", "1 MiB", "1.5 GiB", "8 GiB", "3072 TiB"]);
+    }
+}
