@@ -23,9 +23,11 @@ use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
 pub use queztl_soft_cpu::State;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use self::dirty::DirtyPages;
 use crate::board::Board;
+use crate::irqchip::Msi;
 
 /// What cannot be done by an accelerator.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,8 @@ pub enum Error {
     KvmMissing(probe::MissingKvm),
     #[error("KVM failed: {step}: {source}")]
     Kvm { step: &'static str, source: std::io::Error },
+    #[error("an interrupt cannot be bound: all {0} routes are taken")]
+    Routes(usize),
     #[error("KVM needs a host whose time-stamp counter runs at one rate: use --accel soft")]
     KvmCounter,
     #[error("KVM gave up on a vCPU (internal error {suberror}, {data:#x?}): look at the host kernel's messages")]
@@ -72,7 +76,37 @@ pub trait Vm: Send + Sync {
 
     /// Ends the log, and what it costs.
     fn stop_dirty_log(&self) -> Result<(), Error>;
+
+    /// Makes guest writes of the 4 bytes `value` to the device address `address` signal `event` and nothing else, while
+    /// the vCPU goes on. False where the accelerator cannot: then these writes go to the board, as all others do.
+    fn bind_notification(&self, address: u64, value: u32, event: &EventFd) -> Result<bool, Error> {
+        let _ = (address, value, event);
+        Ok(false)
+    }
+
+    /// Makes each signal of `event` the interrupt `msi`, without a thread that listens to it. `None` where the
+    /// accelerator cannot: then somebody must listen, and send the message to the board's interrupt controllers.
+    fn bind_message(&self, msi: Msi, event: &EventFd) -> Result<Option<MessageBinding>, Error> {
+        let _ = (msi, event);
+        Ok(None)
+    }
+
+    /// Replaces the interrupt of a binding, as a guest does that moves it to another vCPU or vector.
+    fn change_message(&self, binding: MessageBinding, msi: Msi) -> Result<(), Error> {
+        let _ = (binding, msi);
+        Ok(())
+    }
+
+    /// Ends a binding; `event` is the one it was made with.
+    fn unbind_message(&self, binding: MessageBinding, event: &EventFd) -> Result<(), Error> {
+        let _ = (binding, event);
+        Ok(())
+    }
 }
+
+/// An eventfd that is an interrupt: see [`Vm::bind_message`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageBinding(u32);
 
 /// One vCPU; belongs to the thread that runs it.
 pub trait Vcpu: Send {

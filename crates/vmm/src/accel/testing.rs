@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::state::{Segment, State, Table, seg};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::kvm::{Controllers, Kvm};
 use super::probe::KvmSupport;
 use super::soft::Soft;
-use super::{Accelerator, DirtyPages, Error, Vcpu, VcpuHandle, Vm};
+use super::{Accelerator, DirtyPages, Error, MessageBinding, Vcpu, VcpuHandle, Vm};
 use crate::board::{Board, BoardParts};
 use crate::bus::{Bus, BusDevice};
 use crate::clock::Clock;
 use crate::devices::legacy::{MachineEvents, PanicKind};
-use crate::irqchip::IrqChip;
+use crate::irqchip::{IrqChip, Msi};
 use crate::kvmclock::KvmClock;
 use crate::layout::LAPIC_BASE;
 use crate::timers::Timers;
@@ -119,6 +120,22 @@ impl Vm for Box<dyn Vm> {
 
     fn stop_dirty_log(&self) -> Result<(), Error> {
         (**self).stop_dirty_log()
+    }
+
+    fn bind_notification(&self, address: u64, value: u32, event: &EventFd) -> Result<bool, Error> {
+        (**self).bind_notification(address, value, event)
+    }
+
+    fn bind_message(&self, msi: Msi, event: &EventFd) -> Result<Option<MessageBinding>, Error> {
+        (**self).bind_message(msi, event)
+    }
+
+    fn change_message(&self, binding: MessageBinding, msi: Msi) -> Result<(), Error> {
+        (**self).change_message(binding, msi)
+    }
+
+    fn unbind_message(&self, binding: MessageBinding, event: &EventFd) -> Result<(), Error> {
+        (**self).unbind_message(binding, event)
     }
 }
 

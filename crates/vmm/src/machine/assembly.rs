@@ -13,7 +13,7 @@ use super::events::Events;
 use crate::accel::kvm::Kvm;
 use crate::accel::probe::KvmSupport;
 use crate::accel::soft::Soft;
-use crate::accel::{Accelerator, State, Vcpu};
+use crate::accel::{Accelerator, State, Vcpu, Vm};
 use crate::acpi::{self, AcpiConfig};
 use crate::board::{Board, BoardParts};
 use crate::boot::{self, BootConfig, InitialState};
@@ -28,7 +28,7 @@ use crate::devices::output::Output;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::{self, ConsoleConfig};
-use crate::devices::virtio::mmio::WINDOW_BYTES;
+use crate::devices::virtio::mmio::{QUEUE_NOTIFY_OFFSET, WINDOW_BYTES};
 use crate::devices::virtio::net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::VsockConfig;
@@ -160,7 +160,11 @@ impl Assembly {
         let kvmclock = KvmClock::new(ram.memory().clone(), clock.clone(), config.vcpus);
         let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events };
         let board = Arc::new(Board::new(parts));
-        let vcpus = vcpus(&*accelerator, config.vcpus, ram, board.clone(), &entry)?;
+        let vm = accelerator.create_vm(ram, board.clone(), config.vcpus)?;
+        if !is_repeatable(config) {
+            bind_notifications(&*vm, &transports)?;
+        }
+        let vcpus = vcpus(&*vm, config.vcpus, &entry)?;
         let console = Console { serial: legacy.serial, virtio, outputs };
         Ok(Assembly { vcpus, console, transports, _board: board })
     }
@@ -321,14 +325,18 @@ fn load(config: &MachineConfig, rsdp: u64, ram: &GuestRam) -> Result<InitialStat
     Ok(boot::load(&boot, ram.memory())?)
 }
 
-fn vcpus(
-    accelerator: &dyn Accelerator,
-    count: u32,
-    ram: Arc<GuestRam>,
-    board: Arc<Board>,
-    entry: &InitialState,
-) -> Result<Vec<Box<dyn Vcpu>>, Error> {
-    let vm = accelerator.create_vm(ram, board, count)?;
+/// Lets the guest's notifications reach the devices' threads without the vCPUs leaving the guest, where that can be.
+/// Whoever must see each notification, as a device in lockstep does, cannot have it.
+fn bind_notifications(vm: &dyn Vm, transports: &[Arc<MmioTransport>]) -> Result<(), Error> {
+    for (number, transport) in (0..).zip(transports) {
+        for (queue, kick) in (0..).zip(transport.kicks()) {
+            vm.bind_notification(window(number) + QUEUE_NOTIFY_OFFSET, queue, kick)?;
+        }
+    }
+    Ok(())
+}
+
+fn vcpus(vm: &dyn Vm, count: u32, entry: &InitialState) -> Result<Vec<Box<dyn Vcpu>>, Error> {
     let mut vcpus = (0..count).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
     for (id, vcpu) in vcpus.iter_mut().enumerate() {
         let mut state = vcpu.state();

@@ -7,12 +7,13 @@ use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
     KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::Shared;
 use queztl_soft_cpu::cpuid::CpuidConfig;
+use vmm_sys_util::eventfd::EventFd;
 
-use super::apics::{self, KernelApics};
+use super::apics::{self, KernelApics, Routes};
 use super::cpuid::Policy;
 use super::finish;
 use super::kick::Kick;
@@ -20,8 +21,9 @@ use super::memory::Slots;
 use super::msrs::{self, MsrSet};
 use super::vcpu::KvmVcpu;
 use super::{Controllers, Kvm};
-use crate::accel::{DirtyPages, Error, Vcpu, Vm, dirty};
+use crate::accel::{DirtyPages, Error, MessageBinding, Vcpu, Vm, dirty};
 use crate::board::Board;
+use crate::irqchip::Msi;
 
 /// Three pages and one that Intel's processors want for real mode, in the hole below 4 GiB (Linux
 /// `Documentation/virt/kvm/api.rst`, KVM_SET_TSS_ADDR and KVM_SET_IDENTITY_MAP_ADDR).
@@ -47,6 +49,7 @@ pub(super) struct Inner {
     pub tsc_start: u64,
     pub native: bool,
     pub controllers: Controllers,
+    pub routes: Routes,
     /// Made when the first instruction needs it.
     soft: Mutex<Option<Arc<Shared>>>,
     /// Instructions that the software CPU finished.
@@ -86,6 +89,7 @@ impl KvmVm {
             tsc_start,
             native,
             controllers,
+            routes: Routes::default(),
             soft: Mutex::new(None),
             finished: AtomicU64::new(0),
         };
@@ -168,5 +172,30 @@ impl Vm for KvmVm {
 
     fn stop_dirty_log(&self) -> Result<(), Error> {
         self.inner.log_dirty_pages(false)
+    }
+
+    fn bind_notification(&self, address: u64, value: u32, event: &EventFd) -> Result<bool, Error> {
+        if !self.inner.fd.check_extension(Cap::Ioeventfd) {
+            return Ok(false);
+        }
+        let bound = self.inner.fd.register_ioevent(event, &IoEventAddress::Mmio(address), value);
+        bound.map_err(|error| Error::Kvm { step: "binding a notification", source: error.into() })?;
+        Ok(true)
+    }
+
+    fn bind_message(&self, msi: Msi, event: &EventFd) -> Result<Option<MessageBinding>, Error> {
+        let in_kernel = self.inner.controllers == Controllers::Kernel;
+        if !in_kernel || !self.inner.fd.check_extension(Cap::Irqfd) {
+            return Ok(None);
+        }
+        self.inner.routes.bind(&self.inner.fd, msi, event).map(Some)
+    }
+
+    fn change_message(&self, binding: MessageBinding, msi: Msi) -> Result<(), Error> {
+        self.inner.routes.change(&self.inner.fd, binding, msi)
+    }
+
+    fn unbind_message(&self, binding: MessageBinding, event: &EventFd) -> Result<(), Error> {
+        self.inner.routes.unbind(&self.inner.fd, binding, event)
     }
 }

@@ -1,3 +1,4 @@
 //! What every accelerator promises, on every one that this host has.
 
+mod bindings;
 mod dirty;
