@@ -1,12 +1,22 @@
-//! Runs the same programs on several machines of one host: the host itself, QEMU's software CPU, ours.
+//! Runs the same work on Queztl and on its peers, on one host, in one run.
 //!
-//! `queztl-bench` compares speed, `queztl-suites` runs other people's tests. Both boot the small kernel with an initramfs
-//! that holds the programs ([`image`]) on each [`machine`], and read what the serial console shows.
+//! `queztl-bench` compares speed and cost, `queztl-suites` runs other people's tests. Where Linux runs, both boot the small
+//! kernel with an initramfs that holds the programs ([`image`]) on each [`machine`], and read what the serial console
+//! shows. Start time and memory are those of a [`monitor`] with a guest of a few instructions ([`payload`]); disks are
+//! measured at their [`virtqueue`].
 
+pub mod block;
+pub mod cpu;
 pub mod image;
 pub mod machine;
+pub mod monitor;
+pub mod overhead;
+pub mod payload;
 pub mod results;
+pub mod ring3;
+pub mod start;
 pub mod table;
+pub mod virtqueue;
 
 use std::path::PathBuf;
 

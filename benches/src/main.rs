@@ -1,59 +1,50 @@
-//! `queztl-bench`: compares processors side by side, in one run, on one host.
+//! `queztl-bench`: compares Queztl with its peers, side by side, in one run, on one host.
 //!
-//! The same static program (`guest/programs/cpubench`) runs on the host, in guests of QEMU's software CPU and in guests
-//! of our own, all guests with the same kernel and initramfs. Each line of the table is one benchmark; a checksum proves
-//! that every machine did the same work, and a difference ends the run with status 1. `docs/benchmarks.md` tells how to
-//! read the table.
+//! Without a command it compares processors; `docs/benchmarks.md` tells what each comparison does and how to read it.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use clap::Parser;
-use queztl_bench::image::{GuestFile, Image, build_program};
-use queztl_bench::machine::{Boot, Machine};
-use queztl_bench::results::{self, Column};
-use queztl_bench::{queztl_beside_this_program, table};
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use queztl_bench::block::{self, BlockArgs};
+use queztl_bench::cpu::{self, CpuArgs};
+use queztl_bench::overhead::{self, OverheadArgs};
+use queztl_bench::queztl_beside_this_program;
+use queztl_bench::ring3::{self, Ring3Args};
+use queztl_bench::start::{self, StartArgs};
 
-/// RAM of the guests, MiB.
-const RAM_MIB: u32 = 512;
-
-/// Compares the software CPU with the host and with QEMU's, in one run.
+/// Compares Queztl with its peers, in one run.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
 struct Arguments {
-    /// Benchmarks to run [default: all]
-    #[arg(value_name = "NAME")]
-    names: Vec<String>,
-
-    /// Runs of each benchmark; the shortest counts
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    repeats: u32,
-
-    /// Boots of each machine; the median counts
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    boots: u32,
-
-    /// Machines to compare
-    #[arg(long, value_delimiter = ',', default_value = "host,tcg,tcg-2,soft,soft-2")]
-    machines: Vec<Machine>,
-
     /// The queztl-hv program [default: the one built beside this program]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     queztl: Option<PathBuf>,
 
-    /// Seconds that one machine may take
-    #[arg(long, default_value_t = 900)]
-    limit: u64,
+    #[command(subcommand)]
+    command: Option<Comparison>,
 
-    /// Compare instruction results (cpucheck) as well
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    cpu: CpuArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Comparison {
+    /// The software CPU with the host and with QEMU's (what runs without a command)
+    Cpu(CpuArgs),
+    /// Process start to the guest's first byte, with QEMU
+    Start(StartArgs),
+    /// Memory of a monitor with one idle guest, with QEMU
+    Overhead(OverheadArgs),
+    /// Compute speed of ring 3 on KVM, with the host
+    Ring3(Ring3Args),
+    /// Disk requests at the virtqueue, with fio
+    Block(BlockArgs),
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -63,98 +54,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// The programs of the comparison, built for host and guests.
-struct Programs {
-    cpubench: PathBuf,
-    cpucheck: PathBuf,
-}
-
-impl Programs {
-    fn build(directory: &Path) -> Result<Programs> {
-        Ok(Programs {
-            cpubench: build_program(directory, "cpubench")?,
-            cpucheck: build_program(directory, "cpucheck")?,
-        })
+/// True unless machines that should agree did not.
+fn run(arguments: Arguments) -> Result<bool> {
+    let queztl = arguments.queztl.clone().or_else(queztl_beside_this_program);
+    let queztl = || queztl.clone().context("cannot find queztl-hv; name it with --queztl");
+    match arguments.command.unwrap_or(Comparison::Cpu(arguments.cpu)) {
+        Comparison::Cpu(cpu) => return cpu::run(&cpu, &queztl()?),
+        Comparison::Start(start) => start::run(&start, &queztl()?)?,
+        Comparison::Overhead(overhead) => overhead::run(&overhead, &queztl()?)?,
+        Comparison::Ring3(ring3) => ring3::run(&ring3, &queztl()?)?,
+        Comparison::Block(block) => block::run(&block)?,
     }
-
-    fn files(&self) -> [GuestFile; 2] {
-        [("bin/cpubench", &self.cpubench), ("bin/cpucheck", &self.cpucheck)]
-            .map(|(to, from)| GuestFile { from: from.clone(), to: to.to_owned() })
-    }
-}
-
-/// True when all machines agreed.
-fn run(arguments: &Arguments) -> Result<bool> {
-    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let queztl = match &arguments.queztl {
-        Some(path) => path.clone(),
-        None => queztl_beside_this_program().context("cannot find queztl-hv; name it with --queztl")?,
-    };
-    let programs = Programs::build(directory.path())?;
-    let image = Image::prepare(&programs.files())?;
-    let mut columns = Vec::new();
-    for machine in &arguments.machines {
-        eprintln!("running on {machine} …");
-        let column = match machine {
-            Machine::Host => on_host(&programs, arguments),
-            guest => in_guest(*guest, &queztl, &image, arguments),
-        };
-        match column {
-            Ok(column) => columns.push(column),
-            Err(error) => eprintln!("  {machine}: {error:#}"),
-        }
-    }
-    anyhow::ensure!(!columns.is_empty(), "no machine could be measured");
-    print!("{}", table::render(&columns));
-    let differences = results::differences(&columns);
-    for difference in &differences {
-        println!("DIFFERENT: {difference}");
-    }
-    Ok(differences.is_empty() && columns.len() == arguments.machines.len())
-}
-
-fn on_host(programs: &Programs, arguments: &Arguments) -> Result<Column> {
-    let mut command = Command::new(&programs.cpubench);
-    command.arg("-r").arg(arguments.repeats.to_string()).args(&arguments.names);
-    let mut output = output_of(command)?;
-    if arguments.check {
-        output.push_str(&output_of(Command::new(&programs.cpucheck))?);
-    }
-    Ok(Column::parse(Machine::Host, &output, None))
-}
-
-fn output_of(mut command: Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {name}"))?;
-    if !output.status.success() {
-        bail!("{name} failed on the host: {}", output.status);
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn in_guest(machine: Machine, queztl: &Path, image: &Image, arguments: &Arguments) -> Result<Column> {
-    let limit = Duration::from_secs(arguments.limit);
-    let mut script = format!("cpubench -r {} {}", arguments.repeats, arguments.names.join(" "));
-    if arguments.check {
-        script.push_str("; cpucheck");
-    }
-    let idle = Boot {
-        kernel: &image.kernel,
-        initramfs: &image.initramfs,
-        script: "true",
-        ram_mib: RAM_MIB,
-        vcpus: None,
-        disk: None,
-    };
-    let mut boots = Vec::new();
-    for _ in 0..arguments.boots {
-        boots.push(machine.run(queztl, &idle, limit)?.boot);
-    }
-    boots.sort();
-    let output = machine.run(queztl, &Boot { script: &script, ..idle }, limit)?.output;
-    let column = Column::parse(machine, &output, boots.get(boots.len() / 2).copied());
-    if column.figures.is_empty() {
-        bail!("the guest printed no figures:\n{output}");
-    }
-    Ok(column)
+    Ok(true)
 }
