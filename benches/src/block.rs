@@ -18,6 +18,10 @@ use crate::virtqueue::{Direction, Driver};
 /// What runs.
 #[derive(Debug, clap::Args)]
 pub struct BlockArgs {
+    /// Kinds to measure: words that the mode and pattern contain, such as "cached random" [default: all]
+    #[arg(value_name = "WORDS")]
+    only: Vec<String>,
+
     /// Folder for the file that is read and written
     #[arg(long, default_value = ".", value_name = "FOLDER")]
     folder: PathBuf,
@@ -82,7 +86,12 @@ pub fn run(arguments: &BlockArgs) -> Result<()> {
     );
     println!("{:<8}{:<24}{:>12}{:>12}{:>10}{:>12}", "mode", "pattern", "fio IOPS", "ours IOPS", "ratio", "ours MiB/s");
     for direct in [false, true] {
+        let mode = if direct { "direct" } else { "cached" };
         for pattern in &PATTERNS {
+            let kind = format!("{mode} {}", pattern.name);
+            if !arguments.only.is_empty() && !arguments.only.iter().any(|words| kind.contains(words)) {
+                continue;
+            }
             let (mut theirs, mut ours) = (Vec::new(), Vec::new());
             for _ in 0..arguments.rounds {
                 theirs.push(fio(file.path(), pattern, direct, arguments)?);
@@ -90,7 +99,6 @@ pub fn run(arguments: &BlockArgs) -> Result<()> {
             }
             let [theirs, ours] = [&mut theirs, &mut ours].map(|values| median(values).unwrap_or(f64::NAN));
             let mib = ours * f64::from(pattern.block_bytes) / f64::from(1 << 20);
-            let mode = if direct { "direct" } else { "cached" };
             let ratio = ours / theirs * 100.0;
             println!("{mode:<8}{:<24}{theirs:>12.0}{ours:>12.0}{ratio:>8.1} %{mib:>12.0}", pattern.name);
         }
@@ -146,8 +154,9 @@ fn at_the_queue(path: &Path, pattern: &Pattern, direct: bool, arguments: &BlockA
         while let Some(slot) = driver.finished()? {
             done += 1;
             driver.offer(slot, pattern.direction, blocks.next_sector())?;
+            // At once: the device may sleep, or work while the next request is made.
+            driver.notify()?;
         }
-        driver.notify()?;
     }
     Ok(done as f64 / start.elapsed().as_secs_f64())
 }

@@ -2,14 +2,17 @@
  * multiplication, and loads and stores that stay in the first-level cache. The same instructions run in both places.
  *
  * In: RDI, a page-aligned buffer of 4 KiB; RSI, how many rounds. Out: RAX, a checksum; RDX, time-stamp counter ticks.
- * Changes RCX and R8 to R11. */
+ * Changes RCX and R8 to R11. In Intel's syntax, where no register has a %, so that top-level and extended
+ * assembly can both have it. */
 #define COMPUTE                                                                                                      \
-    " rdtsc\n shl $32, %rdx\n or %rax, %rdx\n mov %rdx, %r11\n mov $0x9e3779b9, %eax\n xor %ecx, %ecx\n"             \
-    " 1: mov %rax, %r8\n shl $13, %r8\n xor %r8, %rax\n mov %rax, %r9\n shr $7, %r9\n xor %r9, %rax\n"               \
-    " imul $0x2545f491, %rax, %r10\n add %rcx, %r10\n mov %r10, %r8\n and $0xff8, %r8d\n"                            \
-    " add %r10, (%rdi,%r8)\n add (%rdi,%rcx), %rax\n add $8, %ecx\n and $0xff8, %ecx\n dec %rsi\n jnz 1b\n"          \
-    " mov %rax, %r9\n rdtsc\n shl $32, %rdx\n or %rax, %rdx\n sub %r11, %rdx\n mov %r9, %rax\n"
+    ".intel_syntax noprefix\n"                                                                                       \
+    " rdtsc\n shl rdx, 32\n or rdx, rax\n mov r11, rdx\n mov eax, 0x1e3779b9\n xor ecx, ecx\n"                       \
+    " 1: mov r8, rax\n shl r8, 13\n xor rax, r8\n mov r9, rax\n shr r9, 7\n xor rax, r9\n"                           \
+    " imul r10, rax, 0x2545f491\n add r10, rcx\n mov r8, r10\n and r8d, 0xff8\n"                                     \
+    " add [rdi + r8], r10\n add rax, [rdi + rcx]\n add ecx, 8\n and ecx, 0xff8\n dec rsi\n jnz 1b\n"                 \
+    " mov r9, rax\n rdtsc\n shl rdx, 32\n or rdx, rax\n sub rdx, r11\n mov rax, r9\n"                                \
+    ".att_syntax\n"
 
-/* How many times the work is done and timed, and rounds of each time: some 20 ms. */
-#define SLICES 40
-#define ROUNDS 4000000ul
+/* How many times the work is done and timed, and rounds of each time: some milliseconds. */
+#define SLICES 100
+#define ROUNDS 1000000ul

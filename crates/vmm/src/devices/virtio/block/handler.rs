@@ -41,13 +41,14 @@ impl BlockHandler {
             let drained = self.accept()?;
             self.disk.kick()?;
             let answered = self.answer_completions()?;
+            // At once: the driver can go on while the next requests are taken.
+            self.queue.signal()?;
             // A full disk queue goes on when something completes; an empty ring when the driver notifies.
             let more = if drained { self.queue.rearm()? } else { answered };
             if !more {
-                break;
+                return Ok(());
             }
         }
-        Ok(self.queue.signal()?)
     }
 
     /// Takes chains while the disk has room; true if the ring is empty.
