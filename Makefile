@@ -35,7 +35,11 @@ lint:
 bench:
 	@scripts/setup.sh bench
 	cargo build --release -p queztl-hv -p queztl-bench
-	target/release/queztl-bench
+	target/release/queztl-bench start
+	target/release/queztl-bench overhead
+	if [ -e /dev/kvm ]; then target/release/queztl-bench ring3; else echo "ring3: skipped: no /dev/kvm"; fi
+	target/release/queztl-bench block
+	target/release/queztl-bench cpu
 
 clean:
 	cargo clean

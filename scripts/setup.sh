@@ -11,7 +11,7 @@ tar:tar /usr/include/gelf.h:libelf-dev /usr/include/openssl/opensslv.h:libssl-de
 /usr/src/linux-source-6.12.tar.xz:linux-source-6.12 /bin/busybox:busybox-static"
 test="$build cpio:cpio ip:iproute2 passt:passt nasm:nasm qemu-img:qemu-utils"
 lint="cc:gcc /usr/include/stdio.h:libc6-dev shellcheck:shellcheck"
-bench="$build qemu-system-x86_64:qemu-system-x86"
+bench="$build qemu-system-x86_64:qemu-system-x86 fio:fio"
 
 say() {
 	echo "setup: $*" >&2

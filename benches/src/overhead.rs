@@ -51,7 +51,7 @@ pub fn run(arguments: &OverheadArgs, queztl: &Path) -> Result<()> {
         }
     }
     println!("memory of a monitor with one sleeping guest of {RAM_MIB} MiB, MiB");
-    println!("{:<16}{:>8}{:>8}{:>24}  {}", "monitor", "RSS", "PSS", "private less guest RAM", "of its peer's");
+    println!("{:<16}{:>8}{:>8}{:>24}  of its peer's", "monitor", "RSS", "PSS", "private less guest RAM");
     for (monitor, memory) in &rows {
         let peer = monitor.peer().and_then(|peer| rows.iter().find(|(other, _)| *other == peer));
         let ratio = |(peer, theirs): &(Monitor, Memory)| {

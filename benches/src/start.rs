@@ -52,7 +52,7 @@ pub fn run(arguments: &StartArgs, queztl: &Path) -> Result<()> {
         });
     }
     println!("process start to first guest byte, {} MiB, {} starts each", crate::monitor::RAM_MIB, arguments.runs);
-    println!("{:<16}{:>10}{:>10}{:>10}  {}", "monitor", "median ms", "least ms", "p90 ms", "of its peer's median");
+    println!("{:<16}{:>10}{:>10}{:>10}  of its peer's median", "monitor", "median ms", "least ms", "p90 ms");
     let medians: Vec<(Monitor, f64)> =
         columns.iter_mut().filter_map(|c| Some((c.monitor, median(&mut c.times)?))).collect();
     for (column, (monitor, middle)) in columns.iter().zip(&medians) {
