@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use queztl_vmm::config::{AccelChoice, ConsoleChoice, DiskConfig, Format, Protocol, SerialOutput};
+use queztl_vmm::config::{AccelChoice, ConsoleChoice, DiskConfig, Format, Pages, Protocol, SerialOutput};
 
+use crate::topology::{self, NumaArg, PinArg};
 use crate::values::{self, NetArg};
 
 const EXIT_STATUSES: &str = "\
@@ -29,7 +30,7 @@ Examples:
   queztl-hv run
   queztl-hv run --kernel vmlinuz --initrd initrd.img --disk root.img --append 'console=ttyS0 root=/dev/vda' --ram 2GB";
 
-const SIZES: &str = "RAM: a number and a unit K, M, G or T; MB and MiB mean the same, 1024 KiB";
+const SIZES: &str = "RAM, at most 512G [default: 512M, or that of the NUMA nodes]: a number and a unit K, M, G or T; MB and MiB mean the same, 1024 KiB";
 
 /// Runs Linux virtual machines.
 #[derive(Debug, Parser)]
@@ -121,8 +122,26 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "1", value_parser = values::vcpus)]
     pub vcpus: u32,
 
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = values::ram, help = SIZES)]
-    pub ram: u64,
+    #[arg(long, value_name = "SIZE", value_parser = values::ram, help = SIZES)]
+    pub ram: Option<u64>,
+
+    /// The host pages that RAM is made of: 2M takes them from the host's reserved pool, thp makes them as possible
+    #[arg(long, value_name = "hugepages=2M|thp|none", default_value = "hugepages=none", value_parser = topology::memory)]
+    pub memory: Pages,
+
+    /// A NUMA node of the guest (repeatable); LIST is like 0-1 or [0,2-3]
+    ///
+    /// All vCPUs and all RAM are in a node then. host-node takes the node's RAM from that node of the host.
+    #[arg(
+        long,
+        value_name = "cpus=LIST,ram=SIZE[,node=N][,host-node=N][,distances=[NODE@N,…]]",
+        value_parser = topology::numa
+    )]
+    pub numa: Vec<NumaArg>,
+
+    /// Keep vCPUs on CPUs of the host: each vCPU on one, in order, or sets of vCPUs on sets of CPUs, such as 0-1=[2,4]
+    #[arg(long = "pin", value_name = "CPUS|VCPUS=CPUS[,…]", value_parser = topology::pin)]
+    pub pins: Vec<PinArg>,
 
     /// What executes the guest: auto takes what runs Linux fastest here (see `queztl-hv doctor`)
     ///

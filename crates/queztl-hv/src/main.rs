@@ -10,6 +10,7 @@ mod kernel;
 mod report;
 mod run;
 mod status;
+mod topology;
 mod values;
 
 use std::io::{IsTerminal, Write};

@@ -77,6 +77,21 @@ fn ram_for_which_there_are_no_addresses_is_refused_in_a_sentence() {
 }
 
 #[test]
+fn nodes_pages_and_pins_that_cannot_be_are_refused() {
+    let run = |more: &[&str], expected| refused(&[&["run", "--kernel", "/nonexistent"], more].concat(), expected);
+    run(&["--memory", "hugepages=1G"], "hugepages=2M");
+    run(&["--memory", "hugepages=2M", "--ram", "65M"], "multiple of 2 MiB");
+    run(&["--numa", "cpus=0,ram=63M"], "whole units of 2 MiB");
+    run(&["--numa", "ram=64M"], "vCPU 0 is in 0 NUMA nodes");
+    run(&["--numa", "cpus=0-1,ram=64M"], "add vCPUs");
+    run(&["--numa", "cpus=0,ram=64M", "--ram", "128M"], "make them the same");
+    run(&["--numa", "cpus=0,ram=64M,distances=[1@20]"], "does not exist");
+    run(&["--pin", "0=1023"], "choose from these");
+    run(&["--pin", "1=0"], "the machine's vCPUs are 0 to 0");
+    run(&["--pin", "0-1"], "2 CPUs for 1 vCPUs");
+}
+
+#[test]
 fn a_missing_kernel_is_named() {
     refused(&["run", "--kernel", "/nonexistent/vmlinux"], "/nonexistent/vmlinux");
 }

@@ -84,3 +84,29 @@ fn signals_stop_the_machine() {
         assert_eq!(one_line(&output), "queztl-hv: stopped");
     }
 }
+
+/// The CPUs that thread `name` of a process may use, as the kernel lists them.
+fn allowed_cpus(child: &Child, name: &str) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    let paths = tasks.map(|task| task.unwrap().path());
+    let is_named =
+        |path: &std::path::PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+    let thread = paths.into_iter().find(is_named).expect("the thread runs");
+    let status = std::fs::read_to_string(thread.join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    line.trim().to_owned()
+}
+
+#[test]
+fn a_pinned_vcpu_stays_on_its_cpu() {
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned();
+    let cpu = own.split([',', '-']).next_back().unwrap().to_owned();
+    let mut guest = Guest::new(&then_sleep(out(0x3f8, b'!'))).args(&["--pin", &format!("0={cpu}")]);
+    let mut child = guest.command.stdout(Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let (pinned, main) = (allowed_cpus(&child, "vcpu-0"), allowed_cpus(&child, "queztl-hv"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((pinned, main), (cpu, own));
+}

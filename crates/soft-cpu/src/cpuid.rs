@@ -180,10 +180,29 @@ pub(crate) struct Features {
 /// The machine, as far as CPUID tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuidConfig {
-    /// Processors: one socket of as many cores with one thread each.
+    /// Processors: cores with one thread each.
     pub vcpus: u32,
+    /// Cores that a socket takes, which share its last cache: a power of two, or all processors.
+    pub socket_vcpus: u32,
     /// Frequency of the time-stamp counter.
     pub tsc_hz: u64,
+}
+
+impl CpuidConfig {
+    /// A machine of one socket.
+    pub fn one_socket(vcpus: u32, tsc_hz: u64) -> CpuidConfig {
+        CpuidConfig { vcpus, socket_vcpus: vcpus, tsc_hz }
+    }
+
+    /// Cores of a socket: at least one, at most 256, never more than there are.
+    pub fn cores(&self) -> u32 {
+        self.socket_vcpus.min(self.vcpus).clamp(1, 256)
+    }
+
+    /// Bits of an APIC id that number the cores of a socket; the bits above number the sockets.
+    pub fn core_bits(&self) -> u32 {
+        self.cores().next_power_of_two().trailing_zeros()
+    }
 }
 
 /// All leaves of one machine.
@@ -271,6 +290,7 @@ impl CpuidTable {
             0x8000_001e => {
                 result.eax = id;
                 result.ebx |= id & 0xff;
+                result.ecx |= id >> self.get(0xb, 1).eax & 0xff;
             }
             _ => {}
         }
@@ -336,19 +356,14 @@ fn table(config: &CpuidConfig, host: &Host) -> CpuidTable {
     table
 }
 
-/// Bits that APIC ids need for the cores.
-fn core_bits(config: &CpuidConfig) -> u32 {
-    config.vcpus.max(1).next_power_of_two().trailing_zeros()
-}
-
 fn basic_leaves(table: &mut CpuidTable, config: &CpuidConfig, host: &Host) {
     use feature::{leaf1_ecx, leaf7_ebx, leaf7_ecx};
     let avx = |mask: u32| if host.avx { u32::MAX } else { !mask };
     let (ebx, ecx, edx) = vendor();
     table.set(0, 0, CpuidResult::new(LAST_BASIC, ebx, ecx, edx));
-    let threads = config.vcpus.clamp(1, 255);
+    let threads = config.cores().min(255);
     let features = (host.leaf1.ecx & leaf1_ecx::FROM_HOST | leaf1_ecx::OWN) & avx(leaf1_ecx::WITH_AVX);
-    let several = if config.vcpus > 1 { feature::HTT } else { 0 };
+    let several = if config.cores() > 1 { feature::HTT } else { 0 };
     // CLFLUSH lines are 64 bytes, counted in eights.
     table.set(1, 0, CpuidResult::new(SIGNATURE, 8 << 8 | threads << 16, features, feature::LEAF1_EDX | several));
     // The local APIC timer runs in every power state.
@@ -381,7 +396,7 @@ fn topology_leaves(table: &mut CpuidTable, config: &CpuidConfig) {
     const THREADS: u32 = 1 << 8;
     const CORES: u32 = 2 << 8;
     table.set(0xb, 0, CpuidResult::new(0, 1, THREADS, 0));
-    table.set(0xb, 1, CpuidResult::new(core_bits(config), config.vcpus.max(1), CORES | 1, 0));
+    table.set(0xb, 1, CpuidResult::new(config.core_bits(), config.cores(), CORES | 1, 0));
 }
 
 fn paravirtual_leaves(table: &mut CpuidTable, config: &CpuidConfig) {
@@ -399,7 +414,7 @@ fn extended_leaves(table: &mut CpuidTable, config: &CpuidConfig, host: &Host) {
     table.set(0x8000_0000, 0, CpuidResult::new(LAST_EXTENDED, ebx, ecx, edx));
     let mut ecx = extended_ecx::LAHF | extended_ecx::PREFETCHW | extended_ecx::TOPOLOGY;
     ecx |= host.extended.ecx & extended_ecx::ABM;
-    if config.vcpus > 1 {
+    if config.cores() > 1 {
         ecx |= extended_ecx::CMP_LEGACY;
     }
     let edx = feature::LEAF1_EDX & feature::REPEATED | feature::EXTENDED_EDX;
@@ -410,10 +425,10 @@ fn extended_leaves(table: &mut CpuidTable, config: &CpuidConfig, host: &Host) {
     }
     // The time-stamp counter runs at one rate, always.
     table.set(0x8000_0007, 0, CpuidResult::new(0, 0, 0, 1 << 8));
-    let cores = (config.vcpus.clamp(1, 256) - 1) | core_bits(config) << 12;
+    let cores = (config.cores() - 1) | config.core_bits() << 12;
     let widths = PHYSICAL_BITS | LINEAR_BITS << 8;
     table.set(0x8000_0008, 0, CpuidResult::new(widths, feature::XSAVE_POINTERS, cores, 0));
-    // One thread per core, one node per socket; ids are filled in.
+    // One thread per core, one node per socket; core and node are filled in.
     table.set(0x8000_001e, 0, CpuidResult::new(0, 0, 0, 0));
     table.set(LAST_EXTENDED, 0, CpuidResult::new(feature::EXTENDED2, 0, 0, 0));
 }
@@ -438,7 +453,7 @@ impl Cache {
     }
 }
 
-/// L1 32 KiB each, L2 512 KiB, L3 16 MiB shared by all: sizes that programs size their buffers by.
+/// L1 32 KiB each, L2 512 KiB, L3 16 MiB shared by a socket: sizes that programs size their buffers by.
 fn cache_leaves(table: &mut CpuidTable, config: &CpuidConfig) {
     let l1_tlb = 0xff40_ff40;
     let l1 = 32 << 24 | 8 << 16 | 1 << 8 | 64;
@@ -447,12 +462,12 @@ fn cache_leaves(table: &mut CpuidTable, config: &CpuidConfig) {
     let l2 = 512 << 16 | 6 << 12 | 1 << 8 | 64;
     let l3 = 32 << 18 | 8 << 12 | 1 << 8 | 64;
     table.set(0x8000_0006, 0, CpuidResult::new(0, 0x4200_4200, l2, l3));
-    let all = config.vcpus.max(1).next_power_of_two().min(4096);
+    let socket = 1 << config.core_bits();
     let caches = [
         Cache { kind: 1, level: 1, shared_by: 1, ways: 8, sets: 64 },
         Cache { kind: 2, level: 1, shared_by: 1, ways: 8, sets: 64 },
         Cache { kind: 3, level: 2, shared_by: 1, ways: 8, sets: 1024 },
-        Cache { kind: 3, level: 3, shared_by: all, ways: 16, sets: 16384 },
+        Cache { kind: 3, level: 3, shared_by: socket, ways: 16, sets: 16384 },
     ];
     for (subleaf, cache) in (0..).zip(caches) {
         table.set(0x8000_001d, subleaf, cache.leaf());
@@ -477,7 +492,7 @@ mod tests {
     };
 
     fn config(vcpus: u32) -> CpuidConfig {
-        CpuidConfig { vcpus, tsc_hz: 2_500_000_000 }
+        CpuidConfig::one_socket(vcpus, 2_500_000_000)
     }
 
     #[test]
@@ -532,6 +547,16 @@ mod tests {
             assert!(1 << cores.eax >= vcpus, "{vcpus} ids fit into {} bits", cores.eax);
             assert_eq!(table.get(1, 0).edx & feature::HTT != 0, vcpus > 1);
         }
+    }
+
+    #[test]
+    fn sockets_share_nothing() {
+        let table = table(&CpuidConfig { socket_vcpus: 2, ..config(6) }, &FULL_HOST);
+        assert_eq!((table.get(0xb, 1).eax, table.get(0xb, 1).ebx), (1, 2));
+        assert_eq!(table.get(0x8000_0008, 0).ecx, 1 | 1 << 12);
+        assert_eq!(table.get(0x8000_001d, 3).eax >> 14 & 0xfff, 1, "the last cache has two users");
+        let alone = CpuidConfig { socket_vcpus: 1, ..config(6) };
+        assert_eq!(super::table(&alone, &FULL_HOST).get(1, 0).edx & feature::HTT, 0);
     }
 
     #[test]

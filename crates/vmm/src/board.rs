@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use queztl_soft_cpu::cpuid::CpuidConfig;
+
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::devices::legacy::MachineEvents;
@@ -21,6 +23,8 @@ pub struct BoardParts {
     pub timers: Arc<Timers>,
     pub kvmclock: KvmClock,
     pub events: Arc<dyn MachineEvents>,
+    /// vCPUs that a socket takes: all of them, or a power of two.
+    pub socket_vcpus: u32,
 }
 
 /// A machine without its vCPUs.
@@ -44,6 +48,11 @@ impl Board {
 
     pub fn timers(&self) -> &Timers {
         &self.parts.timers
+    }
+
+    /// What CPUID tells of a machine of `vcpus` processors on this board.
+    pub fn cpuid_config(&self, vcpus: u32) -> CpuidConfig {
+        CpuidConfig { vcpus, socket_vcpus: self.parts.socket_vcpus, tsc_hz: self.parts.clock.tsc_hz() }
     }
 
     /// The counter that vCPU `cpu` reads is [`Clock::tsc`] plus `adjust`, and deadlines and the paravirtual clock must

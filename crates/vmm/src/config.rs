@@ -4,9 +4,15 @@
 
 use std::path::PathBuf;
 
+use queztl_guest_memory::HUGE_PAGE_SIZE;
+pub use queztl_guest_memory::Pages;
 pub use queztl_storage::{Backing, Format};
 
+pub use crate::affinity::Pin;
+use crate::affinity::{self, PinError};
 pub use crate::boot::Protocol;
+pub use crate::numa::NumaNode;
+use crate::numa::{self, NumaError};
 
 /// Most vCPUs a machine can have (the local APICs' 8-bit identifiers, less the broadcast one).
 pub const MAX_VCPUS: u32 = 255;
@@ -36,6 +42,12 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// RAM in bytes, from [`MIN_RAM_BYTES`] to [`MAX_RAM_BYTES`], a multiple of 4096.
     pub ram_bytes: u64,
+    /// The host pages that RAM is made of.
+    pub pages: Pages,
+    /// NUMA nodes, which then make up all of the RAM and have all of the vCPUs; none for a machine without NUMA.
+    pub numa: Vec<NumaNode>,
+    /// vCPUs that stay on some of the host's CPUs; the others run anywhere.
+    pub pins: Vec<Pin>,
     /// How the kernel is entered.
     pub protocol: Protocol,
     /// What executes the guest.
@@ -62,6 +74,11 @@ impl MachineConfig {
         if self.ram_bytes > MAX_RAM_BYTES {
             return Err(ConfigError::TooMuchRam { bytes: self.ram_bytes });
         }
+        if self.pages == Pages::Huge2M && !self.ram_bytes.is_multiple_of(HUGE_PAGE_SIZE) {
+            return Err(ConfigError::HugePages { bytes: self.ram_bytes });
+        }
+        numa::check(&self.numa, self.vcpus, self.ram_bytes)?;
+        affinity::check(&self.pins, self.vcpus)?;
         let asked = self.disks.len() + self.nets.len() + usize::from(self.vsock.is_some());
         if asked > MAX_DEVICES {
             return Err(ConfigError::Devices { asked });
@@ -78,7 +95,20 @@ impl MachineConfig {
     /// What the user should know about this machine on this host, a sentence each: it will run, but perhaps not as
     /// wished.
     pub fn warnings(&self) -> Vec<String> {
-        host_ram_bytes().and_then(|host_bytes| self.warn_of_ram(host_bytes)).into_iter().collect()
+        let ram = host_ram_bytes().and_then(|host_bytes| self.warn_of_ram(host_bytes));
+        let setting = std::fs::read_to_string(SHARED_HUGE_PAGES).unwrap_or_default();
+        ram.into_iter().chain(self.warn_of_pages(&setting)).collect()
+    }
+
+    /// `setting` is the host's choice among all, as the kernel shows it: the one in brackets holds.
+    fn warn_of_pages(&self, setting: &str) -> Option<String> {
+        let off = setting.contains("[never]") || setting.contains("[deny]");
+        (self.pages == Pages::Transparent && off).then(|| {
+            format!(
+                "this host makes no transparent huge pages for guest RAM, which stays in pages of 4 KiB: as root, echo \
+                 advise > {SHARED_HUGE_PAGES}"
+            )
+        })
     }
 
     fn warn_of_ram(&self, host_bytes: u64) -> Option<String> {
@@ -109,11 +139,20 @@ pub enum ConfigError {
     Ram { bytes: u64 },
     #[error("{} GiB of RAM are too much: a virtual machine has at most {} GiB", bytes >> 30, MAX_RAM_BYTES >> 30)]
     TooMuchRam { bytes: u64 },
+    #[error("{bytes} bytes of RAM are no whole number of huge pages: give a multiple of 2 MiB")]
+    HugePages { bytes: u64 },
+    #[error(transparent)]
+    Numa(#[from] NumaError),
+    #[error(transparent)]
+    Pin(#[from] PinError),
     #[error("{asked} devices are too many: a virtual machine has room for {MAX_DEVICES}")]
     Devices { asked: usize },
     #[error("disk {index}, {path:?}, is given twice, once for writing: give it once, or read-only each time")]
     DiskTwice { index: usize, path: PathBuf },
 }
+
+/// Where the host's administrator says whether shared memory, which guest RAM is, may have transparent huge pages.
+const SHARED_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 /// RAM and swap space of the host in bytes, if it tells.
 fn host_ram_bytes() -> Option<u64> {
@@ -228,6 +267,9 @@ mod tests {
             vsock: None,
             vcpus: 1,
             ram_bytes: 64 << 20,
+            pages: Pages::Host,
+            numa: Vec::new(),
+            pins: Vec::new(),
             accel: AccelChoice::Auto,
             console: ConsoleChoice::Serial,
             serial: SerialOutput::Stdio,
@@ -253,6 +295,20 @@ mod tests {
         assert_eq!(machine.warn_of_ram(512 << 30), None);
         let warning = machine.warn_of_ram(1 << 30).unwrap();
         assert!(warning.contains("524288 MiB") && warning.contains("1024 MiB"), "{warning}");
+    }
+
+    #[test]
+    fn huge_pages_the_host_does_not_make_are_warned_of() {
+        let machine = MachineConfig { pages: Pages::Transparent, ..machine() };
+        assert!(machine.warn_of_pages("always advise [never] force").unwrap().contains("echo advise"));
+        assert_eq!(machine.warn_of_pages("always [advise] never force"), None);
+    }
+
+    #[test]
+    fn reserved_huge_pages_are_whole() {
+        let bytes = (64 << 20) + 4096;
+        let machine = MachineConfig { pages: Pages::Huge2M, ram_bytes: bytes, ..machine() };
+        assert_eq!(machine.check(), Err(ConfigError::HugePages { bytes }));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod acpi;
+pub mod affinity;
 pub mod board;
 pub mod boot;
 pub mod bus;
@@ -13,4 +14,5 @@ pub mod irqchip;
 pub mod kvmclock;
 pub mod layout;
 pub mod machine;
+pub mod numa;
 pub mod timers;

@@ -16,14 +16,18 @@ mod terminal;
 
 use std::time::{Duration, Instant};
 
-use queztl_vmm::config::{ConsoleChoice, MachineConfig, Outcome};
+use queztl_vmm::config::{ConsoleChoice, MachineConfig, NumaNode, Outcome};
 
 use crate::cli::RunArgs;
 use crate::kernel;
 use crate::report::Failure;
 use crate::status::Status;
+use crate::topology;
 use console::Consoles;
 use terminal::RawMode;
+
+/// RAM in bytes where neither the machine nor its NUMA nodes name any.
+const DEFAULT_RAM_BYTES: u64 = 512 << 20;
 
 /// Runs the machine and gives the status that its end deserves. `started` is when this process began.
 pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
@@ -92,6 +96,8 @@ fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
             (kernel, initrd, own.trim_end().to_owned())
         }
     };
+    let numa = topology::in_order(args.numa).map_err(Failure::usage)?;
+    let ram_bytes = args.ram.unwrap_or_else(|| default_ram(&numa));
     Ok(MachineConfig {
         kernel,
         initrd,
@@ -100,7 +106,10 @@ fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
         nets,
         vsock: args.vsock,
         vcpus: args.vcpus,
-        ram_bytes: args.ram,
+        ram_bytes,
+        pages: args.memory,
+        numa,
+        pins: topology::pins(args.pins, args.vcpus).map_err(Failure::usage)?,
         accel: args.accel,
         console: consoles.console,
         serial: consoles.serial,
@@ -108,4 +117,12 @@ fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
         debug_exit: args.debug_exit,
         boot_timer: args.boot_timer,
     })
+}
+
+/// The RAM of the nodes together, or what a machine without nodes gets.
+fn default_ram(nodes: &[NumaNode]) -> u64 {
+    match nodes {
+        [] => DEFAULT_RAM_BYTES,
+        _ => nodes.iter().fold(0, |sum, node| sum.saturating_add(node.ram_bytes)),
+    }
 }

@@ -56,17 +56,22 @@ pub fn guest(folder: &Path, code: &[u8]) -> PathBuf {
 
 /// The small kernel built on this host and its RAM disk; says so and gives `None` if there is none.
 pub fn linux() -> Option<(PathBuf, PathBuf)> {
-    let found = built_linux();
+    linux_of(Profile::Minimal)
+}
+
+/// The same with the kernel of another profile.
+pub fn linux_of(profile: Profile) -> Option<(PathBuf, PathBuf)> {
+    let found = built_linux(profile);
     if found.is_none() {
-        eprintln!("skipped: no guest kernel; build one: queztl-hv kernel build");
+        eprintln!("skipped: no guest kernel of this kind; build one: queztl-hv kernel build --profile {profile}");
     }
     found
 }
 
-fn built_linux() -> Option<(PathBuf, PathBuf)> {
+fn built_linux(profile: Profile) -> Option<(PathBuf, PathBuf)> {
     let store = Store::open().ok()?;
     let kernels = image::kernels_in(&store).ok()?;
-    let kernel = kernels.into_iter().find(|kernel| kernel.info.profile == Profile::Minimal)?;
+    let kernel = kernels.into_iter().find(|kernel| kernel.info.profile == profile)?;
     let rootfs = image::rootfs::build(&store, &[], &mut Silent).ok()?;
     Some((kernel.vmlinux, rootfs.initramfs))
 }

@@ -63,7 +63,7 @@ impl Platform for Stopper {
 fn machine(cpus: u32, code: &[u8]) -> Vec<Cpu> {
     let platform = Arc::new(Stopper::default());
     let ram = Arc::new(GuestRam::new(1 << 20).unwrap());
-    let cpuid = CpuidPolicy::new(&CpuidConfig { vcpus: cpus, tsc_hz: 1_000_000_000 });
+    let cpuid = CpuidPolicy::new(&CpuidConfig::one_socket(cpus, 1_000_000_000));
     let shared = Arc::new(Shared::new(ram, platform.clone(), cpuid, cpus).unwrap());
     let mut machine: Vec<Cpu> = (0..cpus).map(|id| Cpu::new(shared.clone(), id)).collect();
     for cpu in &mut machine {

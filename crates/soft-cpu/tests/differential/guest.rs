@@ -77,13 +77,9 @@ impl Guest {
         let ram = Arc::new(GuestRam::new(16 << 20).expect("a little RAM"));
         build_tables(&ram);
         let platform = Arc::new(Nothing::default());
-        let shared = Shared::new(
-            ram.clone(),
-            platform.clone(),
-            CpuidPolicy::new(&CpuidConfig { vcpus: 1, tsc_hz: 1_000_000_000 }),
-            1,
-        )
-        .expect("executable memory");
+        let shared =
+            Shared::new(ram.clone(), platform.clone(), CpuidPolicy::new(&CpuidConfig::one_socket(1, 1_000_000_000)), 1)
+                .expect("executable memory");
         let cpu = Cpu::new(Arc::new(shared), 0);
         platform.control.set(cpu.control()).expect("a new platform has no control yet");
         Guest { ram, cpu, template: user_state(fs_base) }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy, CpuidTable};
+use queztl_soft_cpu::cpuid::{CpuidPolicy, CpuidTable};
 use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::Activity;
 use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State};
@@ -22,7 +22,7 @@ impl Accelerator for Soft {
     }
 
     fn create_vm(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<Box<dyn Vm>, Error> {
-        let mut cpuid = CpuidPolicy::new(&CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() });
+        let mut cpuid = CpuidPolicy::new(&board.cpuid_config(vcpus));
         if vcpus > 1 {
             offer_wake_ups(&mut cpuid);
         }

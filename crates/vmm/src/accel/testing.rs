@@ -166,7 +166,16 @@ impl<V: Vm> Bench<V> {
         mmio.insert(DEVICE, 8, recorder.clone()).unwrap();
         irqchip.insert_into(&mut ports, &mut mmio).unwrap();
         let kvmclock = KvmClock::new(ram.memory().clone(), clock.clone(), vcpus);
-        let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events: Arc::new(NoEvents) };
+        let parts = BoardParts {
+            ports,
+            mmio,
+            irqchip,
+            clock,
+            timers,
+            kvmclock,
+            events: Arc::new(NoEvents),
+            socket_vcpus: vcpus,
+        };
         let board = Arc::new(Board::new(parts));
         let vm = create(ram.clone(), board.clone());
         let bench = Bench { vm, ram, board, recorder };

@@ -37,6 +37,7 @@ use crate::irq::{InterruptSink, IrqLine};
 use crate::irqchip::IrqChip;
 use crate::kvmclock::KvmClock;
 use crate::layout;
+use crate::numa;
 use crate::timers::Timers;
 
 /// The guest's time for one instruction where time is made of instructions.
@@ -130,7 +131,7 @@ impl Assembly {
     /// Makes the machine. A serial line to a file starts the file anew if `fresh`, else goes on at its end.
     pub fn new(config: &MachineConfig, events: Arc<Events>, fresh: bool) -> Result<Assembly, Error> {
         let (accelerator, options) = choose(config.accel)?;
-        let ram = Arc::new(GuestRam::new(config.ram_bytes)?);
+        let ram = Arc::new(GuestRam::with(&numa::ram(&config.numa, config.ram_bytes, config.pages))?);
         let clock = Arc::new(clock(options));
         let timers = Timers::new(clock.clone());
         let irqchip = IrqChip::new(config.vcpus, clock.clone(), &timers);
@@ -155,10 +156,11 @@ impl Assembly {
         let virtio = add_devices(config, &outputs, &mut slots)?;
         let transports = slots.transports;
 
-        let rsdp = acpi_tables(config.vcpus, transports.len() as u32, &ram)?;
+        let rsdp = acpi_tables(config, transports.len() as u32, &ram)?;
         let entry = load(config, rsdp, &ram)?;
         let kvmclock = KvmClock::new(ram.memory().clone(), clock.clone(), config.vcpus);
-        let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events };
+        let socket_vcpus = numa::socket_vcpus(&config.numa, config.vcpus);
+        let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events, socket_vcpus };
         let board = Arc::new(Board::new(parts));
         let vm = accelerator.create_vm(ram, board.clone(), config.vcpus)?;
         if !is_repeatable(config) {
@@ -304,8 +306,8 @@ fn window(number: u32) -> u64 {
     layout::VIRTIO_MMIO_BASE + u64::from(number) * layout::VIRTIO_MMIO_STRIDE
 }
 
-fn acpi_tables(vcpus: u32, virtio_devices: u32, ram: &GuestRam) -> Result<u64, Error> {
-    let tables = AcpiConfig { vcpus, virtio_devices, numa: None };
+fn acpi_tables(config: &MachineConfig, virtio_devices: u32, ram: &GuestRam) -> Result<u64, Error> {
+    let tables = AcpiConfig { vcpus: config.vcpus, virtio_devices, numa: numa::tables(&config.numa, ram) };
     acpi::build(ram.memory(), &tables).map_err(|error| Error::Acpi(error.to_string()))
 }
 

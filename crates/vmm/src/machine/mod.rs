@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::accel::{self, Vcpu, VcpuExit, VcpuHandle};
+use crate::affinity::{self, Pin};
 use crate::boot;
 use crate::config::{ConfigError, MachineConfig, Outcome};
 use assembly::{Assembly, Console};
@@ -94,7 +95,7 @@ impl Machine {
                 None => Assembly::new(&self.config, self.events.clone(), false)?,
             };
             self.connect(assembly.console());
-            let end = run_once(assembly, &self.events, deadline)?;
+            let end = run_once(assembly, &self.config.pins, &self.events, deadline)?;
             *lock(&self.console) = None;
             if end == End::Failed {
                 return Err(Error::VcpuFailed);
@@ -130,13 +131,18 @@ fn outcome(end: End) -> Option<Outcome> {
 }
 
 /// Runs one assembly from its first instruction to an end.
-fn run_once(mut assembly: Assembly, events: &Arc<Events>, deadline: Option<Instant>) -> Result<End, Error> {
+fn run_once(
+    mut assembly: Assembly,
+    pins: &[Pin],
+    events: &Arc<Events>,
+    deadline: Option<Instant>,
+) -> Result<End, Error> {
     let vcpus = assembly.take_vcpus();
     let handles: Vec<Arc<dyn VcpuHandle>> = vcpus.iter().map(|vcpu| vcpu.handle()).collect();
     let started = Instant::now();
     let mut threads = Vec::with_capacity(vcpus.len());
     for (id, vcpu) in vcpus.into_iter().enumerate() {
-        match start(id, vcpu, events.clone()) {
+        match start(id, vcpu, pins.to_vec(), events.clone()) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
                 stop_all(&handles, threads, started);
@@ -150,8 +156,18 @@ fn run_once(mut assembly: Assembly, events: &Arc<Events>, deadline: Option<Insta
     Ok(end)
 }
 
-fn start(id: usize, mut vcpu: Box<dyn Vcpu>, events: Arc<Events>) -> Result<JoinHandle<Option<u64>>, Error> {
+fn start(
+    id: usize,
+    mut vcpu: Box<dyn Vcpu>,
+    pins: Vec<Pin>,
+    events: Arc<Events>,
+) -> Result<JoinHandle<Option<u64>>, Error> {
     let body = move || {
+        if let Err(error) = affinity::apply(&pins, id as u32) {
+            tracing::error!(vcpu = id, %error, "the vCPU cannot be kept on its CPUs: choose others");
+            events.note(End::Failed);
+            return None;
+        }
         match vcpu.run() {
             VcpuExit::Stopped => {}
             VcpuExit::Shutdown => {

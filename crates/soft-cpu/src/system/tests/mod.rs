@@ -130,7 +130,7 @@ impl Guest {
     fn with_features(paravirtual: u32) -> Guest {
         let notes = Arc::new(Notes::default());
         let ram = Arc::new(GuestRam::new(8 << 20).unwrap());
-        let mut cpuid = CpuidPolicy::new(&CpuidConfig { vcpus: 2, tsc_hz: 1_000_000_000 });
+        let mut cpuid = CpuidPolicy::new(&CpuidConfig::one_socket(2, 1_000_000_000));
         cpuid.edit(0x4000_0001, 0, |leaf| leaf.eax |= paravirtual);
         let shared = Arc::new(Shared::new(ram, notes.clone(), cpuid, 2).unwrap());
         Guest { cpu: Cpu::new(shared, 1), notes }

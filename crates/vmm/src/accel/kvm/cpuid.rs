@@ -147,18 +147,18 @@ fn is_passed_on(leaf: u32, subleaf: u32) -> bool {
 
 /// Takes from KVM's leaf what guests shall not have.
 fn restrict(place: (u32, u32), mut leaf: CpuidResult, config: &CpuidConfig) -> CpuidResult {
-    let several = config.vcpus > 1;
+    let several = config.cores() > 1;
     match place {
         (1, 0) => {
-            leaf.ebx = 8 << 8 | config.vcpus.clamp(1, 255) << 16;
+            leaf.ebx = 8 << 8 | config.cores().min(255) << 16;
             leaf.ecx = leaf.ecx & !(bit::MONITOR | bit::VMX | bit::PDCM) | bit::OWN_LEAF1_ECX;
             leaf.edx = leaf.edx & !bit::HTT | bit::APIC | if several { bit::HTT } else { 0 };
         }
-        // Caches: the last level is shared by all, the others belong to one; one core per APIC id.
+        // Caches: the last level is shared by a socket, the others belong to one; one core per APIC id.
         (4, _) if leaf.eax & 0x1f != 0 => {
-            let all = config.vcpus.max(1).next_power_of_two() - 1;
-            let sharing = if leaf.eax >> 5 & 7 >= 3 { all } else { 0 };
-            leaf.eax = leaf.eax & 0x3fff | sharing.min(0xfff) << 14 | all.min(0x3f) << 26;
+            let socket = (1 << config.core_bits()) - 1;
+            let sharing = if leaf.eax >> 5 & 7 >= 3 { socket } else { 0 };
+            leaf.eax = leaf.eax & 0x3fff | sharing.min(0xfff) << 14 | socket.min(0x3f) << 26;
         }
         (5, _) => leaf = CpuidResult::default(),
         (7, 0) => {
@@ -178,8 +178,7 @@ fn restrict(place: (u32, u32), mut leaf: CpuidResult, config: &CpuidConfig) -> C
         }
         (0x8000_0001, 0) => leaf.ecx &= !(bit::SVM | bit::COUNTERS),
         (0x8000_0008, 0) => {
-            let bits = config.vcpus.max(1).next_power_of_two().trailing_zeros();
-            leaf.ecx = (config.vcpus.clamp(1, 256) - 1) | bits << 12;
+            leaf.ecx = (config.cores() - 1) | config.core_bits() << 12;
         }
         _ => {}
     }
@@ -217,7 +216,7 @@ fn entry((function, index): (u32, u32), mut leaf: CpuidResult, id: u32) -> kvm_c
 mod tests {
     use super::*;
 
-    const CONFIG: CpuidConfig = CpuidConfig { vcpus: 4, tsc_hz: 2_000_000_000 };
+    const CONFIG: CpuidConfig = CpuidConfig { vcpus: 4, socket_vcpus: 4, tsc_hz: 2_000_000_000 };
 
     /// A KVM that supports everything there could be.
     fn everything() -> CpuId {

@@ -72,7 +72,7 @@ impl KvmVm {
         let slots = Slots::new(&fd, ram).map_err(failed("giving it memory"))?;
         let supported =
             device.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("asking for processor features"))?;
-        let config = CpuidConfig { vcpus, tsc_hz: board.clock().tsc_hz() };
+        let config = board.cpuid_config(vcpus);
         let policy = if native { Policy::hardware(&supported, &config) } else { Policy::emulated(&supported, &config) };
         let kicks: Vec<Arc<Kick>> = (0..vcpus).map(|_| Arc::default()).collect();
         for (id, kick) in (0..).zip(&kicks) {
