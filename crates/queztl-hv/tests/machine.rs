@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::payload::{Guest, SLEEP, echo, out, then_sleep};
