@@ -54,6 +54,16 @@ pub fn huge_pages() -> Finding {
     Finding::limited("huge pages", found, mend)
 }
 
+/// The host's NUMA nodes, which `--numa …,host-node=N` names.
+pub fn nodes() -> Finding {
+    let present = first_line("/sys/devices/system/node/has_memory");
+    let found = match present.as_deref() {
+        None => "one, without a number: this host's kernel knows no NUMA".to_owned(),
+        Some(nodes) => format!("memory on {nodes}"),
+    };
+    Finding::good("NUMA nodes", found)
+}
+
 /// Faults of guest memory served from user space: needed for lazy restore, post-copy migration and live forks.
 pub fn userfaultfd() -> Finding {
     let without = "guests run, but without lazy restore, post-copy migration and live fork";

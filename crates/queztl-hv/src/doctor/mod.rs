@@ -61,6 +61,7 @@ pub fn execute(output: OutputFormat) -> Status {
         cpu::accelerator(),
         memory::ram(),
         memory::huge_pages(),
+        memory::nodes(),
         memory::userfaultfd(),
         system::io_uring(),
         network::tap(),
