@@ -34,9 +34,18 @@ pub struct Clock {
 
 #[derive(Debug)]
 enum Source {
-    HostTsc { start: u64 },
-    Monotonic { start: Instant },
-    Counted { instructions: AtomicU64, ns_per_instruction: u64 },
+    HostTsc {
+        start: u64,
+    },
+    /// `before` ticks had passed at `start`.
+    Monotonic {
+        start: Instant,
+        before: u64,
+    },
+    Counted {
+        instructions: AtomicU64,
+        ns_per_instruction: u64,
+    },
 }
 
 impl Clock {
@@ -44,7 +53,7 @@ impl Clock {
     pub fn real_time() -> Clock {
         match host_tsc_hz() {
             Some(hz) => Clock::with(Source::HostTsc { start: host_tsc() }, hz),
-            None => Clock::with(Source::Monotonic { start: Instant::now() }, NS_PER_SECOND),
+            None => Clock::with(Source::Monotonic { start: Instant::now(), before: 0 }, NS_PER_SECOND),
         }
     }
 
@@ -64,6 +73,17 @@ impl Clock {
         Clock { source, tsc_hz, ns_per_tick, ticks_per_ns }
     }
 
+    /// Goes on from `ticks` instead of from zero, in real time. Before anything has looked at the clock.
+    pub fn resumed_at(self, ticks: u64) -> Clock {
+        let source = match self.source {
+            // The host's counter may be younger than the guest's: the start then lies before its zero.
+            Source::HostTsc { start } => Source::HostTsc { start: start.wrapping_sub(ticks) },
+            Source::Monotonic { start, before } => Source::Monotonic { start, before: before.saturating_add(ticks) },
+            counted @ Source::Counted { .. } => counted,
+        };
+        Clock { source, ..self }
+    }
+
     /// Nanoseconds since the machine started.
     pub fn now_ns(&self) -> u64 {
         self.tsc_to_ns(self.tsc())
@@ -73,9 +93,14 @@ impl Clock {
     #[inline]
     pub fn tsc(&self) -> u64 {
         match &self.source {
-            // Another processor's counter may lag by some ticks: never wrap below the start.
-            Source::HostTsc { start } => host_tsc().saturating_sub(*start),
-            Source::Monotonic { start } => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Source::HostTsc { start } => {
+                let ticks = host_tsc().wrapping_sub(*start);
+                // Another processor's counter may lag by some ticks: never wrap below zero.
+                if ticks as i64 >= 0 { ticks } else { 0 }
+            }
+            Source::Monotonic { start, before } => {
+                before.saturating_add(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+            }
             Source::Counted { instructions, ns_per_instruction } => {
                 instructions.load(Ordering::Relaxed).saturating_mul(*ns_per_instruction)
             }
@@ -233,6 +258,15 @@ mod tests {
         let (elapsed, guest) = (start.elapsed().as_nanos() as u64, clock.now_ns() - start_ns);
         assert!(elapsed.abs_diff(guest) < elapsed / 50, "host {elapsed} ns, guest {guest} ns");
         assert!(clock.tsc() < clock.tsc_hz() * 60, "the guest's counter starts near zero");
+    }
+
+    #[test]
+    fn a_resumed_clock_goes_on_where_it_stopped_even_beyond_the_hosts_counter() {
+        for ticks in [0, 5_000_000_000, 1 << 60] {
+            let clock = Clock::real_time().resumed_at(ticks);
+            let passed = clock.tsc() - ticks;
+            assert!(passed < clock.tsc_hz() * 60, "{ticks}: {passed} ticks passed");
+        }
     }
 
     #[test]

@@ -7,9 +7,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use queztl_guest_memory::GuestMemory;
+use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::clock::Clock;
+use crate::snapshot::{Invalid, Persist};
 
 /// Wall clock at boot, and its older number.
 pub const MSR_WALL_CLOCK: u32 = 0x4b56_4d00;
@@ -33,12 +35,16 @@ pub struct KvmClock {
     state: Mutex<State>,
 }
 
-struct State {
+/// What a snapshot holds of the clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
     wall_clock: u64,
     vcpus: Vec<Vcpu>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Vcpu {
     system_time: u64,
     tsc_adjust: u64,
@@ -138,6 +144,24 @@ impl KvmClock {
         if !(write(0, &odd.to_le_bytes()) && write(offset, body) && write(0, &odd.wrapping_add(1).to_le_bytes())) {
             tracing::debug!("the guest placed its paravirtual clock outside RAM, at {address:#x}");
         }
+    }
+}
+
+impl Persist for KvmClock {
+    type State = State;
+
+    fn save(&self) -> State {
+        self.lock().clone()
+    }
+
+    /// Writes the system time's pages anew: the counter may have another distance from the guest's time than before. The
+    /// wall clock page stays as the guest read it, since the guest's own time went on from there.
+    fn restore(&self, state: State) -> Result<(), Invalid> {
+        let mut own = self.lock();
+        Invalid::unless(own.vcpus.len() == state.vcpus.len(), "paravirtual clock", "the number of processors differs")?;
+        *own = state;
+        own.vcpus.iter().for_each(|vcpu| self.write_system_time(*vcpu));
+        Ok(())
     }
 }
 

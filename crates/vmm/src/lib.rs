@@ -15,4 +15,5 @@ pub mod kvmclock;
 pub mod layout;
 pub mod machine;
 pub mod numa;
+pub mod snapshot;
 pub mod timers;

@@ -6,6 +6,8 @@
 //! Inputs are logical: high means asserted, whatever the polarity bit says. An edge that arrives while its entry is
 //! masked is kept and delivered on unmasking, as operating systems that program entries late expect.
 
+use serde::{Deserialize, Serialize};
+
 use super::message::{Destination, Message, Mode};
 use crate::layout::IOAPIC_PINS;
 
@@ -25,6 +27,17 @@ const MASKED: u64 = 1 << 16;
 /// Delivery status and remote IRR.
 const READ_ONLY: u64 = 1 << 12 | REMOTE_IRR;
 
+/// What a snapshot holds of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedIoApic {
+    id: u32,
+    select: u32,
+    entries: Vec<u64>,
+    lines: u64,
+    edges: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct IoApic {
     id: u32,
@@ -39,6 +52,17 @@ pub(super) struct IoApic {
 impl IoApic {
     pub(super) fn new() -> IoApic {
         IoApic { id: 0, select: 0, entries: [MASKED; PINS], lines: 0, edges: 0 }
+    }
+
+    pub(super) fn save(&self) -> SavedIoApic {
+        let IoApic { id, select, entries, lines, edges } = *self;
+        SavedIoApic { id, select, entries: entries.to_vec(), lines, edges }
+    }
+
+    /// `None` if there can be no such state.
+    pub(super) fn restored(saved: SavedIoApic) -> Option<IoApic> {
+        let SavedIoApic { id, select, entries, lines, edges } = saved;
+        Some(IoApic { id, select, entries: entries.try_into().ok()?, lines, edges })
     }
 
     /// Sets input `pin`; gives the message to deliver, if any.

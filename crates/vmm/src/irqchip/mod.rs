@@ -32,16 +32,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use queztl_soft_cpu::platform::{Accepts, Event};
+use serde::{Deserialize, Serialize};
 
 use self::cell::LapicCell;
-use self::ioapic::IoApic;
-use self::lapic::{Effect, Refused, reg};
+use self::ioapic::{IoApic, SavedIoApic};
+use self::lapic::{Effect, Lapic, Refused, reg};
 use self::message::{Destination, Message, Mode};
 use self::pic::{PicPair, Which};
 use crate::bus::{Bus, BusDevice, Overlap};
 use crate::clock::Clock;
 use crate::irq::InterruptSink;
 use crate::layout::IOAPIC_BASE;
+use crate::snapshot::{Invalid, Persist};
 use crate::timers::Timers;
 
 pub use self::cell::Waker;
@@ -415,6 +417,45 @@ impl IrqChip {
 
     fn reachable(&self, index: usize) -> bool {
         self.lapics[index].routing().reachable()
+    }
+}
+
+/// What a snapshot holds of the controllers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedIrqChip {
+    lapics: Vec<Lapic>,
+    ioapic: SavedIoApic,
+    pics: PicPair,
+}
+
+impl Persist for IrqChip {
+    type State = SavedIrqChip;
+
+    /// Local APICs that somebody else keeps are not in it.
+    fn save(&self) -> SavedIrqChip {
+        SavedIrqChip {
+            lapics: self.lapics.iter().map(|lapic| lapic.with(|lapic| lapic.clone())).collect(),
+            ioapic: self.lock_ioapic().save(),
+            pics: self.lock_pics().clone(),
+        }
+    }
+
+    fn restore(&self, saved: SavedIrqChip) -> Result<(), Invalid> {
+        let count = saved.lapics.len() == self.lapics.len();
+        Invalid::unless(count, "interrupt controllers", "the number of processors differs")?;
+        let lapics = (0..).zip(&saved.lapics).all(|(id, lapic)| lapic.is_possible(id));
+        Invalid::unless(lapics, "local APIC", "registers hold what cannot be written to them")?;
+        Invalid::unless(saved.pics.is_possible(), "interrupt controller pair", "its state is impossible")?;
+        let ioapic = IoApic::restored(saved.ioapic);
+        *self.lock_ioapic() = ioapic.ok_or(Invalid::new("I/O APIC", "the number of inputs differs"))?;
+        for (cell, lapic) in self.lapics.iter().zip(saved.lapics) {
+            cell.with(|own| *own = lapic);
+        }
+        self.with_pics(|pics| *pics = saved.pics);
+        self.announce_level_inputs();
+        self.lapics.iter().for_each(|lapic| self.wake_if_ready(lapic));
+        Ok(())
     }
 }
 

@@ -9,8 +9,10 @@ const CASCADE: u8 = 2;
 /// The vector offset of a spurious interrupt.
 const SPURIOUS: u8 = 7;
 
+use serde::{Deserialize, Serialize};
+
 /// What the next write to the data port means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 enum Expects {
     #[default]
     Mask,
@@ -19,7 +21,8 @@ enum Expects {
     Icw4,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Pic {
     irr: u8,
     imr: u8,
@@ -204,7 +207,9 @@ pub(super) enum Which {
 }
 
 /// Both controllers, the second wired to input 2 of the first.
-#[derive(Debug)]
+/// Its fields are what a snapshot holds of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct PicPair {
     first: Pic,
     second: Pic,
@@ -215,6 +220,14 @@ impl PicPair {
         // Masked, as firmware leaves them. IRQs 0, 1, 2, 8 and 13 cannot be level-triggered (PIIX4 §9.6).
         let with = |level_mask| Pic { level_mask, imr: 0xff, ..Pic::default() };
         PicPair { first: with(0xf8), second: with(0xde) }
+    }
+
+    /// Whether the wiring is that of a PC, and every number one that can be.
+    pub(super) fn is_possible(&self) -> bool {
+        let wired = PicPair::new();
+        [(&self.first, &wired.first), (&self.second, &wired.second)].into_iter().all(|(pic, wired)| {
+            pic.level_mask == wired.level_mask && pic.level & !pic.level_mask == 0 && pic.first < 8 && pic.base & 7 == 0
+        })
     }
 
     /// Sets input `irq` (0..=15; 2 is the cascade and cannot be set).

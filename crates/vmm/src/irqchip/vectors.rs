@@ -1,6 +1,8 @@
 //! A set of interrupt vectors, as the IRR, ISR and TMR registers are.
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct VectorSet([u64; 4]);
 
 impl VectorSet {

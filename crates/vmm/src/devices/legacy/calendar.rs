@@ -1,7 +1,10 @@
 //! Dates of the Gregorian calendar, for the clock device.
 
+use serde::{Deserialize, Serialize};
+
 /// A moment with a resolution of one second, as the clock's registers show it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct DateTime {
     pub(super) year: i64,
     /// 1..=12
@@ -22,6 +25,11 @@ const DAYS_PER_ERA: i64 = 146_097;
 const DAYS_TO_1970: i64 = 719_468;
 
 impl DateTime {
+    /// Whether the year is one that calculating with is safe; the other fields may have any value.
+    pub(super) fn is_possible(&self) -> bool {
+        self.year.abs() < 1_000_000
+    }
+
     /// From seconds since 1970-01-01 UTC.
     pub(super) fn from_seconds(seconds: i64) -> DateTime {
         let (days, rest) = (seconds.div_euclid(SECONDS_PER_DAY), seconds.rem_euclid(SECONDS_PER_DAY));

@@ -4,8 +4,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::MachineEvents;
 use crate::bus::BusDevice;
+use crate::snapshot::{Invalid, Persist};
 
 const STATUS_OUTPUT_FULL: u8 = 1 << 0;
 const STATUS_SYSTEM: u8 = 1 << 2;
@@ -24,8 +27,10 @@ pub struct I8042 {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
-struct State {
+/// What a snapshot holds of the controller.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
     config: u8,
     output: VecDeque<u8>,
     /// The command whose parameter the next data byte is.
@@ -128,6 +133,20 @@ impl State {
             }
         }
         false
+    }
+}
+
+impl Persist for I8042 {
+    type State = State;
+
+    fn save(&self) -> State {
+        self.lock().clone()
+    }
+
+    fn restore(&self, state: State) -> Result<(), Invalid> {
+        Invalid::unless(state.output.len() <= OUTPUT_LIMIT, "keyboard controller", "too many bytes wait in it")?;
+        *self.lock() = state;
+        Ok(())
     }
 }
 

@@ -13,6 +13,8 @@ pub mod serial;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use self::i8042::I8042;
 use self::pit::Pit;
 use self::pm::PowerManagement;
@@ -23,6 +25,7 @@ use crate::bus::{Bus, Overlap};
 use crate::devices::output::Output;
 use crate::irq::{InterruptSink, IrqLine};
 use crate::layout;
+use crate::snapshot::{Invalid, Persist};
 use crate::timers::Timers;
 
 /// How badly the guest failed, as it says itself.
@@ -66,6 +69,7 @@ pub struct LegacyDevices {
     pub rtc: Arc<Rtc>,
     pub pit: Arc<Pit>,
     pub pm: Arc<PowerManagement>,
+    keyboard: Arc<I8042>,
     events: Arc<dyn MachineEvents>,
     debug_exit_port: Option<u16>,
 }
@@ -86,6 +90,7 @@ impl LegacyDevices {
             rtc: Rtc::new(line(layout::RTC_GSI), timers),
             pit: Pit::new(line(layout::PIT_GSI), timers),
             pm: PowerManagement::new(line(layout::SCI_GSI), timers, events.clone()),
+            keyboard: Arc::new(I8042::new(events.clone())),
             events,
             debug_exit_port: config.debug_exit_port,
         }
@@ -93,12 +98,11 @@ impl LegacyDevices {
 
     /// Places the devices at their ports; fails when the debug-exit port is another device's.
     pub fn insert_into(&self, ports: &mut Bus) -> Result<(), Overlap> {
-        let keyboard = Arc::new(I8042::new(self.events.clone()));
         let port = u64::from;
         ports.insert(port(layout::PIT_PORT), 4, self.pit.clone())?;
         ports.insert(port(layout::PORT_B), 1, self.pit.port_b())?;
-        ports.insert(port(layout::I8042_PORT), 1, keyboard.data_port())?;
-        ports.insert(port(layout::I8042_PORT) + 4, 1, keyboard.command_port())?;
+        ports.insert(port(layout::I8042_PORT), 1, self.keyboard.data_port())?;
+        ports.insert(port(layout::I8042_PORT) + 4, 1, self.keyboard.command_port())?;
         ports.insert(port(layout::RTC_PORT), 2, self.rtc.clone())?;
         ports.insert(port(layout::SERIAL_PORT), 8, self.serial.clone())?;
         ports.insert(port(layout::PM1_EVENT_PORT), pm::PORTS, self.pm.clone())?;
@@ -109,6 +113,39 @@ impl LegacyDevices {
             ports.insert(port(exit), 4, Arc::new(DebugExit::new(self.events.clone())))?;
         }
         Ok(())
+    }
+}
+
+/// What a snapshot holds of the legacy devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedLegacy {
+    serial: serial::SavedSerial,
+    clock: rtc::SavedRtc,
+    timer: pit::State,
+    power_management: pm::State,
+    keyboard: i8042::State,
+}
+
+impl Persist for LegacyDevices {
+    type State = SavedLegacy;
+
+    fn save(&self) -> SavedLegacy {
+        SavedLegacy {
+            serial: self.serial.save(),
+            clock: self.rtc.save(),
+            timer: self.pit.save(),
+            power_management: self.pm.save(),
+            keyboard: self.keyboard.save(),
+        }
+    }
+
+    fn restore(&self, saved: SavedLegacy) -> Result<(), Invalid> {
+        self.serial.restore(saved.serial)?;
+        self.rtc.restore(saved.clock)?;
+        self.pit.restore(saved.timer)?;
+        self.pm.restore(saved.power_management)?;
+        self.keyboard.restore(saved.keyboard)
     }
 }
 

@@ -5,9 +5,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::irq::IrqLine;
+use crate::snapshot::{Invalid, Persist};
 use crate::timers::{Timer, Timers};
 
 /// Frequency of the counters in Hz.
@@ -18,6 +21,9 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 const MIN_PERIOD_NS: u64 = 50_000;
 /// Half the period of the memory refresh that port B shows.
 const REFRESH_NS: u64 = 15_085;
+
+/// What a stopped counter can have counted: more than a thousand years.
+const MAX_STOPPED_TICKS: u64 = 1 << 56;
 
 const PORT_B_GATE: u8 = 1 << 0;
 const PORT_B_SPEAKER: u8 = 1 << 1;
@@ -32,14 +38,17 @@ pub struct Pit {
     state: Mutex<State>,
 }
 
-struct State {
+/// What a snapshot holds of the timer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
     channels: [Channel; 3],
     speaker: u8,
     /// When channel 0 has something to do next.
     deadline_ns: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Mode {
     TerminalCount,
     OneShot,
@@ -63,14 +72,15 @@ impl Mode {
 }
 
 /// Which bytes of the counter an access means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Access {
     Low = 1,
     High = 2,
     Both = 3,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Channel {
     mode: Mode,
     access: Access,
@@ -88,7 +98,7 @@ struct Channel {
     started: Counting,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Counting {
     /// Since this moment (ns).
     Since(u64),
@@ -122,6 +132,13 @@ impl Channel {
             gate,
             started: Counting::Waiting,
         }
+    }
+
+    /// Whether the numbers are such that calculating with them is safe.
+    fn is_possible(&self) -> bool {
+        // In BCD, digits above nine make more than the modulus.
+        let reload = self.reload.is_none_or(|reload| (1..=0x1_0000).contains(&reload));
+        reload && !matches!(self.started, Counting::Stopped(ticks) if ticks > MAX_STOPPED_TICKS)
     }
 
     fn modulus(&self) -> u64 {
@@ -367,6 +384,23 @@ impl Pit {
         if channel == 0 && (started || stopped) {
             self.restart(&mut state, now);
         }
+    }
+}
+
+impl Persist for Pit {
+    type State = State;
+
+    fn save(&self) -> State {
+        self.lock().clone()
+    }
+
+    fn restore(&self, state: State) -> Result<(), Invalid> {
+        Invalid::unless(state.channels.iter().all(Channel::is_possible), "timer", "a counter counts what it cannot")?;
+        let deadline = state.deadline_ns;
+        let mut own = self.lock();
+        *own = state;
+        self.arm(&mut own, deadline);
+        Ok(())
     }
 }
 

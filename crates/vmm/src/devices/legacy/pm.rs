@@ -4,10 +4,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use super::MachineEvents;
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
 use crate::layout::{PM_TIMER_PORT, PM1_CONTROL_PORT, PM1_EVENT_PORT};
+use crate::snapshot::{Invalid, Persist};
 use crate::timers::{Timer, Timers};
 
 /// I/O ports from [`PM1_EVENT_PORT`] on: event block, control block, timer.
@@ -42,8 +45,10 @@ pub struct PowerManagement {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
-struct State {
+/// What a snapshot holds of the block.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
     status: u16,
     enable: u16,
     control: u16,
@@ -129,6 +134,25 @@ impl PowerManagement {
         if off {
             self.events.power_off();
         }
+    }
+}
+
+impl Persist for PowerManagement {
+    type State = State;
+
+    fn save(&self) -> State {
+        let mut state = self.lock();
+        self.update(&mut state);
+        state.clone()
+    }
+
+    fn restore(&self, state: State) -> Result<(), Invalid> {
+        let possible = state.enable & !ENABLES == 0 && state.control & !CONTROL_KEPT == 0;
+        Invalid::unless(possible, "power management", "bits are set that do not exist")?;
+        let mut own = self.lock();
+        *own = state;
+        self.update(&mut own);
+        Ok(())
     }
 }
 

@@ -5,10 +5,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use super::calendar::DateTime;
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::irq::IrqLine;
+use crate::snapshot::{Bytes, Invalid, Persist};
 use crate::timers::{Timer, Timers};
 
 /// CMOS index of the century.
@@ -279,6 +282,57 @@ impl State {
             return self.decode(value);
         }
         self.decode(value & !AFTERNOON) % 12 + if value & AFTERNOON != 0 { 12 } else { 0 }
+    }
+}
+
+/// What a snapshot holds of the clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedRtc {
+    index: u8,
+    cmos: Bytes<128>,
+    flags: u8,
+    offset_s: i64,
+    setting: Option<DateTime>,
+    periods: u64,
+}
+
+/// Offsets of more than this make no date: 300,000 years, in seconds.
+const MAX_OFFSET_S: i64 = 1 << 43;
+
+impl Persist for Rtc {
+    type State = SavedRtc;
+
+    fn save(&self) -> SavedRtc {
+        let mut state = self.lock();
+        self.update(&mut state);
+        SavedRtc {
+            index: state.index,
+            cmos: Bytes(state.cmos),
+            flags: state.flags,
+            offset_s: state.offset,
+            setting: state.setting,
+            periods: state.periods,
+        }
+    }
+
+    /// The seconds that passed since the snapshot are not made up for.
+    fn restore(&self, saved: SavedRtc) -> Result<(), Invalid> {
+        let possible = saved.offset_s.abs() <= MAX_OFFSET_S && saved.setting.is_none_or(|date| date.is_possible());
+        Invalid::unless(possible && saved.index < 0x80, "clock", "its date is impossible")?;
+        let seen = (self.clock.wall_clock_ns() / NS_PER_SECOND) as i64;
+        let mut state = self.lock();
+        *state = State {
+            index: saved.index,
+            cmos: saved.cmos.0,
+            flags: saved.flags,
+            offset: saved.offset_s,
+            setting: saved.setting,
+            seen,
+            periods: saved.periods,
+        };
+        self.update(&mut state);
+        Ok(())
     }
 }
 

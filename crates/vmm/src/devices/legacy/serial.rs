@@ -12,9 +12,12 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
 use crate::devices::output::{Output, Room};
 use crate::irq::IrqLine;
+use crate::snapshot::{Invalid, Persist};
 
 const FIFO_SIZE: usize = 16;
 /// Input bytes that wait for the guest at most.
@@ -321,6 +324,67 @@ impl Uart {
         } else {
             self.overrun = true;
         }
+    }
+}
+
+/// What a snapshot holds of the line; output that was on its way has left by then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedSerial {
+    divisor: [u8; 2],
+    ier: u8,
+    fcr: u8,
+    lcr: u8,
+    mcr: u8,
+    mcr_written: bool,
+    scratch: u8,
+    overrun: bool,
+    modem_delta: u8,
+    received: Vec<u8>,
+    input: Vec<u8>,
+    empty_pending: bool,
+}
+
+impl Persist for Serial {
+    type State = SavedSerial;
+
+    fn save(&self) -> SavedSerial {
+        let uart = self.shared.lock_uart();
+        SavedSerial {
+            divisor: uart.divisor,
+            ier: uart.ier,
+            fcr: uart.fcr,
+            lcr: uart.lcr,
+            mcr: uart.mcr,
+            mcr_written: uart.mcr_written,
+            scratch: uart.scratch,
+            overrun: uart.overrun,
+            modem_delta: uart.modem_delta,
+            received: uart.received.iter().copied().collect(),
+            input: uart.input.iter().copied().collect(),
+            // A transmitter that was busy is empty in the machine that goes on.
+            empty_pending: uart.empty_pending || uart.busy,
+        }
+    }
+
+    fn restore(&self, saved: SavedSerial) -> Result<(), Invalid> {
+        let fits = saved.received.len() <= FIFO_SIZE && saved.input.len() <= INPUT_LIMIT + FIFO_SIZE;
+        Invalid::unless(fits, "serial line", "its queues are longer than it has room for")?;
+        let mut uart = self.shared.lock_uart();
+        uart.divisor = saved.divisor;
+        uart.ier = saved.ier & IER_WRITABLE;
+        uart.fcr = saved.fcr;
+        uart.lcr = saved.lcr;
+        uart.mcr = saved.mcr & MCR_WRITABLE;
+        uart.mcr_written = saved.mcr_written;
+        uart.scratch = saved.scratch;
+        uart.overrun = saved.overrun;
+        uart.modem_delta = saved.modem_delta & 0xf;
+        uart.received = saved.received.into();
+        uart.input = saved.input.into();
+        uart.empty_pending = saved.empty_pending;
+        uart.update();
+        Ok(())
     }
 }
 
