@@ -23,7 +23,7 @@ pub struct OverheadArgs {
 /// How long one start may take.
 const LIMIT: Duration = Duration::from_secs(30);
 /// How long the monitor is left alone before it is looked at.
-const SETTLE: Duration = Duration::from_millis(500);
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Memory in KiB.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

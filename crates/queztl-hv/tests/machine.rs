@@ -110,3 +110,34 @@ fn a_pinned_vcpu_stays_on_its_cpu() {
     child.wait().unwrap();
     assert_eq!((pinned, main), (cpu, own));
 }
+
+/// KiB of the program's own code and data that its process has mapped.
+fn mapped_program_kib(process: u32) -> u64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{process}/smaps")).unwrap();
+    let (mut ours, mut sum) = (false, 0);
+    for line in smaps.lines() {
+        match line.strip_prefix("Rss:") {
+            Some(rest) if ours => sum += rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap(),
+            None if line.contains('-') => ours = line.ends_with("/queztl-hv"),
+            _ => {}
+        }
+    }
+    sum
+}
+
+#[test]
+fn what_only_the_start_needed_is_given_back() {
+    let mut guest = Guest::new(&then_sleep(out(0x3f8, b'!'))).args(&["--timeout", "60"]);
+    let mut child = guest.command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+
+    let before = mapped_program_kib(child.id());
+    let given_back = (0..400).any(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        mapped_program_kib(child.id()) < before / 2
+    });
+
+    send(&child, libc::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(12));
+    assert!(given_back, "{before} KiB stayed");
+}

@@ -13,6 +13,7 @@ mod escape;
 mod input;
 mod signals;
 mod terminal;
+mod trim;
 
 use std::time::{Duration, Instant};
 

@@ -1,13 +1,17 @@
-//! Signals, taken one after another by a thread of their own: no code runs in signal handlers.
+//! Signals, taken one after another by a thread of their own: no code runs in signal handlers. While there are none, the
+//! thread gives back, once, the memory that only the start needed.
 
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::engine::Handle;
 use super::terminal;
+use super::trim::StartUp;
 use crate::status::Status;
 
 const END: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+/// How long after the start, or a signal soon after it, memory is given back.
+const START_UP: libc::timespec = libc::timespec { tv_sec: 1, tv_nsec: 0 };
 const WATCHED: [libc::c_int; 2] = [libc::SIGWINCH, libc::SIGCONT];
 
 /// The signals of this process. From [`Signals::block`] on, the first that asks for an end stops the machine, once there is
@@ -25,7 +29,8 @@ impl Signals {
         let machine = Arc::new(Mutex::new(None));
         let watched = machine.clone();
         let thread = std::thread::Builder::new().name("signals".into());
-        if let Err(error) = thread.spawn(move || wait(&set, &watched)) {
+        let start_up = StartUp::note();
+        if let Err(error) = thread.spawn(move || wait(&set, &watched, start_up)) {
             tracing::warn!(%error, "no thread for signals: only SIGKILL will stop this process");
         }
         Signals { machine }
@@ -49,14 +54,29 @@ fn signal_set() -> libc::sigset_t {
     }
 }
 
-fn wait(set: &libc::sigset_t, machine: &Mutex<Option<Handle>>) {
-    let mut stopping = false;
+/// The next signal; `None` if there is none within `limit`.
+fn next(set: &libc::sigset_t, limit: Option<&libc::timespec>) -> Option<libc::c_int> {
     loop {
-        let mut signal = 0;
-        // SAFETY: both pointers are valid; the set's signals are blocked in every thread.
-        if unsafe { libc::sigwait(set, &mut signal) } != 0 {
-            return;
+        let limit = limit.map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the pointers are valid, or null where that is allowed; the set's signals are blocked in every thread.
+        let signal = unsafe { libc::sigtimedwait(set, std::ptr::null_mut(), limit) };
+        if signal > 0 {
+            return Some(signal);
         }
+        if !limit.is_null() && std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock {
+            return None;
+        }
+    }
+}
+
+fn wait(set: &libc::sigset_t, machine: &Mutex<Option<Handle>>, start_up: StartUp) {
+    let mut stopping = false;
+    let mut start_up = Some(start_up);
+    loop {
+        let Some(signal) = next(set, start_up.as_ref().map(|_| &START_UP)) else {
+            start_up.take().into_iter().for_each(StartUp::give_back);
+            continue;
+        };
         let machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
         match (signal, machine.as_ref()) {
             (libc::SIGCONT, _) => terminal::renew(),
