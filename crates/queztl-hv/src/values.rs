@@ -144,16 +144,28 @@ fn interface_name(name: &str) -> Result<String, String> {
     Err(format!("'{name}' cannot name an interface: use 1 to {INTERFACE_NAME_BYTES} letters, digits, '-' or '_'"))
 }
 
-/// `auto`, `kvm`, `soft`, `soft,clock=real` or `soft,clock=instructions`.
+/// `auto`, `kvm`, or `soft` with `,clock=real|instructions` and `,translator=on|off` in any order.
 pub fn accel(text: &str) -> Result<AccelChoice, String> {
-    let soft = |clock| Ok(AccelChoice::Soft(SoftOptions { clock }));
-    match text {
-        "auto" => Ok(AccelChoice::Auto),
-        "kvm" => Ok(AccelChoice::Kvm),
-        "soft" | "soft,clock=real" => soft(SoftClock::RealTime),
-        "soft,clock=instructions" => soft(SoftClock::Instructions),
-        _ => Err(format!("'{text}' is not an accelerator: write auto, kvm, soft or soft,clock=instructions")),
-    }
+    let unknown =
+        || format!("'{text}' is not an accelerator: write auto, kvm or soft[,clock=instructions][,translator=on|off]");
+    let mut parts = text.split(',');
+    let choice = match parts.next() {
+        Some("auto") => AccelChoice::Auto,
+        Some("kvm") => AccelChoice::Kvm,
+        Some("soft") => AccelChoice::Soft(SoftOptions::default()),
+        _ => return Err(unknown()),
+    };
+    parts.try_fold(choice, |choice, part| {
+        let AccelChoice::Soft(options) = choice else { return Err(unknown()) };
+        let options = match part {
+            "clock=real" => SoftOptions { clock: SoftClock::RealTime, ..options },
+            "clock=instructions" => SoftOptions { clock: SoftClock::Instructions, ..options },
+            "translator=on" => SoftOptions { translator: true, ..options },
+            "translator=off" => SoftOptions { translator: false, ..options },
+            _ => return Err(unknown()),
+        };
+        Ok(AccelChoice::Soft(options))
+    })
 }
 
 /// `stdio`, `file=PATH` or `none`.

@@ -11,6 +11,7 @@ use iced_x86::Instruction;
 
 use crate::cpu::{CodeSize, Cpu};
 use crate::op::{Flow, Op};
+use crate::translator::Translation;
 
 /// Most instructions in one block.
 pub(crate) const MAX_INSTRUCTIONS: usize = 64;
@@ -29,6 +30,11 @@ pub(crate) struct PageStamp {
 impl PageStamp {
     pub fn new(cell: *const AtomicU32, generation: u32) -> PageStamp {
         PageStamp { cell, generation }
+    }
+
+    /// The cell and the generation it must hold.
+    pub fn parts(&self) -> (*const AtomicU32, u32) {
+        (self.cell, self.generation)
     }
 
     #[inline(always)]
@@ -58,6 +64,7 @@ pub(crate) struct Block {
     pub links: [*mut Block; 2],
     /// Instructions in the block.
     pub count: u32,
+    pub translation: Translation,
 }
 
 impl Block {
@@ -71,6 +78,16 @@ impl Block {
     /// Whether `links` and the jump cache may lead to this block.
     pub fn is_linkable(&self) -> bool {
         self.second.is_none()
+    }
+
+    /// Guest-physical address of the first byte.
+    pub fn gpa(&self) -> u64 {
+        self.key >> 3
+    }
+
+    /// Decoded to be run alone.
+    pub fn is_single(&self) -> bool {
+        self.key & 4 != 0
     }
 
     /// Instructions that are complete when the one of `op` begins.
@@ -127,6 +144,8 @@ pub(crate) struct BlockCache {
     pub running: *mut Block,
     /// Blocks decoded since the start.
     pub decoded: u64,
+    /// How often all blocks were dropped.
+    pub cleared: u64,
     /// Some slot of `jumps` may be in use.
     jumps_remembered: bool,
 }
@@ -140,6 +159,7 @@ impl Default for BlockCache {
             jumps: vec![NO_JUMP; JUMPS].into(),
             running: std::ptr::null_mut(),
             decoded: 0,
+            cleared: 0,
             jumps_remembered: false,
         }
     }
@@ -157,6 +177,7 @@ impl BlockCache {
         self.index.clear();
         self.jumps.fill(NO_JUMP);
         self.running = std::ptr::null_mut();
+        self.cleared += 1;
         for block in self.blocks.drain(..) {
             // SAFETY: the pointer came from Box::into_raw in `insert`, and nothing refers to it any more.
             drop(unsafe { Box::from_raw(block) });
@@ -171,6 +192,7 @@ impl BlockCache {
         }
         self.index.clear();
         self.running = std::ptr::null_mut();
+        self.cleared += 1;
         let linked = self.jumps_remembered;
         for block in self.blocks.drain(..) {
             // SAFETY: the pointer came from Box::into_raw in `insert`; the table's reference to it goes here, other
@@ -181,6 +203,14 @@ impl BlockCache {
         if linked {
             self.jumps.fill(NO_JUMP);
             self.jumps_remembered = false;
+        }
+    }
+
+    /// No block has a translation any more.
+    pub fn forget_translations(&mut self) {
+        for &block in &self.blocks {
+            // SAFETY: the list holds live blocks.
+            unsafe { (*block).translation = Translation::Counting(0) };
         }
     }
 

@@ -61,6 +61,11 @@ impl Control {
         self.attention.fetch_or(bits, Ordering::SeqCst);
     }
 
+    /// Where [`Control::attention`] lives, for generated code. The pointer is valid as long as `self`.
+    pub(crate) fn attention_word(&self) -> *const AtomicU32 {
+        &raw const self.attention
+    }
+
     #[inline(always)]
     pub(crate) fn attention(&self) -> u32 {
         self.attention.load(Ordering::Relaxed)

@@ -14,6 +14,7 @@ use crate::mmu::Tlb;
 use crate::native;
 use crate::platform::Platform;
 use crate::shared::Shared;
+use crate::translator::{Frame, Translator};
 use crate::state::{Activity, Fpu, Msrs, Segment, State, Table, attribute, bits, rflags, seg};
 
 /// Slots of [`Cpu::regs`] beyond the sixteen general registers, so that every part of an effective address is one load
@@ -59,6 +60,8 @@ pub struct Cpu {
     /// The translations that the present privilege may use.
     pub(crate) tlb: *mut crate::mmu::TlbSet,
     pub(crate) fpu: Fpu,
+    /// What translated code and Rust tell each other.
+    pub(crate) frame: Frame,
 
     /// Address of the present instruction. Kept exact only where an instruction of [`crate::system`] runs and between
     /// blocks; elsewhere it is the block's first address plus the operation's offset.
@@ -114,6 +117,7 @@ pub struct Cpu {
 
     pub(crate) tlbs: Box<Tlb>,
     pub(crate) blocks: BlockCache,
+    pub(crate) translator: Translator,
     /// A copy of bytes that do not lie in one page of RAM, while an instruction works on them.
     pub(crate) bounce: Bounce,
     pub(crate) id: u32,
@@ -141,6 +145,7 @@ impl Cpu {
             stack_mask: 0,
             tlb,
             fpu: Fpu::default(),
+            frame: Frame::default(),
             rip: 0,
             next_rip: 0,
             rflags_system: rflags::RESERVED_ONE,
@@ -176,6 +181,7 @@ impl Cpu {
             spin: Default::default(),
             tlbs,
             blocks: BlockCache::default(),
+            translator: Translator::default(),
             bounce: Bounce([0; 512]),
             id,
             control,

@@ -8,10 +8,12 @@
 //! - `decode.rs` makes blocks (`block.rs`) of operations (`op.rs`): the hot ones in Rust (`ops/`), everything that
 //!   computes without privilege as a native thunk of the same instruction (`native/`), the rest in `system/`;
 //! - `debug.rs` watches breakpoints, one instruction at a time;
+//! - `translator/` turns blocks that run often into host code;
 //! - `mmu/` translates addresses through a software TLB and sees every write to code;
 //! - [`platform::Platform`] is the machine around it, [`Control`] the handle for other threads.
 
 mod block;
+mod code_space;
 mod control;
 mod cpu;
 pub mod cpuid;
@@ -28,6 +30,7 @@ mod run;
 mod shared;
 pub mod state;
 mod system;
+mod translator;
 
 pub use control::Control;
 pub use cpu::Cpu;
@@ -36,3 +39,4 @@ pub use mmu::PHYSICAL_BITS;
 pub use run::Exit;
 pub use shared::Shared;
 pub use state::State;
+pub use translator::TranslatorStatistics;

@@ -16,10 +16,11 @@ use crate::cpu::{Cpu, slot};
 use crate::fault::{Exception, Raised, vector};
 use crate::mmu::PAGE_MASK;
 use crate::native;
-use crate::op::{Flow, SEGMENT_SS};
+use crate::op::{Flow, Op, SEGMENT_SS};
 use crate::platform::{Accepts, Event, Idle};
 use crate::state::{Activity, rflags};
 use crate::system::{self, Delivery};
+use crate::translator::{Entries, Left};
 
 /// Why [`Cpu::run`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +42,26 @@ enum Pass {
 impl Cpu {
     /// Runs until [`crate::Control::stop`] or a triple fault. A halted CPU sleeps inside.
     pub fn run(&mut self) -> Exit {
+        match self.run_until(|_| false) {
+            Ok(exit) => exit,
+            Err(_) => Exit::Shutdown,
+        }
+    }
+
+    /// Runs like [`Cpu::run`], but returns the first exception instead of delivering it. For tests.
+    pub fn run_to_exception(&mut self) -> Result<Exit, Exception> {
+        self.run_until(|_| true)
+    }
+
+    /// Runs; an exception for which `returns` holds is returned instead of delivered.
+    #[inline(always)]
+    fn run_until(&mut self, returns: impl Fn(&Exception) -> bool) -> Result<Exit, Exception> {
         native::enter_environment(self);
+        self.enter_translator();
         self.enter_guest();
         let exit = loop {
             if let Some(exit) = self.attend() {
-                break exit;
+                break Ok(exit);
             }
             if self.activity != Activity::Running {
                 self.sleep();
@@ -58,14 +74,18 @@ impl Cpu {
                 Pass::Raised => {
                     let exception = self.exception.take().expect("a raised exception is noted");
                     tracing::trace!(cpu = self.id, "{exception:x?} at {:#x}", self.rip);
+                    if returns(&exception) {
+                        break Err(exception);
+                    }
                     if system::deliver(self, Delivery::Exception(exception)).is_err() {
                         tracing::debug!(cpu = self.id, "triple fault after {exception:x?} at {:#x}", self.rip);
-                        break Exit::Shutdown;
+                        break Ok(Exit::Shutdown);
                     }
                 }
             }
         };
         self.control.set_in_guest(false);
+        self.leave_translator();
         native::leave_environment(self);
         exit
     }
@@ -258,6 +278,13 @@ impl Cpu {
     fn blocks(&mut self) -> Pass {
         let Ok(mut block) = self.find_block(false) else { return Pass::Raised };
         loop {
+            if let Some(entries) = self.translation(block) {
+                match self.translated(entries) {
+                    Ok(next) => block = next,
+                    Err(pass) => return pass,
+                }
+                continue;
+            }
             let (flow, op) = self.execute(block);
             if flow as u32 > Flow::Indirect as u32 {
                 return self.finish(flow, block, op);
@@ -272,6 +299,61 @@ impl Cpu {
                 None => return Pass::Raised,
             };
         }
+    }
+
+    /// Runs translated code as far as it goes; then the block to go on with, or why to stop.
+    fn translated(&mut self, entries: Entries) -> Result<*mut Block, Pass> {
+        match self.run_translated(entries) {
+            Left::Operation(block, flow, op) => self.after(block, flow, op),
+            Left::Link(block, flow, link) => {
+                if self.wants_attention() {
+                    return Err(Pass::Look);
+                }
+                let cleared = self.blocks.cleared;
+                let next = self.next_block(block, flow).ok_or(Pass::Raised)?;
+                if self.blocks.cleared == cleared
+                    && let Some(entries) = self.translation(next)
+                {
+                    self.patch_link(link, next, entries);
+                }
+                Ok(next)
+            }
+            Left::Indirect => {
+                if self.wants_attention() {
+                    return Err(Pass::Look);
+                }
+                let next = self.look_up(std::ptr::null_mut(), Flow::Indirect).ok_or(Pass::Raised)?;
+                if let Some(entries) = self.translation(next) {
+                    self.remember_target(entries);
+                }
+                Ok(next)
+            }
+            Left::Look => Err(Pass::Look),
+            Left::Interpret => {
+                let block = self.find_block(false).map_err(|Raised| Pass::Raised)?;
+                let (flow, op) = self.execute(block);
+                self.after(block, flow, op)
+            }
+        }
+    }
+
+    /// The block after one that an operation has ended.
+    fn after(&mut self, block: *mut Block, flow: Flow, op: *const Op) -> Result<*mut Block, Pass> {
+        if flow as u32 > Flow::Indirect as u32 {
+            return Err(self.finish(flow, block, op));
+        }
+        // SAFETY: blocks live until one is built.
+        self.instructions += u64::from(unsafe { (*block).count });
+        if self.wants_attention() {
+            return Err(Pass::Look);
+        }
+        let next = self.next_block(block, flow).ok_or(Pass::Raised)?;
+        if flow == Flow::Indirect
+            && let Some(entries) = self.translation(next)
+        {
+            self.remember_target(entries);
+        }
+        Ok(next)
     }
 
     /// The block at `rip`, reached from `from` by `flow`.

@@ -198,10 +198,18 @@ pub enum AccelChoice {
 }
 
 /// How the software CPU behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SoftOptions {
     /// What the guest's time is made of.
     pub clock: SoftClock,
+    /// Code that runs often becomes host code; otherwise all of it is interpreted.
+    pub translator: bool,
+}
+
+impl Default for SoftOptions {
+    fn default() -> SoftOptions {
+        SoftOptions { clock: SoftClock::default(), translator: false }
+    }
 }
 
 /// What the guest's time is made of.

@@ -7,16 +7,23 @@ use super::operands::{Kind, kind};
 use crate::ops::moves;
 
 /// The flags an instruction reads or changes, as far as arithmetic goes.
-const ARITHMETIC: u32 =
+pub(crate) const ARITHMETIC: u32 =
     RflagsBits::CF | RflagsBits::PF | RflagsBits::AF | RflagsBits::ZF | RflagsBits::SF | RflagsBits::OF;
 
 /// For each instruction, whether the flags it sets may be read before they are all set again. An instruction that
 /// can fault counts as reading them: the handler sees RFLAGS.
 pub(super) fn live_flags(instructions: &[Instruction]) -> Vec<bool> {
+    let live = flags_live_after(instructions);
+    instructions.iter().zip(live).map(|(insn, live)| insn.rflags_modified() & live != 0).collect()
+}
+
+/// For each instruction, the flags that may be read after it before they are set again, in the notation of
+/// [`RflagsBits`].
+pub(crate) fn flags_live_after(instructions: &[Instruction]) -> Vec<u32> {
     let mut live = ARITHMETIC;
-    let mut result = vec![true; instructions.len()];
+    let mut result = vec![live; instructions.len()];
     for (index, insn) in instructions.iter().enumerate().rev() {
-        result[index] = insn.rflags_modified() & live != 0;
+        result[index] = live;
         // A conditional writer, such as a shift by CL, may leave them all.
         let certain = if is_variable_shift(insn) { 0 } else { insn.rflags_modified() };
         live &= !certain;
@@ -29,7 +36,7 @@ pub(super) fn live_flags(instructions: &[Instruction]) -> Vec<bool> {
 }
 
 /// Shifts and rotates by CL change no flag if the count is zero.
-fn is_variable_shift(insn: &Instruction) -> bool {
+pub(crate) fn is_variable_shift(insn: &Instruction) -> bool {
     use Mnemonic::*;
     let by_cl = insn.op_count() >= 2 && insn.op_kind(insn.op_count() - 1) == OpKind::Register;
     let masked_to_zero = insn.op_count() >= 2 && kind(insn, insn.op_count() - 1) == Kind::Imm;
@@ -39,7 +46,7 @@ fn is_variable_shift(insn: &Instruction) -> bool {
 }
 
 /// Whether an instruction can raise an exception or is carried out by code that looks at the flags.
-fn may_fault(insn: &Instruction) -> bool {
+pub(crate) fn may_fault(insn: &Instruction) -> bool {
     use Mnemonic::*;
     has_memory(insn) && insn.mnemonic() != Lea
         || !matches!(

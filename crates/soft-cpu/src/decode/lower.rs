@@ -287,7 +287,7 @@ fn is_branch(insn: &Instruction) -> bool {
     insn.flow_control() != FlowControl::Next
 }
 
-pub(super) fn has_memory(insn: &Instruction) -> bool {
+pub(crate) fn has_memory(insn: &Instruction) -> bool {
     (0..insn.op_count()).any(|index| insn.op_kind(index) == OpKind::Memory)
 }
 

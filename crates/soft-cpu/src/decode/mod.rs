@@ -1,6 +1,6 @@
 //! From instruction bytes to a [`Block`].
 
-mod flags;
+pub(crate) mod flags;
 mod lower;
 mod operands;
 
@@ -12,7 +12,9 @@ use crate::cpu::{CodeSize, Cpu};
 use crate::fault::{Exception, Outcome, vector};
 use crate::mmu::{PAGE, PAGE_MASK};
 use crate::system;
+use crate::translator::Translation;
 use lower::Builder;
+pub(crate) use lower::has_memory;
 pub(crate) use operands::{Operands, Shape, address_size};
 
 /// Longest instruction (SDM vol. 2A §2.3.11).
@@ -79,7 +81,8 @@ impl Cpu {
         let count = instructions.len().max(1) as u32;
         let links = [std::ptr::null_mut(); 2];
         let key = key(gpa, code, single);
-        Ok(self.blocks.insert(Block { ops, instructions, key, stamp, second, links, count }))
+        let translation = Translation::Counting(0);
+        Ok(self.blocks.insert(Block { ops, instructions, key, stamp, second, links, count, translation }))
     }
 
     /// Copies the code bytes from `gpa` to the end of its page, after making sure that every later write to them will

@@ -13,7 +13,7 @@ mod tlb;
 mod walk;
 
 pub(crate) use access::{Span, Word};
-pub(crate) use tlb::{Entry, Tlb, TlbSet};
+pub(crate) use tlb::{Entry, JumpTag, Tlb, TlbSet};
 pub(crate) use walk::Privilege;
 
 pub(crate) const PAGE: u64 = 4096;

@@ -14,6 +14,16 @@ pub(crate) const EXEC_ENTRIES: usize = 256;
 /// A tag that no page has.
 const NONE: u64 = u64::MAX;
 
+/// A tag that no page of a data slot has, even if a lookup compares page numbers only, by exclusive or: the page it
+/// belongs to lies in another slot.
+const fn none(slot: usize) -> u64 {
+    if slot == ENTRIES - 1 { NONE - PAGE } else { NONE }
+}
+
+fn is_none(tag: u64) -> bool {
+    tag & !PAGE_MASK != 0
+}
+
 /// Supervisor accesses; with SMAP, not to user pages.
 pub(crate) const SUPERVISOR: usize = 0;
 /// Supervisor accesses with RFLAGS.AC set: user pages too.
@@ -34,8 +44,8 @@ pub(crate) struct Entry {
     pub write: u64,
     /// Host address minus linear address.
     pub addend: u64,
-    /// [`GLOBAL`] and [`LARGE`].
-    pub kind: u64,
+    /// Host address of the page.
+    pub host: u64,
 }
 
 /// One cached code page.
@@ -48,21 +58,35 @@ pub(crate) struct ExecEntry {
     pub kind: u64,
 }
 
+/// The tag of a set's jumps, and the epoch it was given for.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct JumpTag {
+    pub value: u64,
+    pub epoch: Option<u32>,
+}
+
 /// Survives CR3 writes.
 pub(crate) const GLOBAL: u64 = 1;
 /// Part of a 2 MiB, 4 MiB or 1 GiB page.
 pub(crate) const LARGE: u64 = 2;
 
-const EMPTY: Entry = Entry { read: NONE, write: NONE, addend: 0, kind: 0 };
+const fn empty(slot: usize) -> Entry {
+    Entry { read: none(slot), write: none(slot), addend: 0, host: 0 }
+}
+
 const EMPTY_EXEC: ExecEntry = ExecEntry { tag: NONE, page: 0, kind: 0 };
 
 /// The translations usable at one privilege.
 #[repr(C)]
 pub(crate) struct TlbSet {
     pub entries: [Entry; ENTRIES],
+    /// [`GLOBAL`] and [`LARGE`] of each data entry.
+    kinds: [u8; ENTRIES],
     pub exec: [ExecEntry; EXEC_ENTRIES],
     /// Raised whenever an instruction translation may have gone: the validity of cached jump targets.
     pub exec_epoch: u32,
+    /// What tells the jumps of this set and epoch from all others: see [`crate::translator`].
+    pub jump_tag: JumpTag,
     /// Slots filled since the last flush, so that a flush costs what was used.
     filled: Used<{ ENTRIES / 64 }>,
     exec_filled: Used<{ EXEC_ENTRIES / 64 }>,
@@ -134,21 +158,19 @@ impl TlbSet {
         (address / PAGE) as usize % EXEC_ENTRIES
     }
 
-    /// Caches a data page; `kind` as in [`Entry`].
+    /// Caches a data page; `kind` is made of [`GLOBAL`] and [`LARGE`].
     pub fn fill(&mut self, address: u64, host: *mut u8, access: Access, kind: u64) {
         let page = address & PAGE_MASK;
         let slot = Self::slot(address);
         let entry = &mut self.entries[slot];
         self.filled.insert(slot);
-        if entry.read != page && entry.write != page {
-            *entry = EMPTY;
-        }
         let addend = (host as u64).wrapping_sub(page);
-        if entry.addend != addend {
-            *entry = EMPTY;
+        if entry.read != page && entry.write != page || entry.addend != addend {
+            *entry = empty(slot);
         }
         entry.addend = addend;
-        entry.kind = kind;
+        entry.host = host as u64;
+        self.kinds[slot] = kind as u8;
         match access {
             Access::Write => entry.write = page,
             _ => entry.read = page,
@@ -175,13 +197,13 @@ impl TlbSet {
 
     /// Drops the entries for which `dies` holds of (linear page, kind).
     fn drop_where(&mut self, dies: impl Fn(u64, u64) -> bool) {
-        let entries = &mut self.entries;
+        let (entries, kinds) = (&mut self.entries, &self.kinds);
         self.filled.retain(|slot| {
             let entry = &mut entries[slot];
-            let page = if entry.read != NONE { entry.read } else { entry.write };
-            let stays = page != NONE && !dies(page, entry.kind);
+            let page = if is_none(entry.read) { entry.write } else { entry.read };
+            let stays = !is_none(page) && !dies(page, u64::from(kinds[slot]));
             if !stays {
-                *entry = EMPTY;
+                *entry = empty(slot);
             }
             stays
         });
@@ -223,9 +245,10 @@ impl TlbSet {
             self.drop_where(|entry, kind| entry == page || (kind & LARGE != 0 && entry >> 30 == address >> 30));
             return;
         }
-        let entry = &mut self.entries[Self::slot(address)];
+        let slot = Self::slot(address);
+        let entry = &mut self.entries[slot];
         if entry.read == page || entry.write == page {
-            *entry = EMPTY;
+            *entry = empty(slot);
         }
         let exec = &mut self.exec[Self::exec_slot(address)];
         if exec.tag == page {
@@ -235,7 +258,7 @@ impl TlbSet {
 
     fn drop_writes(&mut self) {
         for &slot in &self.filled.slots {
-            self.entries[usize::from(slot)].write = NONE;
+            self.entries[usize::from(slot)].write = none(usize::from(slot));
         }
     }
 }
@@ -248,9 +271,11 @@ pub(crate) struct Tlb {
 impl Tlb {
     pub fn new() -> Box<Tlb> {
         let set = || TlbSet {
-            entries: [EMPTY; ENTRIES],
+            entries: std::array::from_fn(empty),
+            kinds: [0; ENTRIES],
             exec: [EMPTY_EXEC; EXEC_ENTRIES],
             exec_epoch: 0,
+            jump_tag: JumpTag::default(),
             filled: Used::new(),
             exec_filled: Used::new(),
             large_range: NO_PAGES,
@@ -262,6 +287,11 @@ impl Tlb {
 
     pub fn set(&mut self, index: usize) -> *mut TlbSet {
         &raw mut self.sets[index]
+    }
+
+    /// No set has a jump tag any more.
+    pub fn forget_jump_tags(&mut self) {
+        self.sets.iter_mut().for_each(|set| set.jump_tag = JumpTag::default());
     }
 
     /// Drops every fast write path.

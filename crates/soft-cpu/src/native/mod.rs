@@ -44,7 +44,7 @@ pub(crate) use environment::{
 };
 pub(crate) use pool::NativePool;
 use thunk::Memory;
-pub(crate) use thunk::Thunk;
+pub(crate) use thunk::{InPlace, Thunk};
 
 /// Carries out an instruction; `op.imm` holds the address of its [`Thunk`]. Most calls go to the thunk's direct entry
 /// ([`direct`]) and come here only when that cannot go on.

@@ -102,7 +102,32 @@ unsafe impl Send for Thunk {}
 // SAFETY: as above; nothing else in it changes after it was made.
 unsafe impl Sync for Thunk {}
 
+/// An instruction that the host runs in place, as the translator must know it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InPlace {
+    /// Whether the memory operand is accessed, and then whether it is written.
+    pub memory: Option<bool>,
+    /// Length of the memory operand, bytes.
+    pub len: u32,
+    /// Required alignment of the memory operand less one; a misaligned one is #GP(0).
+    pub align_mask: u32,
+    /// Bits of [`Cpu::closed`] under which the instruction must not run so.
+    pub needs: u8,
+}
+
 impl Thunk {
+    /// What running the instruction in place takes; `None` if Rust must see to it.
+    pub(crate) fn in_place(&self) -> Option<InPlace> {
+        let memory = match self.memory {
+            Memory::None => None,
+            Memory::Read => Some(false),
+            Memory::Write | Memory::Modify => Some(true),
+            Memory::Special => return None,
+        };
+        let in_place = InPlace { memory, len: self.len, align_mask: self.align_mask, needs: self.needs };
+        self.bit_index.is_none().then_some(in_place)
+    }
+
     /// What carries the instruction out with the address that `op` holds.
     pub(crate) fn handler(&self, op: &Op) -> Handler {
         // Only FS and GS have bases that count: elsewhere the address is a flat one, or computed already.

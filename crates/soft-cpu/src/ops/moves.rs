@@ -215,7 +215,7 @@ pub(crate) fn is_cmovcc(insn: &Instruction) -> bool {
 }
 
 /// The condition that an instruction tests, as the low four bits of its opcode.
-pub(super) fn condition_code(insn: &Instruction) -> u8 {
+pub(crate) fn condition_code(insn: &Instruction) -> u8 {
     use iced_x86::ConditionCode as C;
     match insn.condition_code() {
         C::o | C::None => 0,

@@ -6,7 +6,7 @@ use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
 use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::{Fpu, Segment, bits, seg};
-use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State};
+use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State, vector};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::arena::{BASE, CODE, DATA, DATA_LEN, ENTRY, PAGE, READ_ONLY};
@@ -57,6 +57,9 @@ impl Platform for Nothing {
     fn entered_user_mode(&self, _: u32) {}
 }
 
+/// Faults in ring 3.
+const HLT: u8 = 0xf4;
+
 /// Guest-physical places.
 const TABLES: u64 = 0x1_0000;
 const ARENA: u64 = 0x10_0000;
@@ -76,6 +79,8 @@ impl Guest {
     pub fn new(fs_base: u64) -> Guest {
         let ram = Arc::new(GuestRam::new(16 << 20).expect("a little RAM"));
         build_tables(&ram);
+        let code_page = GuestAddress(ARENA + (CODE - BASE));
+        ram.memory().write_slice(&[HLT; PAGE as usize], code_page).expect("the code page is RAM");
         let platform = Arc::new(Nothing::default());
         let shared =
             Shared::new(ram.clone(), platform.clone(), CpuidPolicy::new(&CpuidConfig::one_socket(1, 1_000_000_000)), 1)
@@ -88,7 +93,7 @@ impl Guest {
     /// Puts an instruction in place.
     pub fn set_code(&mut self, bytes: &[u8]) {
         let at = GuestAddress(ARENA + (ENTRY - BASE));
-        self.ram.memory().write_slice(&[0xcc; 256], at).expect("the code page is RAM");
+        self.ram.memory().write_slice(&[HLT; 256], at).expect("the code page is RAM");
         self.ram.memory().write_slice(bytes, at).expect("the code page is RAM");
     }
 
@@ -111,6 +116,28 @@ impl Guest {
             },
         };
         (self.registers(), ending)
+    }
+
+    /// Runs the instruction put in place as translated code.
+    pub fn run_translated(&mut self, before: &Registers) -> (Registers, Ending) {
+        self.cpu.set_translator_threshold(Some(0));
+        self.load(before, 0);
+        let ending = match self.cpu.run_to_exception() {
+            Ok(exit) => panic!("nothing stops this run, but it ended with {exit:?}"),
+            // The HLT behind the instruction, or where it branched to.
+            Err(exception) if exception.vector == vector::GP && self.registers().rip != ENTRY => Ending::Completed,
+            Err(exception) => Ending::Raised {
+                vector: exception.vector,
+                error: exception.error.unwrap_or(0),
+                address: if exception.vector == 14 { exception.address } else { 0 },
+            },
+        };
+        (self.registers(), ending)
+    }
+
+    /// Translates every block that runs from now on, or none.
+    pub fn set_translator(&mut self, on: bool) {
+        self.cpu.set_translator_threshold(on.then_some(0));
     }
 
     /// Runs the instructions put in place, which end with a write to a port, at full speed.

@@ -125,6 +125,15 @@ fn listing(sequence: &[Vec<u8>]) -> String {
 
 #[test]
 fn sequences_of_instructions_end_as_on_the_host() {
+    sequences(false);
+}
+
+#[test]
+fn sequences_of_instructions_end_as_on_the_host_when_translated() {
+    sequences(true);
+}
+
+fn sequences(translated: bool) {
     let _arena = ARENA.lock();
     let settings = Settings::from_environment();
     let all = forms::codes();
@@ -138,6 +147,7 @@ fn sequences_of_instructions_end_as_on_the_host() {
         })
         .collect();
     let (mut host, mut guest) = (Host::new(), Guest::new(fs_base()));
+    guest.set_translator(translated);
     let numbers = match settings.only {
         Some(only) => only..only + 1,
         None => 0..settings.instructions / SHARE,

@@ -11,10 +11,20 @@ use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State};
 
 use super::{Accelerator, DirtyPages, Error, Vcpu, VcpuExit, VcpuHandle, Vm, dirty};
 use crate::board::Board;
+use crate::config::SoftOptions;
 
 /// Runs guests on the software CPU: everywhere, without privileges.
-#[derive(Debug, Default)]
-pub struct Soft;
+#[derive(Debug)]
+pub struct Soft {
+    options: SoftOptions,
+}
+
+impl Soft {
+    /// The software accelerator with these options.
+    pub fn new(options: SoftOptions) -> Soft {
+        Soft { options }
+    }
+}
 
 impl Accelerator for Soft {
     fn name(&self) -> &'static str {
@@ -35,7 +45,8 @@ impl Accelerator for Soft {
             let control = shared.control(id);
             board.irqchip().set_waker(id, Arc::new(move || control.notify()));
         }
-        Ok(Box::new(SoftVm { shared, ram, board, logging: AtomicBool::new(false) }))
+        let translator = self.options.translator;
+        Ok(Box::new(SoftVm { shared, ram, board, translator, logging: AtomicBool::new(false) }))
     }
 }
 
@@ -59,6 +70,7 @@ struct SoftVm {
     shared: Arc<Shared>,
     ram: Arc<GuestRam>,
     board: Arc<Board>,
+    translator: bool,
     /// The trackers always run; this says whether anybody has asked.
     logging: AtomicBool,
 }
@@ -76,6 +88,7 @@ impl SoftVm {
 impl Vm for SoftVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
         let mut cpu = Cpu::new(self.shared.clone(), id);
+        cpu.set_translator(self.translator);
         if id != 0 {
             cpu.set_state(&State { activity: Activity::WaitForStartup, ..State::default() });
         }
@@ -127,6 +140,23 @@ impl Vcpu for SoftVcpu {
 
     fn instructions(&self) -> Option<u64> {
         Some(self.cpu.instructions())
+    }
+}
+
+impl Drop for SoftVcpu {
+    fn drop(&mut self) {
+        let cost = self.cpu.translator_statistics();
+        if cost.blocks > 0 {
+            tracing::info!(
+                vcpu = self.id,
+                blocks = cost.blocks,
+                instructions = cost.instructions,
+                code_bytes = cost.code_bytes,
+                milliseconds = cost.time.as_secs_f64() * 1e3,
+                evictions = cost.evictions,
+                "translated"
+            );
+        }
     }
 }
 

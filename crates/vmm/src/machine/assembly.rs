@@ -200,10 +200,11 @@ fn choose(choice: AccelChoice) -> Result<(Box<dyn Accelerator>, SoftOptions), Er
             if support.is_native() {
                 Ok((Box::new(Kvm::open(support)?), SoftOptions::default()))
             } else {
-                Ok((Box::new(Soft), SoftOptions::default()))
+                let options = SoftOptions::default();
+                Ok((Box::new(Soft::new(options)), options))
             }
         }
-        AccelChoice::Soft(options) => Ok((Box::new(Soft), options)),
+        AccelChoice::Soft(options) => Ok((Box::new(Soft::new(options)), options)),
         AccelChoice::Kvm => Ok((Box::new(Kvm::open(KvmSupport::probe())?), SoftOptions::default())),
     }
 }
@@ -218,7 +219,7 @@ fn clock(options: SoftOptions) -> Clock {
 /// Whether each run is to be like the last: time is made of instructions, and there is one vCPU to execute them. Input
 /// from the terminal, network and sockets still comes when it comes.
 fn is_repeatable(config: &MachineConfig) -> bool {
-    let counted = matches!(config.accel, AccelChoice::Soft(SoftOptions { clock: SoftClock::Instructions }));
+    let counted = matches!(config.accel, AccelChoice::Soft(SoftOptions { clock: SoftClock::Instructions, .. }));
     counted && config.vcpus == 1
 }
 

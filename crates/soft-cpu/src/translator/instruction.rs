@@ -1,0 +1,431 @@
+//! An instruction that runs in place: the guest's own, with its registers renamed and its memory operand behind a host
+//! pointer.
+
+use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
+
+use super::asm::{Mem, host};
+use super::emit::{Emitter, Flags, Stub};
+use super::registers::{Home, home, is_high_byte, number, sized, state};
+use crate::decode::flags::{ARITHMETIC, is_variable_shift};
+use crate::native::InPlace;
+
+/// What the block knows about an instruction.
+pub(super) struct Facts {
+    /// Arithmetic flags that are read after it.
+    pub live: u32,
+    /// What it takes to run it in place; `None` if Rust must run it.
+    pub in_place: Option<InPlace>,
+    /// The vector registers must be loaded again after a call into Rust.
+    pub loads_vectors: bool,
+}
+
+/// A guest register that an instruction names or implies, and the host register that stands for it.
+struct Carrier {
+    guest: usize,
+    host: u8,
+    /// The carrier differs from where the register lives.
+    moved: bool,
+    reads: bool,
+    writes: bool,
+}
+
+/// The host registers of one instruction.
+#[derive(Default)]
+struct Plan {
+    carriers: Vec<Carrier>,
+    /// Host register that points to the memory operand.
+    pointer: Option<u8>,
+}
+
+impl Plan {
+    fn host(&self, guest: usize) -> Option<u8> {
+        self.carriers.iter().find(|carrier| carrier.guest == guest).map(|carrier| carrier.host)
+    }
+}
+
+/// How an instruction treats the flags.
+struct FlagUse {
+    /// The old flags must be in the host's when it runs.
+    needs: bool,
+    sets: bool,
+}
+
+impl FlagUse {
+    fn of(insn: &Instruction, live: u32) -> FlagUse {
+        let modified = insn.rflags_modified() & ARITHMETIC;
+        let certain = if is_variable_shift(insn) { 0 } else { modified & !insn.rflags_undefined() };
+        let reads = insn.rflags_read() & ARITHMETIC != 0;
+        FlagUse { needs: reads || modified != 0 && live & ARITHMETIC & !certain != 0, sets: modified != 0 }
+    }
+}
+
+impl Emitter<'_> {
+    /// Appends `insn` in place; `None`, with nothing lasting emitted, if that cannot be done.
+    pub fn in_place(&mut self, insn: &Instruction, facts: &Facts, info: &InstructionInfo) -> Option<()> {
+        let in_place = facts.in_place?;
+        let mut copy = without_fixed_registers(insn);
+        let flags = FlagUse::of(insn, facts.live);
+        let accesses = in_place.memory.is_some();
+        let plan = plan(&copy, info, accesses, flags.needs)?;
+        rename(&mut copy, &plan)?;
+        // Everything that can fail comes before the first byte, but for the encoding itself.
+        let mark = (self.asm.here(), self.flags, self.context.sites.len());
+        let done = self.emit_in_place(insn, &copy, &plan, &flags, facts, &in_place);
+        if done.is_none() {
+            self.asm.bytes.truncate(mark.0);
+            self.flags = mark.1;
+            self.context.sites.truncate(mark.2);
+        }
+        done
+    }
+
+    fn emit_in_place(
+        &mut self,
+        insn: &Instruction,
+        renamed: &Instruction,
+        plan: &Plan,
+        flags: &FlagUse,
+        facts: &Facts,
+        in_place: &InPlace,
+    ) -> Option<()> {
+        let mut patches = Vec::new();
+        if let Some(write) = in_place.memory {
+            self.sync_flags();
+            self.address(insn)?;
+            patches = self.translate(write, in_place.len, in_place.align_mask);
+            if plan.pointer == Some(host::RCX) {
+                self.asm.mov(host::RCX, host::RAX);
+            }
+        }
+        if flags.needs {
+            self.need_flags();
+        }
+        for carrier in plan.carriers.iter().filter(|c| c.moved && c.reads) {
+            match home(carrier.guest) {
+                Home::Host(register) => self.asm.mov(carrier.host, register),
+                Home::State => self.asm.load(carrier.host, state(carrier.guest)),
+            }
+        }
+        self.encode(renamed)?;
+        for carrier in plan.carriers.iter().filter(|c| c.moved && c.writes) {
+            match home(carrier.guest) {
+                Home::Host(register) => self.asm.mov(register, carrier.host),
+                Home::State => self.asm.store(state(carrier.guest), carrier.host),
+            }
+        }
+        if flags.sets {
+            self.flags = Flags { in_host: true, in_state: false };
+        }
+        if !patches.is_empty() {
+            let site = self.site(insn)?;
+            self.stubs.push(Stub::Slow {
+                patches,
+                site,
+                done: Some(self.asm.here()),
+                loads_flags: self.flags.in_host,
+                loads_vectors: facts.loads_vectors,
+            });
+        }
+        Some(())
+    }
+
+    /// LEA of a 32- or 64-bit result.
+    pub fn lea(&mut self, insn: &Instruction) -> Option<()> {
+        let size = insn.op0_register().size();
+        if size < 4 {
+            return None;
+        }
+        let mark = self.asm.here();
+        let Some(mem) = self.plain_address(insn) else {
+            self.asm.bytes.truncate(mark);
+            return None;
+        };
+        let guest = number(insn.op0_register());
+        let target = match home(guest) {
+            Home::Host(register) => register,
+            Home::State => host::RAX,
+        };
+        self.asm.op_mem(size == 8, &[super::asm::opcode::LEA], target, mem);
+        if target == host::RAX {
+            self.asm.store(state(guest), host::RAX);
+        }
+        Some(())
+    }
+
+    /// PUSH of a 64-bit register or immediate.
+    pub fn push(&mut self, insn: &Instruction, facts: &Facts) -> Option<()> {
+        if insn.stack_pointer_increment() != -8 {
+            return None;
+        }
+        let register = match insn.op0_kind() {
+            OpKind::Register if insn.op0_register().is_gpr64() => Some(insn.op0_register()),
+            OpKind::Register | OpKind::Memory => return None,
+            _ => None,
+        };
+        self.sync_flags();
+        let patches = self.stack_slot();
+        match register {
+            Some(register) => {
+                let value = self.bring(register, host::RCX);
+                self.asm.store(Mem::Base(host::RAX, 0), value);
+            }
+            None => {
+                self.asm.op_mem(true, &[0xc7], 0, Mem::Base(host::RAX, 0));
+                self.asm.raw(&(insn.immediate(0) as i32).to_le_bytes());
+            }
+        }
+        self.asm.lea(host::R15, Mem::Base(host::R15, -8));
+        self.slow(insn, facts, patches)
+    }
+
+    /// The host address of the slot that a push writes, into RAX.
+    pub fn stack_slot(&mut self) -> Vec<super::asm::Patch> {
+        self.asm.lea(host::RAX, Mem::Base(host::R15, -8));
+        self.translate(true, 8, 0)
+    }
+
+    /// POP to a 64-bit register.
+    pub fn pop(&mut self, insn: &Instruction, facts: &Facts) -> Option<()> {
+        if insn.stack_pointer_increment() != 8 || !insn.op0_register().is_gpr64() {
+            return None;
+        }
+        self.sync_flags();
+        self.asm.mov(host::RAX, host::R15);
+        let patches = self.translate(false, 8, 0);
+        self.asm.load(host::RAX, Mem::Base(host::RAX, 0));
+        self.asm.lea(host::R15, Mem::Base(host::R15, 8));
+        let guest = number(insn.op0_register());
+        match home(guest) {
+            Home::Host(register) => self.asm.mov(register, host::RAX),
+            Home::State => self.asm.store(state(guest), host::RAX),
+        }
+        self.slow(insn, facts, patches)
+    }
+
+    /// LEAVE in its 64-bit form.
+    pub fn leave(&mut self, insn: &Instruction, facts: &Facts) -> Option<()> {
+        if insn.code() != Code::Leaveq {
+            return None;
+        }
+        self.sync_flags();
+        self.asm.mov(host::RAX, host::RBP);
+        let patches = self.translate(false, 8, 0);
+        self.asm.load(host::RAX, Mem::Base(host::RAX, 0));
+        self.asm.lea(host::R15, Mem::Base(host::RBP, 8));
+        self.asm.mov(host::RBP, host::RAX);
+        self.slow(insn, facts, patches)
+    }
+
+    fn slow(&mut self, insn: &Instruction, facts: &Facts, patches: Vec<super::asm::Patch>) -> Option<()> {
+        let site = self.site(insn)?;
+        let done = Some(self.asm.here());
+        let loads_vectors = facts.loads_vectors;
+        self.stubs.push(Stub::Slow { patches, site, done, loads_flags: false, loads_vectors });
+        Some(())
+    }
+}
+
+/// Chooses a host register for each general register of the instruction.
+fn plan(insn: &Instruction, info: &InstructionInfo, accesses: bool, loads_flags: bool) -> Option<Plan> {
+    let mut plan = Plan::default();
+    let mut free = vec![host::RAX, host::RCX];
+    let used = |guest: usize| {
+        info.used_registers().iter().filter(move |used| used.register().is_gpr() && number(used.register()) == guest)
+    };
+    let add = |plan: &mut Plan, guest: usize, host: u8, partial: bool| {
+        let reads = partial || used(guest).any(|u| u.access() != OpAccess::Write || u.register().size() < 4);
+        let writes = used(guest).any(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None));
+        let moved = home(guest) != Home::Host(host);
+        plan.carriers.push(Carrier { guest, host, moved, reads, writes });
+    };
+    // Registers that the encoding implies must be themselves.
+    for guest in implied(insn, info) {
+        match (guest, home(guest)) {
+            (0 | 1, _) => {
+                free.retain(|register| usize::from(*register) != guest);
+                add(&mut plan, guest, guest as u8, false);
+            }
+            (_, Home::Host(register)) if usize::from(register) == guest => add(&mut plan, guest, register, false),
+            _ => return None,
+        }
+    }
+    if accesses {
+        // RAX is in the way of the flags.
+        let pointer =
+            *free.iter().find(|register| !(loads_flags && **register == host::RAX)).filter(|_| !free.is_empty())?;
+        free.retain(|register| *register != pointer);
+        plan.pointer = Some(pointer);
+    }
+    let names: Vec<Register> = operands(insn).map(|(_, register)| register).collect();
+    let high = names.iter().any(|register| is_high_byte(*register));
+    if high && names.iter().any(|register| register.size() == 8) {
+        return None;
+    }
+    for register in names {
+        let guest = number(register);
+        if plan.host(guest).is_some() {
+            continue;
+        }
+        let own = match home(guest) {
+            // Without a REX prefix, a byte register below RBX's number is itself; any other size below R8's.
+            Home::Host(own) if high => {
+                let plain = own < 4 || own < 8 && register.size() > 1;
+                plain.then_some(own)
+            }
+            Home::Host(own) => Some(own),
+            Home::State => None,
+        };
+        let carrier = match own {
+            Some(own) => own,
+            None => free.pop()?,
+        };
+        add(&mut plan, guest, carrier, false);
+    }
+    Some(plan)
+}
+
+/// General registers, by number, that the instruction uses without naming them in a field of its encoding.
+fn implied(insn: &Instruction, info: &InstructionInfo) -> Vec<usize> {
+    let code = insn.op_code();
+    let fixed = |operand: u32| {
+        use OpCodeOperandKind::*;
+        matches!(code.op_kind(operand), al | cl | ax | eax | rax | dx | es | cs | ss | ds | fs | gs)
+    };
+    let named: Vec<usize> = operands(insn).filter(|(op, _)| !fixed(*op)).map(|(_, r)| number(r)).collect();
+    let address: Vec<usize> = [insn.memory_base(), insn.memory_index()]
+        .into_iter()
+        .filter(|register| register.is_gpr())
+        .map(number)
+        .collect();
+    // A register may be implied and named at once.
+    let mut result: Vec<usize> = (0..4).filter(|&guest| implies(insn, guest)).collect();
+    for (operand, register) in operands(insn) {
+        if fixed(operand) && !result.contains(&number(register)) {
+            result.push(number(register));
+        }
+    }
+    for used in info.used_registers().iter().filter(|used| used.register().is_gpr()) {
+        let guest = number(used.register());
+        let by_address_only = address.contains(&guest) && used.access() == OpAccess::Read && !implies(insn, guest);
+        if !named.contains(&guest) && !result.contains(&guest) && !by_address_only {
+            result.push(guest);
+        }
+    }
+    result
+}
+
+/// Whether an instruction reads a register by its nature, as distinct from its memory operand's address.
+fn implies(insn: &Instruction, guest: usize) -> bool {
+    use Mnemonic::*;
+    match insn.mnemonic() {
+        Mul | Imul if insn.op_count() == 1 => guest == 0 || guest == 2,
+        Mulx => guest == 2,
+        Cmpxchg => guest == 0,
+        Cmpxchg8b | Cmpxchg16b => guest < 4,
+        // Anything else that implies registers has no memory operand, or implies vectors only.
+        Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Vpcmpestri | Vpcmpestri64 | Vpcmpestrm | Vpcmpestrm64 => {
+            guest == 0 || guest == 2
+        }
+        _ => false,
+    }
+}
+
+/// The general registers among the operands, with the operand's number.
+fn operands(insn: &Instruction) -> impl Iterator<Item = (u32, Register)> + '_ {
+    (0..insn.op_count())
+        .filter(|&operand| insn.op_kind(operand) == OpKind::Register)
+        .map(|operand| (operand, insn.op_register(operand)))
+        .filter(|(_, register)| register.is_gpr())
+}
+
+/// Puts the plan's registers into the instruction.
+fn rename(insn: &mut Instruction, plan: &Plan) -> Option<()> {
+    let renamed: Vec<(u32, Register)> = operands(insn)
+        .map(|(operand, register)| {
+            let host = plan.host(number(register))?;
+            let new = if is_high_byte(register) {
+                (host < 4).then(|| Register::AH + u32::from(host))?
+            } else {
+                sized(host, register.size())
+            };
+            Some((operand, new))
+        })
+        .collect::<Option<_>>()?;
+    for (operand, register) in renamed {
+        insn.set_op_register(operand, register);
+    }
+    let memory = (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory);
+    if memory {
+        let pointer = plan.pointer?;
+        insn.set_memory_base(sized(pointer, 8));
+        insn.set_memory_index(Register::None);
+        insn.set_memory_index_scale(1);
+        insn.set_memory_displacement64(0);
+        insn.set_memory_displ_size(0);
+        insn.set_segment_prefix(Register::None);
+    }
+    Some(())
+}
+
+/// The instruction in the form whose registers can all be chosen, without what does not count.
+fn without_fixed_registers(insn: &Instruction) -> Instruction {
+    use Code::*;
+    let mut copy = *insn;
+    copy.set_ip(0);
+    copy.set_len(0);
+    copy.set_has_rep_prefix(false);
+    copy.set_has_repne_prefix(false);
+    copy.set_segment_prefix(Register::None);
+    let code = match insn.code() {
+        Add_AL_imm8 => Add_rm8_imm8,
+        Add_AX_imm16 => Add_rm16_imm16,
+        Add_EAX_imm32 => Add_rm32_imm32,
+        Add_RAX_imm32 => Add_rm64_imm32,
+        Or_AL_imm8 => Or_rm8_imm8,
+        Or_AX_imm16 => Or_rm16_imm16,
+        Or_EAX_imm32 => Or_rm32_imm32,
+        Or_RAX_imm32 => Or_rm64_imm32,
+        Adc_AL_imm8 => Adc_rm8_imm8,
+        Adc_AX_imm16 => Adc_rm16_imm16,
+        Adc_EAX_imm32 => Adc_rm32_imm32,
+        Adc_RAX_imm32 => Adc_rm64_imm32,
+        Sbb_AL_imm8 => Sbb_rm8_imm8,
+        Sbb_AX_imm16 => Sbb_rm16_imm16,
+        Sbb_EAX_imm32 => Sbb_rm32_imm32,
+        Sbb_RAX_imm32 => Sbb_rm64_imm32,
+        And_AL_imm8 => And_rm8_imm8,
+        And_AX_imm16 => And_rm16_imm16,
+        And_EAX_imm32 => And_rm32_imm32,
+        And_RAX_imm32 => And_rm64_imm32,
+        Sub_AL_imm8 => Sub_rm8_imm8,
+        Sub_AX_imm16 => Sub_rm16_imm16,
+        Sub_EAX_imm32 => Sub_rm32_imm32,
+        Sub_RAX_imm32 => Sub_rm64_imm32,
+        Xor_AL_imm8 => Xor_rm8_imm8,
+        Xor_AX_imm16 => Xor_rm16_imm16,
+        Xor_EAX_imm32 => Xor_rm32_imm32,
+        Xor_RAX_imm32 => Xor_rm64_imm32,
+        Cmp_AL_imm8 => Cmp_rm8_imm8,
+        Cmp_AX_imm16 => Cmp_rm16_imm16,
+        Cmp_EAX_imm32 => Cmp_rm32_imm32,
+        Cmp_RAX_imm32 => Cmp_rm64_imm32,
+        Test_AL_imm8 => Test_rm8_imm8,
+        Test_AX_imm16 => Test_rm16_imm16,
+        Test_EAX_imm32 => Test_rm32_imm32,
+        Test_RAX_imm32 => Test_rm64_imm32,
+        Xchg_r16_AX => Xchg_rm16_r16,
+        Xchg_r32_EAX => Xchg_rm32_r32,
+        Xchg_r64_RAX => Xchg_rm64_r64,
+        Mov_AL_moffs8 => Mov_r8_rm8,
+        Mov_AX_moffs16 => Mov_r16_rm16,
+        Mov_EAX_moffs32 => Mov_r32_rm32,
+        Mov_RAX_moffs64 => Mov_r64_rm64,
+        Mov_moffs8_AL => Mov_rm8_r8,
+        Mov_moffs16_AX => Mov_rm16_r16,
+        Mov_moffs32_EAX => Mov_rm32_r32,
+        Mov_moffs64_RAX => Mov_rm64_r64,
+        code => code,
+    };
+    copy.set_code(code);
+    copy
+}
