@@ -147,7 +147,7 @@ pub struct RunArgs {
     ///
     /// soft,clock=instructions counts instructions instead of time, so that the same guest runs the same way every
     /// time.
-    #[arg(long, value_name = "auto|kvm|soft[,clock=…]", default_value = "auto", value_parser = values::accel)]
+    #[arg(long, value_name = "auto|kvm|soft[,clock=…][,translator=…]", default_value = "auto", value_parser = values::accel)]
     pub accel: AccelChoice,
 
     /// Which of the guest's consoles has the terminal [default: the last console= of --append; else virtio for our own

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use queztl_vmm::config::{
     AccelChoice, Backing, DiskConfig, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, NetConfig, SerialOutput, SoftClock,
-    SoftOptions,
+    SoftOptions, SoftTranslator,
 };
 
 /// A disk's serial number is at most this long (Virtio 1.2 §5.2.6).
@@ -160,8 +160,9 @@ pub fn accel(text: &str) -> Result<AccelChoice, String> {
         let options = match part {
             "clock=real" => SoftOptions { clock: SoftClock::RealTime, ..options },
             "clock=instructions" => SoftOptions { clock: SoftClock::Instructions, ..options },
-            "translator=on" => SoftOptions { translator: true, ..options },
-            "translator=off" => SoftOptions { translator: false, ..options },
+            "translator=on" => SoftOptions { translator: SoftTranslator::On, ..options },
+            "translator=eager" => SoftOptions { translator: SoftTranslator::Eager, ..options },
+            "translator=off" => SoftOptions { translator: SoftTranslator::Off, ..options },
             _ => return Err(unknown()),
         };
         Ok(AccelChoice::Soft(options))

@@ -39,4 +39,4 @@ pub use mmu::PHYSICAL_BITS;
 pub use run::Exit;
 pub use shared::Shared;
 pub use state::State;
-pub use translator::TranslatorStatistics;
+pub use translator::{TRANSLATION_THRESHOLD, TranslatorStatistics};

@@ -198,18 +198,24 @@ pub enum AccelChoice {
 }
 
 /// How the software CPU behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SoftOptions {
     /// What the guest's time is made of.
     pub clock: SoftClock,
-    /// Code that runs often becomes host code; otherwise all of it is interpreted.
-    pub translator: bool,
+    /// Which code becomes host code instead of being interpreted.
+    pub translator: SoftTranslator,
 }
 
-impl Default for SoftOptions {
-    fn default() -> SoftOptions {
-        SoftOptions { clock: SoftClock::default(), translator: false }
-    }
+/// Which code becomes host code instead of being interpreted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SoftTranslator {
+    /// None.
+    #[default]
+    Off,
+    /// What runs often.
+    On,
+    /// All that can, as soon as it runs: slower, for tests.
+    Eager,
 }
 
 /// What the guest's time is made of.

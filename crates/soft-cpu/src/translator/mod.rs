@@ -49,8 +49,8 @@ pub(crate) use frame::Frame;
 use frame::{JUMPS, Jump, NO_JUMP, NOT_LOADED, jump_slot};
 use thunks::{Enter, Thunks, exit};
 
-/// Executions after which a block is translated, unless told otherwise.
-const THRESHOLD: u32 = 24;
+/// Executions after which translating a block pays, for [`Cpu::set_translator`].
+pub const TRANSLATION_THRESHOLD: u32 = 24;
 /// Space for a CPU's code, bytes.
 const CAPACITY: usize = 32 << 20;
 /// Blocks start at multiples of this.
@@ -156,13 +156,9 @@ pub(crate) enum Left {
 }
 
 impl Cpu {
-    /// Switches the translator on or off. Only while `run` is not running.
-    pub fn set_translator(&mut self, on: bool) {
-        self.set_translator_threshold(on.then_some(THRESHOLD));
-    }
-
-    /// Translates blocks that have run `threshold` times; `None` switches the translator off. For tests.
-    pub fn set_translator_threshold(&mut self, threshold: Option<u32>) {
+    /// Translates blocks that have run `threshold` times; `None` switches the translator off. Only while `run` is not
+    /// running.
+    pub fn set_translator(&mut self, threshold: Option<u32>) {
         self.translator.threshold = threshold;
         if threshold.is_some() && self.translator.machine.is_none() {
             self.translator.machine = Machine::new();

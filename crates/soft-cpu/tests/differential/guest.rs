@@ -120,7 +120,7 @@ impl Guest {
 
     /// Runs the instruction put in place as translated code.
     pub fn run_translated(&mut self, before: &Registers) -> (Registers, Ending) {
-        self.cpu.set_translator_threshold(Some(0));
+        self.cpu.set_translator(Some(0));
         self.load(before, 0);
         let ending = match self.cpu.run_to_exception() {
             Ok(exit) => panic!("nothing stops this run, but it ended with {exit:?}"),
@@ -137,7 +137,7 @@ impl Guest {
 
     /// Translates every block that runs from now on, or none.
     pub fn set_translator(&mut self, on: bool) {
-        self.cpu.set_translator_threshold(on.then_some(0));
+        self.cpu.set_translator(on.then_some(0));
     }
 
     /// Runs the instructions put in place, which end with a write to a port, at full speed.

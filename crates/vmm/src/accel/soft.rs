@@ -7,11 +7,11 @@ use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::cpuid::{CpuidPolicy, CpuidTable};
 use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::Activity;
-use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State};
+use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State, TRANSLATION_THRESHOLD};
 
 use super::{Accelerator, DirtyPages, Error, Vcpu, VcpuExit, VcpuHandle, Vm, dirty};
 use crate::board::Board;
-use crate::config::SoftOptions;
+use crate::config::{SoftOptions, SoftTranslator};
 
 /// Runs guests on the software CPU: everywhere, without privileges.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ struct SoftVm {
     shared: Arc<Shared>,
     ram: Arc<GuestRam>,
     board: Arc<Board>,
-    translator: bool,
+    translator: SoftTranslator,
     /// The trackers always run; this says whether anybody has asked.
     logging: AtomicBool,
 }
@@ -88,7 +88,11 @@ impl SoftVm {
 impl Vm for SoftVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
         let mut cpu = Cpu::new(self.shared.clone(), id);
-        cpu.set_translator(self.translator);
+        cpu.set_translator(match self.translator {
+            SoftTranslator::Off => None,
+            SoftTranslator::On => Some(TRANSLATION_THRESHOLD),
+            SoftTranslator::Eager => Some(0),
+        });
         if id != 0 {
             cpu.set_state(&State { activity: Activity::WaitForStartup, ..State::default() });
         }
