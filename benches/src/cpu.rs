@@ -33,7 +33,7 @@ pub struct CpuArgs {
     boots: u32,
 
     /// Machines to compare
-    #[arg(long, value_delimiter = ',', default_value = "host,tcg,tcg-2,soft,soft-2")]
+    #[arg(long, value_delimiter = ',', default_value = "host,tcg,tcg-2,interpreter,soft,soft-2")]
     machines: Vec<Machine>,
 
     /// Seconds that one machine may take

@@ -33,6 +33,8 @@ pub enum Machine {
     /// Ours, two vCPUs
     #[value(name = "soft-2")]
     Soft2,
+    /// Ours without its translator, one vCPU
+    Interpreter,
     /// Ours on KVM, one vCPU
     Kvm,
 }
@@ -101,8 +103,12 @@ impl Machine {
                 command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs);
                 command
             }
-            Machine::Soft | Machine::Soft2 | Machine::Kvm => {
-                let accel = if self == Machine::Kvm { "kvm" } else { "soft" };
+            Machine::Soft | Machine::Soft2 | Machine::Interpreter | Machine::Kvm => {
+                let accel = match self {
+                    Machine::Kvm => "kvm",
+                    Machine::Interpreter => "soft,translator=off",
+                    _ => "soft,translator=on",
+                };
                 let mut command = Command::new(queztl);
                 command.args(["run", "--accel", accel, "--ram", &format!("{}M", boot.ram_mib), "--vcpus", &vcpus]);
                 command.args(["--serial", "stdio", "--append", &append]);

@@ -12,10 +12,11 @@ const LOOK: &str = "cat /proc/interrupts /proc/stat /proc/timer_list /proc/sys/k
                     md5sum /dev/vda; dd if=/dev/urandom of=/dev/vda bs=4k count=64 conv=fsync 2>/dev/null; \
                     md5sum /dev/vda; date; dmesg";
 
-fn run(kernel: &Path, initrd: &Path, disk: &Path) -> String {
+fn run(kernel: &Path, initrd: &Path, disk: &Path, translator: &str) -> String {
     std::fs::write(disk, vec![0x5a; 1 << 20]).unwrap();
     let mut command = queztl();
-    command.args(["run", "--accel", "soft,clock=instructions", "--timeout", "100"]);
+    let accel = format!("soft,clock=instructions,translator={translator}");
+    command.args(["run", "--accel", &accel, "--timeout", "100"]);
     command.arg("--disk").arg(disk).arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
     let output = command.args(["--append", &format!("console=ttyS0 quiet queztl.run=\"{LOOK}\"")]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -24,12 +25,21 @@ fn run(kernel: &Path, initrd: &Path, disk: &Path) -> String {
 
 #[test]
 fn instruction_counted_runs_are_identical() {
+    compare("on", "on");
+}
+
+#[test]
+fn interpreted_and_translated_runs_are_identical() {
+    compare("off", "on");
+}
+
+fn compare(translator: &str, other: &str) {
     let Some((kernel, initrd)) = linux() else { return };
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
 
-    let first = run(&kernel, &initrd, &disk);
-    let second = run(&kernel, &initrd, &disk);
+    let first = run(&kernel, &initrd, &disk, translator);
+    let second = run(&kernel, &initrd, &disk, other);
 
     assert!(first.contains("/dev/vda") && first.contains("Timer List Version"), "the commands ran: {first}");
     assert_eq!(first.lines().zip(second.lines()).find(|(a, b)| a != b), None);

@@ -14,8 +14,8 @@ use crate::mmu::Tlb;
 use crate::native;
 use crate::platform::Platform;
 use crate::shared::Shared;
-use crate::translator::{Frame, Translator};
 use crate::state::{Activity, Fpu, Msrs, Segment, State, Table, attribute, bits, rflags, seg};
+use crate::translator::{Frame, Translator};
 
 /// Slots of [`Cpu::regs`] beyond the sixteen general registers, so that every part of an effective address is one load
 /// from the same array and no part needs a branch.

@@ -291,7 +291,10 @@ mod tests {
         assert_eq!(text(|a| a.load(host::R15, Mem::State(0x88))), "mov r15,gs:[88h]");
         assert_eq!(text(|a| a.store(Mem::Base(host::R12, 0), host::RAX)), "mov [r12],rax");
         assert_eq!(text(|a| a.lea(host::RAX, Mem::Base(host::R13, 0))), "lea rax,[r13]");
-        assert_eq!(text(|a| a.lea(host::RAX, Mem::Indexed(Some(host::R13), host::R12, 3, -8))), "lea rax,[r13+r12*8-8]");
+        assert_eq!(
+            text(|a| a.lea(host::RAX, Mem::Indexed(Some(host::R13), host::R12, 3, -8))),
+            "lea rax,[r13+r12*8-8]"
+        );
         assert_eq!(text(|a| a.lea(host::RCX, Mem::Indexed(None, host::R10, 1, 0x1000))), "lea rcx,[r10*2+1000h]");
     }
 

@@ -68,7 +68,7 @@ pub(super) fn translate(block: *mut Block, pool: &NativePool, base: u64, context
             emitter.instruction(insn, facts, &mut factory)?;
             if index == last {
                 emitter.sync_flags();
-                let next = emitter.from_page(insn.next_ip())?;
+                let next = emitter.page_offset(insn.next_ip())?;
                 emitter.edge(next, 0, instructions.len() as u32);
             }
         }
@@ -211,7 +211,7 @@ impl Emitter<'_> {
             return self.conditional(insn, count);
         }
         if insn.is_jmp_short_or_near() {
-            let target = self.from_page(insn.near_branch_target())?;
+            let target = self.page_offset(insn.near_branch_target())?;
             self.edge(target, 0, count);
             return Some(());
         }
@@ -226,7 +226,7 @@ impl Emitter<'_> {
             _ => {
                 self.call_site(insn, false)?;
                 // What Rust runs here may also fall through.
-                let next = self.from_page(insn.next_ip())?;
+                let next = self.page_offset(insn.next_ip())?;
                 self.edge(next, 0, count);
                 Some(())
             }
@@ -234,8 +234,8 @@ impl Emitter<'_> {
     }
 
     fn conditional(&mut self, insn: &Instruction, count: u32) -> Option<()> {
-        let target = self.from_page(insn.near_branch_target())?;
-        let next = self.from_page(insn.next_ip())?;
+        let target = self.page_offset(insn.near_branch_target())?;
+        let next = self.page_offset(insn.next_ip())?;
         self.need_flags();
         let taken = self.asm.jcc(moves::condition_code(insn));
         let near = (0..PAGE as i32).contains(&target);
@@ -259,7 +259,7 @@ impl Emitter<'_> {
 
     /// Pushes the address after `insn`; the patches are for [`Emitter::slow_end`].
     fn push_return(&mut self, insn: &Instruction) -> Option<Vec<Patch>> {
-        let next = self.from_page(insn.next_ip())?;
+        let next = self.page_offset(insn.next_ip())?;
         let patches = self.stack_slot();
         self.asm.load(host::RCX, place::PAGE_IP);
         self.asm.lea(host::RCX, Mem::Base(host::RCX, next));
@@ -269,7 +269,7 @@ impl Emitter<'_> {
     }
 
     fn call(&mut self, insn: &Instruction, count: u32) -> Option<()> {
-        let target = self.from_page(insn.near_branch_target())?;
+        let target = self.page_offset(insn.near_branch_target())?;
         let patches = self.push_return(insn)?;
         self.slow_end(insn, patches)?;
         self.edge(target, 0, count);
@@ -343,4 +343,3 @@ fn is_ret_64(insn: &Instruction) -> bool {
 fn has_wide_address(insn: &Instruction) -> bool {
     crate::decode::address_size(insn, crate::cpu::CodeSize::Bits64) == 8
 }
-

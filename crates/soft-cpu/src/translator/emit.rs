@@ -85,7 +85,7 @@ const SLOT_SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
 
 impl Emitter<'_> {
     /// The displacement of instruction address `ip`, as decoded, from the start of the block's page.
-    pub fn from_page(&self, ip: u64) -> Option<i32> {
+    pub fn page_offset(&self, ip: u64) -> Option<i32> {
         i32::try_from(ip.wrapping_sub(self.decoded_at) as i64 + i64::from(self.offset)).ok()
     }
 
@@ -127,7 +127,7 @@ impl Emitter<'_> {
             return None;
         }
         if insn.memory_base() == Register::RIP {
-            let disp = self.from_page(insn.memory_displacement64())?;
+            let disp = self.page_offset(insn.memory_displacement64())?;
             self.asm.load(host::RAX, place::PAGE_IP);
             return Some(Mem::Base(host::RAX, disp));
         }

@@ -158,4 +158,3 @@ fn move_vectors(asm: &mut Asm, avx: bool, store: bool) {
         }
     }
 }
-

@@ -17,6 +17,7 @@ use super::{Accelerator, DirtyPages, Error, MessageBinding, Vcpu, VcpuHandle, Vm
 use crate::board::{Board, BoardParts};
 use crate::bus::{Bus, BusDevice};
 use crate::clock::Clock;
+use crate::config::SoftOptions;
 use crate::devices::legacy::{MachineEvents, PanicKind};
 use crate::irqchip::{IrqChip, Msi};
 use crate::kvmclock::KvmClock;
@@ -95,7 +96,8 @@ impl MachineEvents for NoEvents {
 
 /// Every accelerator of this host, with every kind of controllers; says which there is not.
 pub fn accelerators() -> Vec<(String, Box<dyn Accelerator>)> {
-    let mut all: Vec<(String, Box<dyn Accelerator>)> = vec![("soft".into(), Box::new(Soft))];
+    let mut all: Vec<(String, Box<dyn Accelerator>)> =
+        vec![("soft".into(), Box::new(Soft::new(SoftOptions::default())))];
     for controllers in [Controllers::User, Controllers::Kernel] {
         match Kvm::open(KvmSupport::probe()) {
             Ok(kvm) => all.push((format!("kvm, {controllers:?}"), Box::new(kvm.with_controllers(controllers)))),
