@@ -118,7 +118,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub vsock: Option<PathBuf>,
 
-    /// Number of vCPUs, at most 255
+    /// Number of vCPUs, at most 256
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "1", value_parser = values::vcpus)]
     pub vcpus: u32,
 

@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn vcpus_are_between_1_and_the_most() {
-        assert_eq!(vcpus("255"), Ok(255));
+        assert_eq!(vcpus("256"), Ok(256));
         for text in ["0", "256", "-1", "4294967297", "two"] {
             assert!(vcpus(text).is_err(), "{text}");
         }

@@ -27,8 +27,8 @@ fn misspelt_options_get_a_hint() {
 
 #[test]
 fn numbers_out_of_range_are_refused() {
-    refused(&["run", "--vcpus", "0"], "1 to 255");
-    refused(&["run", "--vcpus", "256"], "1 to 255");
+    refused(&["run", "--vcpus", "0"], "1 to 256");
+    refused(&["run", "--vcpus", "257"], "1 to 256");
     refused(&["run", "--ram", "0"], "too little");
     refused(&["run", "--ram", "512"], "did you mean 512M?");
     refused(&["run", "--ram", "lots"], "512M, 2GB or 8GiB");

@@ -135,6 +135,13 @@ impl Cpu {
         exit
     }
 
+    /// Delivers `exception` as if the last instruction had raised it; for another accelerator that has begun to. `Some`
+    /// after a triple fault.
+    pub fn take_exception(&mut self, exception: Exception) -> Option<Exit> {
+        self.blocks.forget();
+        self.deliver_alone(Delivery::Exception(exception))
+    }
+
     /// Delivers outside of `run`.
     fn deliver_alone(&mut self, delivery: Delivery) -> Option<Exit> {
         native::enter_environment(self);

@@ -159,6 +159,8 @@ pub struct Msrs {
     pub mtrr_fixed: [u64; 11],
     /// Base and mask pairs.
     pub mtrr_variable: [u64; 16],
+    /// IA32_SPEC_CTRL, where the accelerator offers it: what the guest asks of the host's speculation.
+    pub speculation_control: u64,
 }
 
 /// One vector register: room for 512 bits, of which as many count as the guest was promised.

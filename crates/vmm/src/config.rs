@@ -14,8 +14,9 @@ pub use crate::boot::Protocol;
 pub use crate::numa::NumaNode;
 use crate::numa::{self, NumaError};
 
-/// Most vCPUs a machine can have (the local APICs' 8-bit identifiers, less the broadcast one).
-pub const MAX_VCPUS: u32 = 255;
+/// Most vCPUs a machine can have. The last, number 255, is reached in x2APIC mode only: in the older mode its identifier is
+/// the broadcast.
+pub const MAX_VCPUS: u32 = crate::irqchip::MAX_VCPUS;
 
 /// Least RAM a machine can have, in bytes: room below the kernel's usual address for the boot structures.
 pub const MIN_RAM_BYTES: u64 = 2 << 20;
@@ -333,7 +334,7 @@ mod tests {
 
     #[test]
     fn impossible_numbers_are_refused() {
-        for vcpus in [0, 256] {
+        for vcpus in [0, 257] {
             assert_eq!(MachineConfig { vcpus, ..machine() }.check(), Err(ConfigError::Vcpus { vcpus }));
         }
         for bytes in [0, 4096, (64 << 20) + 1] {

@@ -27,7 +27,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use self::dirty::DirtyPages;
 use crate::board::Board;
-use crate::irqchip::Msi;
+use crate::irqchip::{BadLapicState, LapicState, Msi};
 
 /// What cannot be done by an accelerator.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,8 @@ pub enum Error {
     KvmMissing(probe::MissingKvm),
     #[error("KVM failed: {step}: {source}")]
     Kvm { step: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    LocalApic(#[from] BadLapicState),
     #[error("an interrupt cannot be bound: all {0} routes are taken")]
     Routes(usize),
     #[error("KVM needs a host whose time-stamp counter runs at one rate: use --accel soft")]
@@ -109,12 +111,23 @@ pub trait Vm: Send + Sync {
 pub struct MessageBinding(u32);
 
 /// One vCPU; belongs to the thread that runs it.
+///
+/// [`Vcpu::state`] and [`Vcpu::local_apic`] after a return of [`Vcpu::run`] are all there is of it: nothing is under way
+/// in the accelerator then. Put into another vCPU of the same number, in this order, with RAM and board as they were, the
+/// guest goes on as if nothing had been; on another accelerator too, if the processors are described alike.
 pub trait Vcpu: Send {
     /// The registers.
     fn state(&self) -> State;
 
-    /// Replaces the registers.
+    /// Replaces the registers. The time-stamp counter becomes [`Clock::tsc`](crate::clock::Clock::tsc) plus
+    /// `msrs.tsc_adjust`, where the accelerator can move it (KVM without hardware virtualization cannot).
     fn set_state(&mut self, state: &State);
+
+    /// The local APIC with what is on its way to the vCPU, whoever keeps it.
+    fn local_apic(&self) -> Result<LapicState, Error>;
+
+    /// Replaces the local APIC; its timers go on from now.
+    fn set_local_apic(&mut self, state: &LapicState) -> Result<(), Error>;
 
     /// Runs the guest until something needs the owner. Device accesses happen inside, on this thread.
     fn run(&mut self) -> VcpuExit;

@@ -12,6 +12,7 @@ use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State, TRANSLATION_THRESHOLD};
 use super::{Accelerator, DirtyPages, Error, Vcpu, VcpuExit, VcpuHandle, Vm, dirty};
 use crate::board::Board;
 use crate::config::{SoftOptions, SoftTranslator};
+use crate::irqchip::LapicState;
 
 /// Runs guests on the software CPU: everywhere, without privileges.
 #[derive(Debug)]
@@ -129,6 +130,14 @@ impl Vcpu for SoftVcpu {
     fn set_state(&mut self, state: &State) {
         self.cpu.set_state(state);
         self.board.set_tsc_adjust(self.id, state.msrs.tsc_adjust);
+    }
+
+    fn local_apic(&self) -> Result<LapicState, Error> {
+        Ok(self.board.irqchip().lapic_state(self.id).unwrap_or_default())
+    }
+
+    fn set_local_apic(&mut self, state: &LapicState) -> Result<(), Error> {
+        Ok(self.board.irqchip().set_lapic_state(self.id, state)?)
     }
 
     fn run(&mut self) -> VcpuExit {

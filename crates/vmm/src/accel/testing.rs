@@ -153,13 +153,33 @@ impl Bench<Box<dyn Vm>> {
     pub fn on(accelerator: &dyn Accelerator, code: &[u8], vcpus: u32) -> Self {
         Bench::build(code, vcpus, |ram, board| accelerator.create_vm(ram, board, vcpus).unwrap())
     }
+
+    /// Another machine on `accelerator`, with this one's RAM and time: a machine that has been moved, but for its vCPUs.
+    pub fn moved_to(&self, accelerator: &dyn Accelerator, vcpus: u32) -> Self {
+        let clock = Clock::real_time().resumed_at(self.board.clock().tsc());
+        let create = |ram, board| accelerator.create_vm(ram, board, vcpus).unwrap();
+        let moved = Bench::build_at(&[], vcpus, clock, create);
+        let mut ram = vec![0; RAM_BYTES as usize];
+        self.ram.memory().read_slice(&mut ram, GuestAddress(0)).unwrap();
+        moved.put(0, &ram);
+        moved
+    }
 }
 
 impl<V: Vm> Bench<V> {
     /// A machine that `create` makes, with `code` in memory.
     pub fn build(code: &[u8], vcpus: u32, create: impl FnOnce(Arc<GuestRam>, Arc<Board>) -> V) -> Bench<V> {
+        Bench::build_at(code, vcpus, Clock::real_time(), create)
+    }
+
+    fn build_at(
+        code: &[u8],
+        vcpus: u32,
+        clock: Clock,
+        create: impl FnOnce(Arc<GuestRam>, Arc<Board>) -> V,
+    ) -> Bench<V> {
         let ram = Arc::new(GuestRam::new(RAM_BYTES).unwrap());
-        let clock = Arc::new(Clock::real_time());
+        let clock = Arc::new(clock);
         let timers = Timers::new(clock.clone());
         let irqchip = IrqChip::new(vcpus, clock.clone(), &timers);
         let recorder = Arc::new(Recorder::default());
@@ -228,13 +248,13 @@ impl<V: Vm> Bench<V> {
         self.start_vcpu(0)
     }
 
-    /// A vCPU at [`CODE`] in 64-bit mode, with its number in RBX and a stack of its own.
+    /// A vCPU at [`CODE`] in 64-bit mode, with its number in RBX and a stack that 16 vCPUs do not share.
     pub fn start_vcpu(&self, id: u32) -> Box<dyn Vcpu> {
         let mut vcpu = self.vm.create_vcpu(id).unwrap();
         let mut state = long_mode(vcpu.state());
         state.activity = queztl_soft_cpu::state::Activity::Running;
         state.gpr[3] = u64::from(id);
-        state.gpr[4] -= u64::from(id) * 0x200;
+        state.gpr[4] -= u64::from(id % 16) * 0x200;
         vcpu.set_state(&state);
         vcpu
     }

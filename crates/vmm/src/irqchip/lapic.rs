@@ -8,6 +8,7 @@ use queztl_soft_cpu::platform::{Accepts, Event};
 use serde::{Deserialize, Serialize};
 
 use super::message::{Destination, Message, Mode};
+use super::state::LapicState;
 use super::vectors::VectorSet;
 use crate::clock::Clock;
 use crate::layout::LAPIC_BASE;
@@ -49,7 +50,7 @@ use reg::*;
 
 /// Version 0x14 (integrated APIC), highest LVT entry 5.
 const VERSION_VALUE: u32 = 0x14 | 5 << 16;
-const LVT_COUNT: usize = 6;
+pub(super) const LVT_COUNT: usize = 6;
 const LVT_MASKED: u32 = 1 << 16;
 /// Writable bits of timer, thermal, performance, LINT0, LINT1 and error entries.
 const LVT_WRITABLE: [u32; LVT_COUNT] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
@@ -61,10 +62,10 @@ const ICR_LEVEL_ASSERT: u32 = 1 << 14;
 const ICR_LEVEL_TRIGGERED: u32 = 1 << 15;
 
 /// IA32_APIC_BASE.
-const BASE_BSP: u64 = 1 << 8;
-const BASE_X2APIC: u64 = 1 << 10;
-const BASE_ENABLED: u64 = 1 << 11;
-const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(super) const BASE_BSP: u64 = 1 << 8;
+pub(super) const BASE_X2APIC: u64 = 1 << 10;
+pub(super) const BASE_ENABLED: u64 = 1 << 11;
+pub(super) const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 const ERROR_SEND_ILLEGAL: u32 = 1 << 5;
 const ERROR_RECEIVE_ILLEGAL: u32 = 1 << 6;
@@ -486,6 +487,59 @@ impl Lapic {
         };
         // Inter-processor interrupts are edges whatever the trigger bit says (§11.6.1).
         Effect::Send(Message { mode, vector: low as u8, level: false, destination })
+    }
+}
+
+/// Moving it.
+impl Lapic {
+    pub(super) fn state(&self, clock: &Clock) -> LapicState {
+        let runs = self.timer.deadline_ns.is_some() && self.timer_mode() != TimerMode::TscDeadline;
+        LapicState {
+            base: self.base,
+            tpr: self.tpr,
+            ldr: self.ldr,
+            dfr: self.dfr,
+            svr: self.svr,
+            esr: self.esr,
+            errors: self.errors,
+            icr: self.icr,
+            lvt: self.lvt,
+            irr: self.irr.words(),
+            isr: self.isr.words(),
+            tmr: self.tmr.words(),
+            timer_initial: self.timer.initial,
+            timer_divide: self.timer.divide,
+            timer_current: if runs { self.current_count(clock).max(1) } else { 0 },
+            tsc_deadline: self.timer.tsc_deadline,
+            nmi: self.nmi,
+            init: self.init,
+            startup: self.startup,
+        }
+    }
+
+    /// Takes over a state that [`LapicState::check`] has let pass.
+    pub(super) fn set_state(&mut self, state: &LapicState, clock: &Clock) {
+        self.base = state.base;
+        self.tpr = state.tpr;
+        self.ldr = state.ldr & 0xff00_0000;
+        self.dfr = state.dfr | 0x0fff_ffff;
+        self.svr = state.svr & SVR_WRITABLE;
+        (self.esr, self.errors) = (state.esr & 0xff, state.errors & 0xff);
+        self.icr = state.icr & (0xffff_ffff_0000_0000 | u64::from(ICR_WRITABLE));
+        for (index, entry) in self.lvt.iter_mut().enumerate() {
+            *entry = state.lvt[index] & LVT_WRITABLE[index];
+        }
+        self.irr = VectorSet::from_words(state.irr);
+        self.isr = VectorSet::from_words(state.isr);
+        self.tmr = VectorSet::from_words(state.tmr);
+        (self.nmi, self.init, self.startup) = (state.nmi, state.init, state.startup);
+        self.timer = Timer { initial: state.timer_initial, divide: state.timer_divide & 0xb, ..Timer::default() };
+        if self.timer_mode() == TimerMode::TscDeadline {
+            self.set_tsc_deadline(state.tsc_deadline, clock);
+        } else if state.timer_current != 0 {
+            let left_ns = u64::from(state.timer_current) * self.count_ns();
+            self.timer.deadline_ns = Some(clock.now_ns().saturating_add(left_ns));
+        }
     }
 }
 

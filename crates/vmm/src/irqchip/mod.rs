@@ -24,6 +24,7 @@ mod ioapic;
 mod lapic;
 mod message;
 mod pic;
+mod state;
 #[cfg(test)]
 mod tests;
 mod vectors;
@@ -49,8 +50,10 @@ use crate::timers::Timers;
 pub use self::cell::Waker;
 pub use self::external::{LocalApics, Msi};
 pub use self::lapic::APIC_TIMER_HZ;
+pub use self::state::{BadLapicState, LapicState};
 
-/// The most vCPUs the controllers serve: physical destinations of the I/O APIC have eight bits.
+/// The most vCPUs the controllers serve: physical destinations of the I/O APIC have eight bits, of which all ones mean
+/// everybody to local APICs in xAPIC mode and number 255 to those in x2APIC mode.
 pub const MAX_VCPUS: u32 = 256;
 
 /// IA32_APIC_BASE.

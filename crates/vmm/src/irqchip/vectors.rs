@@ -29,6 +29,16 @@ impl VectorSet {
         Some((word as u32 * 64 + 63 - bits.leading_zeros()) as u8)
     }
 
+    /// As eight registers show them.
+    pub(super) fn words(&self) -> [u32; 8] {
+        std::array::from_fn(|index| self.word(index as u32))
+    }
+
+    /// The set that eight registers show.
+    pub(super) fn from_words(words: [u32; 8]) -> VectorSet {
+        VectorSet(std::array::from_fn(|index| u64::from(words[2 * index]) | u64::from(words[2 * index + 1]) << 32))
+    }
+
     /// The 32 vectors from `32 * index` on, as one register shows them.
     pub(super) fn word(&self, index: u32) -> u32 {
         (self.0[(index as usize / 2) % 4] >> (32 * (index % 2))) as u32

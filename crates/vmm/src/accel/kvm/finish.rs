@@ -5,7 +5,7 @@ use std::sync::Arc;
 use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
 use queztl_soft_cpu::platform::Event;
-use queztl_soft_cpu::{Cpu, Exit, Shared, State};
+use queztl_soft_cpu::{Cpu, Exception, Exit, Shared, State};
 
 use crate::accel::Error;
 use crate::accel::soft::BoardPlatform;
@@ -43,6 +43,13 @@ impl Finisher {
     pub fn accept(&mut self, state: &State, event: Event) -> Result<State, TripleFault> {
         self.cpu.set_state(state);
         let exit = self.cpu.accept(event);
+        self.result(exit)
+    }
+
+    /// Delivers an exception that came after the last instruction.
+    pub fn take_exception(&mut self, state: &State, exception: Exception) -> Result<State, TripleFault> {
+        self.cpu.set_state(state);
+        let exit = self.cpu.take_exception(exception);
         self.result(exit)
     }
 

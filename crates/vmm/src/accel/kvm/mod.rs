@@ -17,6 +17,7 @@
 //!              ├── apics.rs: messages to the kernel's local APICs
 //!              └── vcpu.rs: the loop ── page.rs: exits ── kick.rs: other threads
 //!                      ├── transfer.rs: State <-> KVM (registers.rs, fpu.rs, msrs.rs)
+//!                      ├── interrupts.rs: what is under way, the local APIC (lapic.rs)
 //!                      └── finish.rs: the software CPU
 //! ```
 
@@ -24,7 +25,9 @@ mod apics;
 mod cpuid;
 mod finish;
 mod fpu;
+mod interrupts;
 mod kick;
+mod lapic;
 mod memory;
 mod msrs;
 mod page;

@@ -9,6 +9,10 @@ use super::Controllers;
 use crate::irqchip::{MSR_APIC_BASE, MSR_TSC_DEADLINE};
 use crate::kvmclock::{MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_WALL_CLOCK_OLD};
 
+/// IA32_TIME_STAMP_COUNTER and IA32_TSC_ADJUST.
+pub(super) const MSR_TSC: u32 = 0x10;
+pub(super) const MSR_TSC_ADJUST: u32 = 0x3b;
+
 /// A register and where [`State`] keeps it.
 type Field = (u32, fn(&mut Msrs) -> &mut u64);
 
@@ -25,11 +29,12 @@ const SYSTEM: [Field; 9] = [
     (0x176, |m| &mut m.sysenter_eip),
 ];
 /// What is kept and has no effect on what instructions do.
-const OTHER: [Field; 4] = [
+const OTHER: [Field; 5] = [
     (0x277, |m| &mut m.pat),
     (0x1a0, |m| &mut m.misc_enable),
     (0x1d9, |m| &mut m.debug_control),
     (0x2ff, |m| &mut m.mtrr_default),
+    (0x48, |m| &mut m.speculation_control),
 ];
 const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 const MTRR_VARIABLE: u32 = 0x200;
@@ -133,18 +138,27 @@ pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>,
     Ok(buffer.as_slice().iter().take(count).copied().collect())
 }
 
+/// Writes registers; stops at the first that the kernel refuses.
+pub(super) fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), kvm_ioctls::Error> {
+    vcpu.set_msrs(&buffer(entries)).map(drop)
+}
+
 /// Sends the guest's accesses to the board's own registers to user space: the paravirtual clock's, and the local APIC's
-/// unless the kernel keeps it. Those of the x2APIC cannot be filtered, and come by themselves: without a local APIC in
+/// unless the kernel keeps it; and changes of the time-stamp counter, which timers and clocks must follow. Those of the x2APIC cannot be filtered, and come by themselves: without a local APIC in
 /// the kernel they are unknown there.
 pub(super) fn filter(vm: &VmFd, controllers: Controllers) -> Result<(), kvm_ioctls::Error> {
     // A clear bit denies the kernel the register.
     const DENIED: [u8; 1] = [0];
-    let mut registers = vec![MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_SYSTEM_TIME];
+    let mut registers =
+        vec![MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD, MSR_WALL_CLOCK, MSR_SYSTEM_TIME, MSR_TSC, MSR_TSC_ADJUST];
     if controllers == Controllers::User {
         registers.extend([MSR_APIC_BASE, MSR_TSC_DEADLINE]);
     }
     let range = |base| MsrFilterRange {
-        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        flags: match base {
+            MSR_TSC => MsrFilterRangeFlags::WRITE,
+            _ => MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        },
         base,
         msr_count: 1,
         bitmap: &DENIED,

@@ -23,22 +23,22 @@ use queztl_soft_cpu::state::Activity;
 use super::Controllers;
 use super::finish::{Finisher, TripleFault};
 use super::kick::{Kick, STOP};
-use super::msrs::{Extent, MsrSet};
+use super::msrs::{Extent, MSR_TSC, MSR_TSC_ADJUST, MsrSet};
 use super::page::{Exit, RunPage};
 use super::transfer::Transfer;
 use super::vm::Inner;
 use crate::accel::{Error, Vcpu, VcpuExit, VcpuHandle};
-use crate::irqchip::{IrqChip, MSR_APIC_BASE};
+use crate::irqchip::{IrqChip, LapicState, MSR_APIC_BASE};
 
 /// Completing one device access can lead to this many more: an instruction accesses at most a few.
 const MOST_COMPLETIONS: usize = 64;
 
 pub(super) struct KvmVcpu {
-    id: u32,
-    fd: VcpuFd,
-    page: RunPage,
+    pub(super) id: u32,
+    pub(super) fd: VcpuFd,
+    pub(super) page: RunPage,
     kick: Arc<Kick>,
-    vm: Arc<Inner>,
+    pub(super) vm: Arc<Inner>,
     msrs: MsrSet,
     activity: Activity,
     /// The guest's counter less the machine's ([`crate::clock::Clock::tsc`]).
@@ -57,7 +57,7 @@ enum Next {
     Return(VcpuExit),
 }
 
-fn failed(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+pub(super) fn failed(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
     move |error| Error::Kvm { step, source: error.into() }
 }
 
@@ -98,14 +98,14 @@ impl KvmVcpu {
         Transfer { vcpu: &self.fd, msrs: &self.msrs }
     }
 
-    fn load(&self, extent: Extent) -> Result<State, Error> {
+    pub(super) fn load(&self, extent: Extent) -> Result<State, Error> {
         let mut state = self.transfer().load(extent)?;
         state.activity = if self.in_kernel() { self.transfer().activity()? } else { self.activity };
         state.msrs.tsc_adjust = self.tsc_adjust;
         Ok(state)
     }
 
-    fn store(&mut self, before: &State, state: &State, extent: Extent) -> Result<(), Error> {
+    pub(super) fn store(&mut self, before: &State, state: &State, extent: Extent) -> Result<(), Error> {
         self.transfer().store_changes(before, state, extent)?;
         if !self.in_kernel() {
             self.activity = state.activity;
@@ -117,7 +117,7 @@ impl KvmVcpu {
     }
 
     /// Whether the kernel keeps the local APIC, and with it HLT and the start of processors.
-    fn in_kernel(&self) -> bool {
+    pub(super) fn in_kernel(&self) -> bool {
         self.vm.controllers == Controllers::Kernel
     }
 
@@ -158,6 +158,7 @@ impl KvmVcpu {
         }
         let result = self.fd.run().map(drop);
         self.kick.leave();
+        self.vm.exits.fetch_add(1, Ordering::Relaxed);
         self.stale = false;
         self.completing = false;
         if !self.in_kernel() && self.page.cr8() != priority {
@@ -283,6 +284,13 @@ impl KvmVcpu {
             Exit::ReadMsr { index } | Exit::WriteMsr { index, .. } if self.in_kernel() && IrqChip::owns_msr(index) => {
                 self.page.answer_write(false);
             }
+            Exit::ReadMsr { index: MSR_TSC_ADJUST } => {
+                self.page.answer_read(self.vm.native.then_some(self.tsc_adjust));
+            }
+            Exit::WriteMsr { index: index @ (MSR_TSC | MSR_TSC_ADJUST), value } => {
+                let done = self.write_counter(index, value);
+                self.page.answer_write(done);
+            }
             Exit::ReadMsr { index } => self.page.answer_read(board.msr_read(self.id, index)),
             Exit::WriteMsr { index, value } => {
                 let done = board.msr_write(self.id, index, value);
@@ -292,6 +300,33 @@ impl KvmVcpu {
                 self.page.answer_write(done);
             }
             _ => self.completing = false,
+        }
+    }
+
+    /// The guest writes its counter, or the adjustment; false is #GP. Where ring 3 reads the host's counter whatever
+    /// happens, the counter cannot be moved and there is no adjustment to write.
+    fn write_counter(&mut self, index: u32, value: u64) -> bool {
+        if !self.vm.native {
+            tracing::debug!(vcpu = self.id, "the guest writes its time-stamp counter, which this host cannot move");
+            return index == MSR_TSC;
+        }
+        let adjust = if index == MSR_TSC { value.wrapping_sub(self.vm.board.clock().tsc()) } else { value };
+        self.set_tsc_adjust(adjust);
+        true
+    }
+
+    /// Makes the guest's counter the machine's plus `adjust`, where that can be.
+    fn set_tsc_adjust(&mut self, adjust: u64) {
+        if adjust == self.tsc_adjust {
+            return;
+        }
+        if !self.vm.native {
+            tracing::debug!(vcpu = self.id, adjust, "this host cannot move the time-stamp counter");
+            return;
+        }
+        if set_counter(&self.fd, self.vm.tsc_start.wrapping_sub(adjust), true) == 0 {
+            self.tsc_adjust = adjust;
+            self.vm.board.set_tsc_adjust(self.id, adjust);
         }
     }
 
@@ -331,7 +366,7 @@ impl KvmVcpu {
         Ok(Next::Again)
     }
 
-    fn finisher(&mut self) -> Result<&mut Finisher, Error> {
+    pub(super) fn finisher(&mut self) -> Result<&mut Finisher, Error> {
         if self.finisher.is_none() {
             self.finisher = Some(Finisher::new(self.vm.soft_shared()?, self.id));
         }
@@ -366,18 +401,33 @@ impl Vcpu for KvmVcpu {
 
     fn set_state(&mut self, state: &State) {
         let stored = self.complete().and_then(|()| {
-            let before = self.load(Extent::All)?;
             self.transfer().forget_events()?;
-            self.store(&before, state, Extent::All)
+            let before = self.load(Extent::All)?;
+            self.store(&before, state, Extent::All)?;
+            self.set_tsc_adjust(state.msrs.tsc_adjust);
+            Ok(())
         });
         if let Err(error) = stored {
             tracing::error!("{error}");
         }
     }
 
+    fn local_apic(&self) -> Result<LapicState, Error> {
+        self.load_local_apic()
+    }
+
+    fn set_local_apic(&mut self, state: &LapicState) -> Result<(), Error> {
+        self.store_local_apic(state)
+    }
+
     fn run(&mut self) -> VcpuExit {
         self.kick.adopt_thread();
-        let exit = self.run_to_exit().and_then(|exit| self.complete().map(|()| exit));
+        let exit = self.run_to_exit().and_then(|exit| {
+            self.complete()?;
+            // A processor that has shut down keeps its registers as they were.
+            let settled = if exit == VcpuExit::Stopped { self.settle()? } else { None };
+            Ok(settled.unwrap_or(exit))
+        });
         exit.unwrap_or_else(|error| {
             tracing::error!(vcpu = self.id, "{error}");
             VcpuExit::Failed

@@ -2,3 +2,7 @@
 
 mod bindings;
 mod dirty;
+mod many;
+mod pause;
+mod rings;
+mod state;
