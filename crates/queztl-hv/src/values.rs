@@ -147,7 +147,7 @@ fn interface_name(name: &str) -> Result<String, String> {
 /// `auto`, `kvm`, or `soft` with `,clock=real|instructions` and `,translator=on|off` in any order.
 pub fn accel(text: &str) -> Result<AccelChoice, String> {
     let unknown =
-        || format!("'{text}' is not an accelerator: write auto, kvm or soft[,clock=instructions][,translator=on|off]");
+        || format!("'{text}' is not an accelerator: write auto, kvm, soft or soft,clock=instructions,translator=on");
     let mut parts = text.split(',');
     let choice = match parts.next() {
         Some("auto") => AccelChoice::Auto,

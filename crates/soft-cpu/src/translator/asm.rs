@@ -293,17 +293,17 @@ mod tests {
         assert_eq!(text(|a| a.lea(host::RAX, Mem::Base(host::R13, 0))), "lea rax,[r13]");
         assert_eq!(
             text(|a| a.lea(host::RAX, Mem::Indexed(Some(host::R13), host::R12, 3, -8))),
-            "lea rax,[r13+r12*8-8]"
+            "lea rax,[r13+r12*8-8h]"
         );
         assert_eq!(text(|a| a.lea(host::RCX, Mem::Indexed(None, host::R10, 1, 0x1000))), "lea rcx,[r10*2+1000h]");
     }
 
     #[test]
     fn immediates_take_the_form_that_holds_them() {
-        assert_eq!(text(|a| a.mov_imm(host::R11, 7)), "mov r11d,7");
+        assert_eq!(text(|a| a.mov_imm(host::R11, 7)), "mov r11d,7h");
         assert_eq!(text(|a| a.mov_imm(host::RAX, 1 << 40)), "mov rax,10000000000h");
         assert_eq!(text(|a| a.group_imm(true, group::CMP, host::RAX, 4088)), "cmp rax,0FF8h");
-        assert_eq!(text(|a| a.cmp_mem_imm(Mem::Base(host::RCX, 0), 5)), "cmp dword ptr [rcx],5");
-        assert_eq!(text(|a| a.test_mem_imm(Mem::State(16), 3)), "test byte ptr gs:[10h],3");
+        assert_eq!(text(|a| a.cmp_mem_imm(Mem::Base(host::RCX, 0), 5)), "cmp dword ptr [rcx],5h");
+        assert_eq!(text(|a| a.test_mem_imm(Mem::State(16), 3)), "test byte ptr gs:[10h],3h");
     }
 }
