@@ -17,7 +17,7 @@ use super::{Accelerator, DirtyPages, Error, MessageBinding, Vcpu, VcpuHandle, Vm
 use crate::board::{Board, BoardParts};
 use crate::bus::{Bus, BusDevice};
 use crate::clock::Clock;
-use crate::config::SoftOptions;
+use crate::config::{SoftOptions, SoftTranslator};
 use crate::devices::legacy::{MachineEvents, PanicKind};
 use crate::irqchip::{IrqChip, Msi};
 use crate::kvmclock::KvmClock;
@@ -96,8 +96,9 @@ impl MachineEvents for NoEvents {
 
 /// Every accelerator of this host, with every kind of controllers; says which there is not.
 pub fn accelerators() -> Vec<(String, Box<dyn Accelerator>)> {
+    let soft = |translator| Box::new(Soft::new(SoftOptions { translator, ..SoftOptions::default() }));
     let mut all: Vec<(String, Box<dyn Accelerator>)> =
-        vec![("soft".into(), Box::new(Soft::new(SoftOptions::default())))];
+        vec![("soft".into(), soft(SoftTranslator::Off)), ("soft, translator".into(), soft(SoftTranslator::Eager))];
     for controllers in [Controllers::User, Controllers::Kernel] {
         match Kvm::open(KvmSupport::probe()) {
             Ok(kvm) => all.push((format!("kvm, {controllers:?}"), Box::new(kvm.with_controllers(controllers)))),
