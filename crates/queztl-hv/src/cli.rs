@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use queztl_vmm::config::{AccelChoice, ConsoleChoice, DiskConfig, Format, Pages, Protocol, SerialOutput};
+use queztl_vmm::confine::Mode;
 
 use crate::topology::{self, NumaArg, PinArg};
 use crate::values::{self, NetArg};
@@ -18,6 +19,7 @@ Exit statuses:
    8  triple fault in the guest
   10  the time given with --timeout is over
   12  stopped from outside: Ctrl-A x, SIGINT, SIGTERM or SIGHUP
+  14  a thread made a system call that is not on its list, and the process was ended (--seccomp)
  odd  the guest wrote v to the --debug-exit port: the status is (v << 1) | 1, of which a host keeps eight bits";
 
 const RUN_KEYS: &str = "\
@@ -170,6 +172,11 @@ pub struct RunArgs {
     /// How the kernel is entered, if not as its file suggests
     #[arg(long, value_enum, default_value_t)]
     pub protocol: ProtocolArg,
+
+    /// What becomes of system calls that are not on a thread's list: on ends the process (exit status 14), log has the
+    /// kernel note them, off allows them
+    #[arg(long, value_enum, default_value_t)]
+    pub seccomp: SeccompArg,
 
     /// Print on standard error how long it took from the start of this process to the guest's first user process
     #[arg(long)]
@@ -327,6 +334,27 @@ impl From<ProtocolArg> for Protocol {
             ProtocolArg::Linux => Protocol::Linux,
             ProtocolArg::Pvh => Protocol::Pvh,
             ProtocolArg::Multiboot => Protocol::Multiboot,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum SeccompArg {
+    /// They end the process
+    #[default]
+    On,
+    /// They are carried out, and the kernel's audit log names them
+    Log,
+    /// There are no lists
+    Off,
+}
+
+impl From<SeccompArg> for Mode {
+    fn from(arg: SeccompArg) -> Mode {
+        match arg {
+            SeccompArg::On => Mode::On,
+            SeccompArg::Log => Mode::Log,
+            SeccompArg::Off => Mode::Off,
         }
     }
 }

@@ -23,13 +23,15 @@ pub enum Status {
     Timeout,
     /// Stopped from outside.
     Stopped,
+    /// A thread made a system call that it must not make, and the process was ended.
+    Confinement,
     /// The guest wrote this value to the debug exit port.
     DebugExit(u8),
 }
 
 impl Status {
     /// The number that the parent process gets.
-    pub fn code(self) -> u8 {
+    pub const fn code(self) -> u8 {
         match self {
             Status::Success => 0,
             Status::Usage => 2,
@@ -38,6 +40,7 @@ impl Status {
             Status::TripleFault => 8,
             Status::Timeout => 10,
             Status::Stopped => 12,
+            Status::Confinement => 14,
             Status::DebugExit(value) => value << 1 | 1,
         }
     }
@@ -76,6 +79,7 @@ mod tests {
             Status::TripleFault,
             Status::Timeout,
             Status::Stopped,
+            Status::Confinement,
         ];
         assert!(others.iter().all(|status| status.code() % 2 == 0));
         assert_eq!(Status::DebugExit(0).code(), 1);

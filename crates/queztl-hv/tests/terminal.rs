@@ -43,6 +43,18 @@ fn the_terminal_is_restored_after_a_signal() {
 }
 
 #[test]
+fn the_terminal_is_restored_and_a_line_printed_when_a_forbidden_call_ends_the_process() {
+    let (_guest, mut terminal) = waiting(&["--timeout", "30"]);
+
+    // The signal by which the kernel tells of such a call.
+    send(&terminal.child, libc::SIGSYS);
+
+    terminal.wait_for("somebody sent SIGSYS");
+    assert_eq!(terminal.status(), Some(14));
+    assert!(!terminal.is_raw());
+}
+
+#[test]
 fn the_terminal_is_restored_after_the_timeout() {
     let (_guest, mut terminal) = waiting(&["--timeout", "1"]);
 

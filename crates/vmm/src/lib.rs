@@ -8,6 +8,7 @@ pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod confine;
 pub mod devices;
 pub mod irq;
 pub mod irqchip;

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::confine;
 
 type Callback = Arc<dyn Fn() + Send + Sync>;
 
@@ -163,6 +164,7 @@ impl Shared {
 
     fn run(&self) {
         fine_timer_slack();
+        confine::enter(confine::Kind::Timers);
         loop {
             while let Some(callback) = self.take_expired(self.clock.now_ns()) {
                 callback();

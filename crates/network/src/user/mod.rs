@@ -27,12 +27,14 @@ pub struct UserNetworkConfig {
     pub arguments: Vec<String>,
     /// The largest packet in bytes that the guest is told of.
     pub mtu: u16,
+    /// Called first by the thread that listens to what passt says; a program that confines its threads does so here.
+    pub listener_starts: fn(),
 }
 
 impl Default for UserNetworkConfig {
     fn default() -> UserNetworkConfig {
         // Packets as large as IPv4 can have save the most work: they never meet a real Ethernet.
-        UserNetworkConfig { program: PathBuf::from("passt"), arguments: Vec::new(), mtu: 65520 }
+        UserNetworkConfig { program: PathBuf::from("passt"), arguments: Vec::new(), mtu: 65520, listener_starts: || () }
     }
 }
 

@@ -40,7 +40,11 @@ impl Process {
         let said = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(stderr) = child.stderr.take() {
             let said = said.clone();
-            let listen = move || listen(stderr, &said);
+            let starts = config.listener_starts;
+            let listen = move || {
+                starts();
+                listen(stderr, &said);
+            };
             std::thread::Builder::new()
                 .name("passt-log".into())
                 .spawn(listen)

@@ -6,6 +6,8 @@
 use std::io::{ErrorKind, Read};
 use std::time::Duration;
 
+use queztl_vmm::confine;
+
 use super::engine::Handle;
 use super::escape::{EscapeFilter, Request};
 
@@ -20,7 +22,10 @@ const KEYS: &str = "\n\
 /// Starts the thread that reads standard input. It is left behind in its read when the process ends.
 pub fn start(handle: Handle, with_escapes: bool) {
     let thread = std::thread::Builder::new().name("input".into());
-    let spawned = thread.spawn(move || forward(std::io::stdin().lock(), &handle, with_escapes));
+    let spawned = thread.spawn(move || {
+        confine::enter(confine::Kind::Input);
+        forward(std::io::stdin().lock(), &handle, with_escapes);
+    });
     if let Err(error) = spawned {
         tracing::warn!(%error, "no thread for standard input: the guest gets none");
     }

@@ -18,6 +18,7 @@ mod trim;
 use std::time::{Duration, Instant};
 
 use queztl_vmm::config::{ConsoleChoice, MachineConfig, NumaNode, Outcome};
+use queztl_vmm::confine::{self, Report};
 
 use crate::cli::RunArgs;
 use crate::kernel;
@@ -30,14 +31,21 @@ use terminal::RawMode;
 /// RAM in bytes where neither the machine nor its NUMA nodes name any.
 const DEFAULT_RAM_BYTES: u64 = 512 << 20;
 
+/// What is said and done when a thread makes a system call that is not on its list.
+const REPORT: Report =
+    Report { program: "queztl-hv", status: Status::Confinement.code(), before: terminal::restore_from_handler };
+
 /// Runs the machine and gives the status that its end deserves. `started` is when this process began.
 pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
     let timeout = args.timeout;
+    let seccomp = args.seccomp.into();
     let config = configuration(args)?;
     config.check().map_err(Failure::usage)?;
     config.warnings().iter().for_each(|warning| eprintln!("queztl-hv: warning: {warning}"));
     terminal::restore_on_panic();
     let signals = signals::Signals::block();
+    confine::start(seccomp, REPORT).map_err(Failure::host)?;
+    signals.listen();
     let interactive = config.console != ConsoleChoice::None;
     let machine = engine::Engine::new(config, started)?;
     signals.watch(machine.handle());

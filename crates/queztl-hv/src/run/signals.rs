@@ -4,6 +4,8 @@
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use queztl_vmm::confine;
+
 use super::engine::Handle;
 use super::terminal;
 use super::trim::StartUp;
@@ -14,26 +16,33 @@ const END: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::
 const START_UP: libc::timespec = libc::timespec { tv_sec: 1, tv_nsec: 0 };
 const WATCHED: [libc::c_int; 2] = [libc::SIGWINCH, libc::SIGCONT];
 
-/// The signals of this process. From [`Signals::block`] on, the first that asks for an end stops the machine, once there is
+/// The signals of this process. From [`Signals::listen`] on, the first that asks for an end stops the machine, once there is
 /// one, and a second one ends the process at once.
 pub struct Signals {
     machine: Arc<Mutex<Option<Handle>>>,
 }
 
 impl Signals {
-    /// Takes the signals over. Called before any other thread exists, since threads inherit which signals are blocked.
+    /// Holds the signals back. Called before any other thread exists, since threads inherit which signals are blocked.
     pub fn block() -> Signals {
         let set = signal_set();
         // SAFETY: `set` is initialised, and no old set is asked for.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
-        let machine = Arc::new(Mutex::new(None));
-        let watched = machine.clone();
+        Signals { machine: Arc::default() }
+    }
+
+    /// Starts the thread that takes the signals.
+    pub fn listen(&self) {
+        let machine = self.machine.clone();
         let thread = std::thread::Builder::new().name("signals".into());
         let start_up = StartUp::note();
-        if let Err(error) = thread.spawn(move || wait(&set, &watched, start_up)) {
+        let body = move || {
+            confine::enter(confine::Kind::Signals);
+            wait(&signal_set(), &machine, start_up);
+        };
+        if let Err(error) = thread.spawn(body) {
             tracing::warn!(%error, "no thread for signals: only SIGKILL will stop this process");
         }
-        Signals { machine }
     }
 
     /// Names the machine that the signals are for.

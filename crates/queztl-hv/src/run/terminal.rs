@@ -55,6 +55,15 @@ pub fn restore() {
     }
 }
 
+/// The same from a signal handler, which may have interrupted anything: without waiting for a thread that is at it.
+pub fn restore_from_handler() {
+    if let Ok(saved) = SAVED.try_lock()
+        && let Some(modes) = saved.as_ref()
+    {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, modes);
+    }
+}
+
 /// Enters raw mode again after somebody else has had the terminal (the shell, while this job was stopped).
 pub fn renew() {
     if let Some(modes) = &*lock() {

@@ -27,6 +27,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub use self::dirty::DirtyPages;
 use crate::board::Board;
+use crate::confine::Kind;
 use crate::irqchip::{BadLapicState, LapicState, Msi};
 
 /// What cannot be done by an accelerator.
@@ -134,6 +135,9 @@ pub trait Vcpu: Send {
 
     /// The handle for other threads.
     fn handle(&self) -> Arc<dyn VcpuHandle>;
+
+    /// The kind of the thread that runs it: which system calls it may make.
+    fn thread(&self) -> Kind;
 
     /// Instructions executed since the machine was made, where the accelerator counts them.
     fn instructions(&self) -> Option<u64>;

@@ -12,6 +12,7 @@ use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State, TRANSLATION_THRESHOLD};
 use super::{Accelerator, DirtyPages, Error, Vcpu, VcpuExit, VcpuHandle, Vm, dirty};
 use crate::board::Board;
 use crate::config::{SoftOptions, SoftTranslator};
+use crate::confine::Kind;
 use crate::irqchip::LapicState;
 
 /// Runs guests on the software CPU: everywhere, without privileges.
@@ -149,6 +150,10 @@ impl Vcpu for SoftVcpu {
 
     fn handle(&self) -> Arc<dyn VcpuHandle> {
         Arc::new(SoftHandle { control: self.cpu.control() })
+    }
+
+    fn thread(&self) -> Kind {
+        Kind::VcpuSoft
     }
 
     fn instructions(&self) -> Option<u64> {

@@ -18,6 +18,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::confine;
+
 /// Bytes that wait for the sink before senders are asked to wait.
 pub const LIMIT_BYTES: usize = 64 << 10;
 /// What senders that do not wait may add before their output is dropped.
@@ -63,7 +65,10 @@ impl Output {
         let shared = Arc::new(Shared::new(State::default()));
         let body = {
             let shared = shared.clone();
-            move || shared.write_out(&mut *sink)
+            move || {
+                confine::enter(confine::Kind::Output);
+                shared.write_out(&mut *sink);
+            }
         };
         let writer = std::thread::Builder::new().name("output".into()).spawn(body)?;
         Ok(Arc::new(Output { shared, writer: Mutex::new(Some(writer)) }))

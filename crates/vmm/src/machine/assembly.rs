@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::config::{
     AccelChoice, ConsoleChoice, DiskConfig, MachineConfig, NetConfig, SerialOutput, SoftClock, SoftOptions,
 };
+use crate::confine;
 use crate::devices::legacy::serial::Serial;
 use crate::devices::legacy::{LegacyConfig, LegacyDevices};
 use crate::devices::output::Output;
@@ -127,12 +128,28 @@ pub(super) struct Assembly {
     _board: Arc<Board>,
 }
 
+/// What of the host a machine keeps over restarts of its guest: what could not be had again by a confined process, and
+/// connections that need not break.
+pub(super) struct Host {
+    accelerator: Box<dyn Accelerator>,
+    options: SoftOptions,
+    nets: Vec<Arc<dyn VirtioDevice>>,
+}
+
+impl Host {
+    /// Chooses the accelerator and starts the networks.
+    pub fn open(config: &MachineConfig) -> Result<Host, Error> {
+        let (accelerator, options) = choose(config.accel)?;
+        let nets = (0..).zip(&config.nets).map(|(number, net)| network(net, number, config));
+        Ok(Host { accelerator, options, nets: nets.collect::<Result<_, _>>()? })
+    }
+}
+
 impl Assembly {
     /// Makes the machine. A serial line to a file starts the file anew if `fresh`, else goes on at its end.
-    pub fn new(config: &MachineConfig, events: Arc<Events>, fresh: bool) -> Result<Assembly, Error> {
-        let (accelerator, options) = choose(config.accel)?;
+    pub fn new(config: &MachineConfig, host: &Host, events: Arc<Events>, fresh: bool) -> Result<Assembly, Error> {
         let ram = Arc::new(GuestRam::with(&numa::ram(&config.numa, config.ram_bytes, config.pages))?);
-        let clock = Arc::new(clock(options));
+        let clock = Arc::new(clock(host.options));
         let timers = Timers::new(clock.clone());
         let irqchip = IrqChip::new(config.vcpus, clock.clone(), &timers);
         let sink: Arc<dyn InterruptSink> = irqchip.clone();
@@ -153,7 +170,7 @@ impl Assembly {
 
         let (ram_of_devices, lockstep) = (ram.clone(), is_repeatable(config));
         let mut slots = Slots { ram: ram_of_devices, sink, mmio: &mut mmio, lockstep, transports: Vec::new() };
-        let virtio = add_devices(config, &outputs, &mut slots)?;
+        let virtio = add_devices(config, host, &outputs, &mut slots)?;
         let transports = slots.transports;
 
         let rsdp = acpi_tables(config, transports.len() as u32, &ram)?;
@@ -162,7 +179,7 @@ impl Assembly {
         let socket_vcpus = numa::socket_vcpus(&config.numa, config.vcpus);
         let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events, socket_vcpus };
         let board = Arc::new(Board::new(parts));
-        let vm = accelerator.create_vm(ram, board.clone(), config.vcpus)?;
+        let vm = host.accelerator.create_vm(ram, board.clone(), config.vcpus)?;
         if !is_repeatable(config) {
             bind_notifications(&*vm, &transports)?;
         }
@@ -247,14 +264,15 @@ impl Slots<'_> {
 /// Disks come first, so that their numbers do not depend on the other devices.
 fn add_devices(
     config: &MachineConfig,
+    host: &Host,
     outputs: &Outputs,
     slots: &mut Slots<'_>,
 ) -> Result<Option<Arc<console::Console>>, Error> {
     for disk in &config.disks {
         slots.add(block(disk, config)?)?;
     }
-    for (number, net) in (0..).zip(&config.nets) {
-        slots.add(network(net, number, config)?)?;
+    for net in &host.nets {
+        slots.add(net.clone())?;
     }
     if let Some(path) = &config.vsock {
         let vsock = VsockConfig { guest_cid: GUEST_CID, path: path.clone() };
@@ -291,7 +309,10 @@ fn block(config: &DiskConfig, machine: &MachineConfig) -> Result<Arc<dyn VirtioD
 fn network(config: &NetConfig, number: u32, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {
     let backend: Box<dyn Backend> = match config {
         NetConfig::User => {
-            let network = UserNetwork::start(&UserNetworkConfig::default());
+            let network = UserNetwork::start(&UserNetworkConfig {
+                listener_starts: || confine::enter(confine::Kind::PasstLog),
+                ..UserNetworkConfig::default()
+            });
             Box::new(network.map_err(|error| Error::Net(error.to_string()))?)
         }
         NetConfig::Tap(name) => Box::new(Tap::open(name).map_err(|error| Error::Net(error.to_string()))?),

@@ -7,7 +7,7 @@
 //!                     └────────────────────────┘ anything else: stop the vCPUs, flush the console, Outcome
 //! ```
 //! A restarted guest finds a machine as after power-up: RAM, devices and vCPUs are made anew, only what lies outside
-//! (disks, the console's other end) stays.
+//! (disks, networks, the console's other end) stays.
 
 mod assembly;
 mod events;
@@ -20,7 +20,8 @@ use crate::accel::{self, Vcpu, VcpuExit, VcpuHandle};
 use crate::affinity::{self, Pin};
 use crate::boot;
 use crate::config::{ConfigError, MachineConfig, Outcome};
-use assembly::{Assembly, Console};
+use crate::confine;
+use assembly::{Assembly, Console, Host};
 use events::{End, Events};
 
 /// How long the console may take to pass on its last output.
@@ -60,6 +61,7 @@ pub enum Error {
 /// A machine, ready to run.
 pub struct Machine {
     config: MachineConfig,
+    host: Host,
     events: Arc<Events>,
     console: Arc<Mutex<Option<Console>>>,
     size: Arc<Mutex<Option<(u16, u16)>>>,
@@ -71,9 +73,10 @@ impl Machine {
     pub fn new(config: MachineConfig) -> Result<Machine, Error> {
         config.check()?;
         let events = Arc::new(Events::default());
-        let assembly = Assembly::new(&config, events.clone(), true)?;
+        let host = Host::open(&config)?;
+        let assembly = Assembly::new(&config, &host, events.clone(), true)?;
         let console = Arc::new(Mutex::new(Some(assembly.console())));
-        Ok(Machine { config, events, console, size: Arc::default(), assembly: Some(assembly) })
+        Ok(Machine { config, host, events, console, size: Arc::default(), assembly: Some(assembly) })
     }
 
     /// The handle for other threads.
@@ -89,10 +92,12 @@ impl Machine {
     /// Runs until the guest, the timeout or a handle ends it.
     pub fn run(mut self, timeout: Option<Duration>) -> Result<Outcome, Error> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // From here on this thread only waits, and does what a guest's restart takes.
+        confine::enter(confine::Kind::Machine);
         loop {
             let assembly = match self.assembly.take() {
                 Some(assembly) => assembly,
-                None => Assembly::new(&self.config, self.events.clone(), false)?,
+                None => Assembly::new(&self.config, &self.host, self.events.clone(), false)?,
             };
             self.connect(assembly.console());
             let end = run_once(assembly, &self.config.pins, &self.events, deadline)?;
@@ -168,6 +173,7 @@ fn start(
             events.note(End::Failed);
             return None;
         }
+        confine::enter(vcpu.thread());
         match vcpu.run() {
             VcpuExit::Stopped => {}
             VcpuExit::Shutdown => {

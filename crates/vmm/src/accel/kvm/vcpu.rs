@@ -28,6 +28,7 @@ use super::page::{Exit, RunPage};
 use super::transfer::Transfer;
 use super::vm::Inner;
 use crate::accel::{Error, Vcpu, VcpuExit, VcpuHandle};
+use crate::confine::Kind;
 use crate::irqchip::{IrqChip, LapicState, MSR_APIC_BASE};
 
 /// Completing one device access can lead to this many more: an instruction accesses at most a few.
@@ -436,6 +437,10 @@ impl Vcpu for KvmVcpu {
 
     fn handle(&self) -> Arc<dyn VcpuHandle> {
         self.kick.clone()
+    }
+
+    fn thread(&self) -> Kind {
+        Kind::VcpuKvm
     }
 
     fn instructions(&self) -> Option<u64> {

@@ -9,6 +9,7 @@ use rustix::event::epoll::{self, EventData};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::{Interrupt, Lockstep, QueueError};
+use crate::confine;
 
 pub use rustix::event::epoll::EventFlags as Ready;
 
@@ -52,6 +53,9 @@ impl Poller {
 
 /// What a device does in its thread.
 pub trait Handler: Send + 'static {
+    /// Which system calls the thread may make.
+    const THREAD: confine::Kind = confine::Kind::Device;
+
     /// Called first: adds descriptors, and looks at the queues once, since buffers may already wait there.
     fn start(&mut self, poller: &Poller) -> Result<(), Fault>;
 
@@ -124,6 +128,7 @@ fn run<H: Handler>(
     stop: BorrowedFd<'_>,
     serving: Option<Serving>,
 ) -> H {
+    confine::enter(H::THREAD);
     if let Err(fault) = serve(&mut handler, poller, serving.as_ref()) {
         tracing::warn!(device = name, %fault, "the device stops until its driver resets it");
         interrupt.needs_reset();

@@ -8,6 +8,7 @@ use vm_memory::Address;
 use super::Shared;
 use super::discard::{discard, page_address};
 use super::stats::{MAX_STATS, STAT_BYTES, Stats};
+use crate::confine::Kind;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 use crate::devices::virtio::{Buffers, Chain, VirtQueue, lock};
 
@@ -125,6 +126,8 @@ fn page_runs(memory: &GuestMemory, numbers: &Buffers) -> Result<Vec<(u64, u64)>,
 }
 
 impl Handler for BalloonHandler {
+    const THREAD: Kind = Kind::Balloon;
+
     fn start(&mut self, poller: &Poller) -> Result<(), Fault> {
         poller.add(self.queues.inflate.kick_fd(), INFLATE, Ready::IN)?;
         poller.add(self.queues.deflate.kick_fd(), DEFLATE, Ready::IN)?;

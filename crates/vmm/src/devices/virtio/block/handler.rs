@@ -4,6 +4,7 @@ use queztl_storage::{Completion, DiskQueue, Operation, Request};
 
 use super::request::{self, Action, Answer, MAX_SEGMENTS, Status};
 use super::{Limits, dma};
+use crate::confine::Kind;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 use crate::devices::virtio::{Buffers, VirtQueue};
 
@@ -159,6 +160,8 @@ impl BlockHandler {
 }
 
 impl Handler for BlockHandler {
+    const THREAD: Kind = Kind::Block;
+
     fn start(&mut self, poller: &Poller) -> Result<(), Fault> {
         poller.add(self.queue.kick_fd(), KICKED, Ready::IN)?;
         poller.add(self.disk.event(), COMPLETED, Ready::IN)?;

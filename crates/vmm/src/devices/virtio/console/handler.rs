@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
+use crate::confine::Kind;
 use crate::devices::output::{Output, Room};
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready, Wake};
 use crate::devices::virtio::{Chain, VirtQueue, lock};
@@ -173,6 +174,8 @@ impl ConsoleHandler {
 }
 
 impl Handler for ConsoleHandler {
+    const THREAD: Kind = Kind::Console;
+
     fn start(&mut self, poller: &Poller) -> Result<(), Fault> {
         poller.add(&self.input.wake, TYPED, Ready::IN)?;
         poller.add(self.receive.kick_fd(), RECEIVE, Ready::IN)?;

@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, Interrupt, Lockstep, VirtQueue, VirtioDevice, feature, lock};
 use crate::bus::BusDevice;
+use crate::confine;
 use crate::irq::IrqLine;
 use interrupt::MmioInterrupt;
 use registers as reg;
@@ -131,7 +132,8 @@ impl MmioTransport {
 
     fn reset_state(&self, state: &mut State) {
         // The device's thread takes no lock of the transport but the interrupt's, so joining it here cannot hang.
-        self.device.reset();
+        let device = self.device.clone();
+        confine::on_launcher(move || device.reset());
         self.interrupt.reset();
         for (queue, kick) in state.queues.iter_mut().zip(&self.kicks) {
             queue.reset();
@@ -208,12 +210,18 @@ impl MmioTransport {
         let result = self
             .activation(state)
             .map_err(|error| error.to_string())
-            .and_then(|activation| self.device.activate(activation).map_err(|error| error.to_string()));
+            .and_then(|activation| self.start_device(activation).map_err(|error| error.to_string()));
         if let Err(error) = result {
             tracing::warn!(device = self.device.device_type(), error, "a virtio device cannot be started");
             self.interrupt.needs_reset();
         }
         self.interrupt.settle();
+    }
+
+    /// Starts the device, on a thread that may do so.
+    fn start_device(&self, activation: Activation) -> Result<(), super::ActivateError> {
+        let device = self.device.clone();
+        confine::on_launcher(move || device.activate(activation))
     }
 
     fn activation(&self, state: &State) -> Result<Activation, super::QueueError> {

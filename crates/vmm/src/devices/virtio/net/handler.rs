@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use queztl_network::{Backend, HEADER_BYTES, MAX_FRAME_BYTES, Received};
 
 use super::Link;
+use crate::confine::Kind;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 use crate::devices::virtio::{Chain, Interrupt, VirtQueue};
 
@@ -195,6 +196,8 @@ impl NetHandler {
 }
 
 impl Handler for NetHandler {
+    const THREAD: Kind = Kind::Net;
+
     fn start(&mut self, poller: &Poller) -> Result<(), Fault> {
         poller.add(self.receive.kick_fd(), RECEIVE, Ready::IN)?;
         poller.add(self.transmit.kick_fd(), TRANSMIT, Ready::IN)?;

@@ -9,6 +9,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::worker::{Fault, Handler, Poller, Ready, Worker};
 use super::{ActivateError, Activation, VirtQueue, VirtioDevice, device_type, lock};
+use crate::confine::Kind;
 
 const QUEUE_SIZE: u16 = 64;
 
@@ -93,6 +94,8 @@ impl RngHandler {
 }
 
 impl Handler for RngHandler {
+    const THREAD: Kind = Kind::Rng;
+
     fn start(&mut self, poller: &Poller) -> Result<(), Fault> {
         poller.add(self.queue.kick_fd(), 0, Ready::IN)?;
         self.handle(0, Ready::IN, poller)

@@ -2,6 +2,7 @@
 
 use super::muxer::Muxer;
 use super::packet::{HEADER_BYTES, Header};
+use crate::confine::Kind;
 use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 
@@ -89,6 +90,8 @@ impl VsockHandler {
 }
 
 impl Handler for VsockHandler {
+    const THREAD: Kind = Kind::Vsock;
+
     fn start(&mut self, poller: &Poller) -> Result<(), Fault> {
         poller.add(self.receive.kick_fd(), RECEIVE, Ready::IN)?;
         poller.add(self.transmit.kick_fd(), TRANSMIT, Ready::IN)?;
