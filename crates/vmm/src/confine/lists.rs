@@ -263,6 +263,7 @@ const BUILD: Group = &[
     call(libc::SYS_fstat),
     call(libc::SYS_newfstatat),
     call(libc::SYS_statx),
+    call(libc::SYS_getdents64),
     call(libc::SYS_readlink),
     call(libc::SYS_readlinkat),
     call(libc::SYS_flock),
