@@ -178,6 +178,9 @@ const VSOCK: Group = &[
 /// Signals of the process, and what they ask about the terminal.
 const SIGNALS: Group = &[
     call(libc::SYS_rt_sigtimedwait),
+    // The length of a file that is open: whether a debugger is attached.
+    call_if(libc::SYS_statx, &[Bits(2, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]),
+    call(libc::SYS_lseek),
     call_if(libc::SYS_ioctl, &[Is(1, libc::TIOCGWINSZ as u32)]),
     call_if(libc::SYS_ioctl, &[Is(1, libc::TCGETS as u32)]),
     call_if(libc::SYS_ioctl, &[Is(1, libc::TCGETS2 as u32)]),
@@ -188,6 +191,8 @@ const SIGNALS: Group = &[
 const CODE: Group = &[
     call(libc::SYS_memfd_create),
     call(libc::SYS_ftruncate),
+    // ARCH_SET_GS, where programs may not use WRGSBASE: generated code finds its tables by GS.
+    call_if(libc::SYS_arch_prctl, &[Is(0, 0x1001)]),
     call_if(
         libc::SYS_mmap,
         &[
