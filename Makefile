@@ -1,6 +1,6 @@
 # Everything that a person does with this repository. `make` alone explains.
 .POSIX:
-.PHONY: help demo build test lint bench guest debian-image clean
+.PHONY: help demo build test lint bench fuzz guest debian-image clean
 
 help:
 	@echo "make demo          build all, boot a guest, run a command inside; says how long each step took"
@@ -8,6 +8,7 @@ help:
 	@echo "make guest         the minimal guest kernel and the small root file system"
 	@echo "make debian-image  a disk with Debian, its kernel and RAM disk (root, some minutes)"
 	@echo "make test          everything that must pass"
+	@echo "make fuzz          every fuzz target for SECONDS=60 each (nightly compiler)"
 	@echo "make lint          format, lints, licences"
 	@echo "make bench         Queztl beside its peers"
 	@echo "make clean         removes what was built here, but not the kernels and images of QUEZTL_HOME"
@@ -28,6 +29,9 @@ debian-image:
 
 test:
 	@scripts/test.sh
+
+fuzz:
+	@scripts/fuzz.sh $(SECONDS)
 
 lint:
 	@scripts/lint.sh

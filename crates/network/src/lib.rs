@@ -19,6 +19,8 @@ use std::os::fd::BorrowedFd;
 pub use mac::{Mac, ParseMacError};
 pub use offload::Offloads;
 pub use tap::{Error as TapError, Tap};
+#[doc(hidden)]
+pub use user::FrameStream;
 pub use user::{Error as UserNetworkError, UserNetwork, UserNetworkConfig};
 
 /// Bytes of the header in front of each frame: `struct virtio_net_hdr_v1`, little-endian (Virtio 1.2 §5.1.6).

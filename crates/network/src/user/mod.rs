@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use crate::{Backend, Offloads, Received};
 use process::Process;
-use stream::FrameStream;
+pub use stream::FrameStream;
 
 /// How the user-mode network is set up.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ const INBOX_BYTES: usize = 256 << 10;
 
 /// A non-blocking stream of frames.
 #[derive(Debug)]
-pub(super) struct FrameStream {
+pub struct FrameStream {
     socket: UnixStream,
     /// What was read; `start..end` has not been handed out.
     inbox: Box<[u8]>,
@@ -22,18 +22,18 @@ pub(super) struct FrameStream {
 }
 
 impl FrameStream {
-    pub(super) fn new(socket: UnixStream) -> FrameStream {
+    pub fn new(socket: UnixStream) -> FrameStream {
         let inbox = vec![0; INBOX_BYTES].into_boxed_slice();
         FrameStream { socket, inbox, start: 0, end: 0, outbox: Vec::new() }
     }
 
-    pub(super) fn socket(&self) -> &UnixStream {
+    pub fn socket(&self) -> &UnixStream {
         &self.socket
     }
 
     /// Takes the next frame, with an empty header in front. A length that no frame has is an error: the stream can
     /// not be followed any further.
-    pub(super) fn receive(&mut self, frame: &mut [u8]) -> io::Result<Received> {
+    pub fn receive(&mut self, frame: &mut [u8]) -> io::Result<Received> {
         loop {
             if let Some(body) = self.next_frame()? {
                 let count = HEADER_BYTES + body.len();
@@ -68,7 +68,7 @@ impl FrameStream {
     }
 
     /// Sends one frame whose header is dropped. `WouldBlock`: nothing of it was taken.
-    pub(super) fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+    pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.flush()?;
         let body = frame.get(HEADER_BYTES..).ok_or(io::ErrorKind::InvalidInput)?;
         let length = (body.len() as u32).to_be_bytes();
@@ -83,7 +83,7 @@ impl FrameStream {
     }
 
     /// Sends what is left of the frame before; `WouldBlock` while there is any.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub fn flush(&mut self) -> io::Result<()> {
         while !self.outbox.is_empty() {
             match self.socket.write(&self.outbox) {
                 Ok(count) => drop(self.outbox.drain(..count)),

@@ -39,7 +39,7 @@ impl Handshake {
                 Err(_) => return Progress::Failed,
             }
             if byte[0] == b'\n' {
-                return match parse(&self.line) {
+                return match parse_connect(&self.line) {
                     Some(port) => Progress::Connect(self.stream, port),
                     None => Progress::Failed,
                 };
@@ -49,7 +49,8 @@ impl Handshake {
     }
 }
 
-fn parse(line: &[u8]) -> Option<u32> {
+/// The port that the line asks for.
+pub fn parse_connect(line: &[u8]) -> Option<u32> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
     let port = words.next().filter(|word| word.eq_ignore_ascii_case("connect")).and_then(|_| words.next())?;
     if words.next().is_some() {
@@ -64,12 +65,12 @@ mod tests {
 
     #[test]
     fn only_a_connect_line_with_a_port_is_understood() {
-        assert_eq!(parse(b"CONNECT 1024\n"), Some(1024));
-        assert_eq!(parse(b"connect 4294967295\r\n"), Some(u32::MAX));
+        assert_eq!(parse_connect(b"CONNECT 1024\n"), Some(1024));
+        assert_eq!(parse_connect(b"connect 4294967295\r\n"), Some(u32::MAX));
         for line in
             [&b"CONNECT\n"[..], b"CONNECT -1\n", b"CONNECT 4294967296\n", b"GET / HTTP\n", b"CONNECT 1 2\n", b"\xff\n"]
         {
-            assert_eq!(parse(line), None);
+            assert_eq!(parse_connect(line), None);
         }
     }
 }

@@ -30,6 +30,8 @@ use std::sync::{Arc, Mutex};
 use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice, device_type, lock, read_config_bytes};
 use handler::VsockHandler;
+#[doc(hidden)]
+pub use handshake::parse_connect;
 use muxer::Muxer;
 
 const RECEIVE_QUEUE: u16 = 0;

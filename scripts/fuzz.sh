@@ -1,0 +1,32 @@
+#!/bin/sh
+# Gives every target of crates/fuzz-targets to libFuzzer, one after another, each for SECONDS (60 unless told).
+#
+# usage: fuzz.sh [SECONDS [TARGET...]]
+#
+# Needs a nightly compiler. What is found is in fuzz/artifacts/TARGET; inputs that reached new code stay in fuzz/corpus.
+set -eu
+cd "$(dirname "$0")/.."
+
+seconds=${1:-60}
+[ $# = 0 ] || shift
+[ $# != 0 ] || set -- boot cpu devices frames handshake
+
+if ! cargo +nightly --version >/dev/null 2>&1; then
+	echo "fuzz: fuzzing needs a nightly compiler: run 'rustup toolchain install nightly', then try again" >&2
+	exit 1
+fi
+if ! cargo fuzz --version >/dev/null 2>&1; then
+	echo "==> installing cargo-fuzz (once)"
+	cargo install --quiet --locked cargo-fuzz
+fi
+
+echo "==> seeds"
+cargo run --quiet -p queztl-fuzz-targets --example seeds -- fuzz/corpus
+status=0
+for target in "$@"; do
+	echo "==> $target for $seconds s"
+	# Without a sanitizer: generated code and guest memory are none of its business, and Rust checks bounds.
+	(cd fuzz && cargo +nightly fuzz run --fuzz-dir . -s none -O -a "$target" "corpus/$target" -- \
+		-max_total_time="$seconds" -timeout=30 -rss_limit_mb=4096 -max_len=4096 -print_final_stats=1) || status=1
+done
+exit $status
