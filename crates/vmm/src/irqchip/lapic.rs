@@ -5,7 +5,6 @@
 //! [`Lapic::expire`]; what a register write asks of others comes back as an [`Effect`].
 
 use queztl_soft_cpu::platform::{Accepts, Event};
-use serde::{Deserialize, Serialize};
 
 use super::message::{Destination, Message, Mode};
 use super::state::LapicState;
@@ -100,8 +99,7 @@ enum TimerMode {
     TscDeadline,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default)]
 struct Timer {
     initial: u32,
     divide: u32,
@@ -111,9 +109,7 @@ struct Timer {
     tsc_deadline: u64,
 }
 
-/// Its fields are what a snapshot holds of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub(super) struct Lapic {
     id: u32,
     base: u64,
@@ -181,14 +177,6 @@ impl Lapic {
         (self.irr, self.isr, self.tmr) = Default::default();
         self.timer = Timer::default();
         self.nmi = false;
-    }
-
-    /// Whether a processor with identifier `id` can have this state; no register holds what cannot be written to it.
-    pub(super) fn is_possible(&self, id: u32) -> bool {
-        let base = self.base & !(BASE_ADDRESS | BASE_ENABLED | BASE_X2APIC | BASE_BSP) == 0
-            && self.base & (BASE_ENABLED | BASE_X2APIC) != BASE_X2APIC;
-        let entries = self.lvt.iter().zip(LVT_WRITABLE).all(|(entry, writable)| entry & !writable & !LVT_MASKED == 0);
-        self.id == id && base && entries && self.svr & !SVR_WRITABLE == 0 && self.timer.divide & !0xb == 0
     }
 
     pub(super) fn access(&self) -> Access {

@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 
 use self::cell::LapicCell;
 use self::ioapic::{IoApic, SavedIoApic};
-use self::lapic::{Effect, Lapic, Refused, reg};
+use self::lapic::{Effect, Refused, reg};
 use self::message::{Destination, Message, Mode};
 use self::pic::{PicPair, Which};
 use crate::bus::{Bus, BusDevice, Overlap};
@@ -423,11 +423,10 @@ impl IrqChip {
     }
 }
 
-/// What a snapshot holds of the controllers.
+/// What a snapshot holds of the controllers that no vCPU has for itself; a vCPU's own is [`LapicState`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedIrqChip {
-    lapics: Vec<Lapic>,
     ioapic: SavedIoApic,
     pics: PicPair,
 }
@@ -435,29 +434,16 @@ pub struct SavedIrqChip {
 impl Persist for IrqChip {
     type State = SavedIrqChip;
 
-    /// Local APICs that somebody else keeps are not in it.
     fn save(&self) -> SavedIrqChip {
-        SavedIrqChip {
-            lapics: self.lapics.iter().map(|lapic| lapic.with(|lapic| lapic.clone())).collect(),
-            ioapic: self.lock_ioapic().save(),
-            pics: self.lock_pics().clone(),
-        }
+        SavedIrqChip { ioapic: self.lock_ioapic().save(), pics: self.lock_pics().clone() }
     }
 
     fn restore(&self, saved: SavedIrqChip) -> Result<(), Invalid> {
-        let count = saved.lapics.len() == self.lapics.len();
-        Invalid::unless(count, "interrupt controllers", "the number of processors differs")?;
-        let lapics = (0..).zip(&saved.lapics).all(|(id, lapic)| lapic.is_possible(id));
-        Invalid::unless(lapics, "local APIC", "registers hold what cannot be written to them")?;
         Invalid::unless(saved.pics.is_possible(), "interrupt controller pair", "its state is impossible")?;
         let ioapic = IoApic::restored(saved.ioapic);
         *self.lock_ioapic() = ioapic.ok_or(Invalid::new("I/O APIC", "the number of inputs differs"))?;
-        for (cell, lapic) in self.lapics.iter().zip(saved.lapics) {
-            cell.with(|own| *own = lapic);
-        }
         self.with_pics(|pics| *pics = saved.pics);
         self.announce_level_inputs();
-        self.lapics.iter().for_each(|lapic| self.wake_if_ready(lapic));
         Ok(())
     }
 }

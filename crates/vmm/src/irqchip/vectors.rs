@@ -1,8 +1,6 @@
 //! A set of interrupt vectors, as the IRR, ISR and TMR registers are.
 
-use serde::{Deserialize, Serialize};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct VectorSet([u64; 4]);
 
 impl VectorSet {

@@ -4,10 +4,8 @@
 //! them are on the guest's clock, which goes on where it stopped. A state may come from a stranger: `restore` checks
 //! whatever the part relies on and refuses the rest.
 
-mod bytes;
 mod persist;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use bytes::Bytes;
 pub use persist::{Invalid, Persist};

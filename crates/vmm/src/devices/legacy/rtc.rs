@@ -11,7 +11,7 @@ use super::calendar::DateTime;
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::irq::IrqLine;
-use crate::snapshot::{Bytes, Invalid, Persist};
+use crate::snapshot::{Invalid, Persist};
 use crate::timers::{Timer, Timers};
 
 /// CMOS index of the century.
@@ -290,7 +290,8 @@ impl State {
 #[serde(deny_unknown_fields)]
 pub struct SavedRtc {
     index: u8,
-    cmos: Bytes<128>,
+    #[serde(with = "hex::serde")]
+    cmos: [u8; 128],
     flags: u8,
     offset_s: i64,
     setting: Option<DateTime>,
@@ -308,7 +309,7 @@ impl Persist for Rtc {
         self.update(&mut state);
         SavedRtc {
             index: state.index,
-            cmos: Bytes(state.cmos),
+            cmos: state.cmos,
             flags: state.flags,
             offset_s: state.offset,
             setting: state.setting,
@@ -324,7 +325,7 @@ impl Persist for Rtc {
         let mut state = self.lock();
         *state = State {
             index: saved.index,
-            cmos: saved.cmos.0,
+            cmos: saved.cmos,
             flags: saved.flags,
             offset: saved.offset_s,
             setting: saved.setting,

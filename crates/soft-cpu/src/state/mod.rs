@@ -1,8 +1,15 @@
 //! The architectural state of one CPU: what a snapshot holds and what a boot loader sets.
 
+mod check;
+
+use serde::{Deserialize, Serialize};
+
+pub use check::BadState;
+
 /// A segment register with its hidden part.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C)]
+#[serde(deny_unknown_fields)]
 pub struct Segment {
     pub base: u64,
     /// Limit in bytes, granularity applied.
@@ -47,8 +54,9 @@ impl Segment {
 }
 
 /// GDTR or IDTR.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C)]
+#[serde(deny_unknown_fields)]
 pub struct Table {
     pub base: u64,
     pub limit: u16,
@@ -139,8 +147,9 @@ pub mod rflags {
 }
 
 /// The registers of the memory and system-call machinery that live in MSRs and belong to the CPU itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C)]
+#[serde(deny_unknown_fields)]
 pub struct Msrs {
     pub star: u64,
     pub lstar: u64,
@@ -164,9 +173,9 @@ pub struct Msrs {
 }
 
 /// One vector register: room for 512 bits, of which as many count as the guest was promised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C, align(64))]
-pub struct Vector(pub [u8; 64]);
+pub struct Vector(#[serde(with = "hex::serde")] pub [u8; 64]);
 
 impl Default for Vector {
     fn default() -> Self {
@@ -175,10 +184,12 @@ impl Default for Vector {
 }
 
 /// x87, MMX and vector state.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C, align(64))]
+#[serde(deny_unknown_fields)]
 pub struct Fpu {
     /// The 512 bytes of FXSAVE64; only the x87 part (control, status, tag, opcode, pointers, ST0–ST7) counts here.
+    #[serde(with = "hex::serde")]
     pub legacy: [u8; 512],
     pub vectors: [Vector; 32],
     pub mxcsr: u32,
@@ -201,7 +212,7 @@ impl Default for Fpu {
 }
 
 /// Whether a CPU runs, sleeps in HLT or waits to be started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Activity {
     #[default]
     Running,
@@ -212,7 +223,8 @@ pub enum Activity {
 }
 
 /// Everything a CPU is, in plain data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct State {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8–R15.
     pub gpr: [u64; 16],
@@ -274,5 +286,22 @@ impl Default for State {
         state.dr[6] = 0xffff_0ff0;
         state.dr[7] = 0x400;
         state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_survives_the_way_through_text_and_other_fields_are_refused() {
+        let mut state = State { rip: u64::MAX, instructions: 7, ..State::default() };
+        state.fpu.vectors[31].0[63] = 0xa5;
+        state.fpu.legacy[160] = 0x5a;
+        state.msrs.mtrr_variable[15] = 1 << 63;
+        let mut text = serde_json::to_value(&state).unwrap();
+        assert_eq!(serde_json::from_value::<State>(text.clone()).unwrap(), state);
+        text["gpr"].as_array_mut().unwrap().pop();
+        assert!(serde_json::from_value::<State>(text).is_err());
     }
 }
