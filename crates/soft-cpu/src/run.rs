@@ -67,6 +67,7 @@ impl Cpu {
                 self.sleep();
                 continue;
             }
+            self.end_idle_shadow();
             let pass = if self.steps() { self.careful() } else { self.blocks() };
             match pass {
                 Pass::Look => {}
@@ -156,6 +157,14 @@ impl Cpu {
     /// off.
     fn steps(&self) -> bool {
         self.interrupt_shadow || self.rflags_system & (rflags::TF | rflags::RF) != 0 || self.has_breakpoints()
+    }
+
+    /// Ends an interrupt shadow that holds nothing back: what comes from now on might as well have come after the next
+    /// instruction.
+    fn end_idle_shadow(&mut self) {
+        if self.interrupt_shadow && !self.debug.shadow && !self.event_blocked && self.control.attention() == 0 {
+            self.interrupt_shadow = false;
+        }
     }
 
     #[inline]
@@ -318,7 +327,9 @@ impl Cpu {
                 }
                 let cleared = self.blocks.cleared;
                 let next = self.next_block(block, flow).ok_or(Pass::Raised)?;
+                // SAFETY: the cache returned a live block.
                 if self.blocks.cleared == cleared
+                    && unsafe { (*next).is_linkable() }
                     && let Some(entries) = self.translation(next)
                 {
                     self.patch_link(link, next, entries);

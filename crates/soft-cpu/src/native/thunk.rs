@@ -116,6 +116,11 @@ pub(crate) struct InPlace {
 }
 
 impl Thunk {
+    /// Bits of [`Cpu::closed`] under which the instruction takes the slow path.
+    pub(crate) fn needs(&self) -> u8 {
+        self.needs
+    }
+
     /// What running the instruction in place takes; `None` if Rust must see to it.
     pub(crate) fn in_place(&self) -> Option<InPlace> {
         let memory = match self.memory {

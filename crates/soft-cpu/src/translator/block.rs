@@ -28,6 +28,9 @@ use crate::ops::moves;
 /// Needs that have to do with vector registers.
 const VECTOR_UNITS: u8 = crate::native::gate::SSE | crate::native::gate::AVX;
 
+/// Offsets in the page that blocks are linked to: an instruction there lies wholly in the page.
+const LINKED: std::ops::Range<i32> = 0..PAGE as i32 - 14;
+
 /// A finished translation.
 pub(super) struct Translated {
     pub code: Vec<u8>,
@@ -97,6 +100,9 @@ fn in_place(insn: &Instruction, pool: &NativePool) -> Option<InPlace> {
         return None;
     }
     let memory = (0..insn.op_count()).find(|&operand| insn.op_kind(operand) == OpKind::Memory);
+    if matches!(insn.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+        return Some(InPlace { memory: None, len: 0, align_mask: 0, needs: pool.compile(insn)?.needs() });
+    }
     if !is_integer(insn) || insn.has_lock_prefix() {
         return pool.compile(insn)?.in_place();
     }
@@ -142,11 +148,14 @@ impl Emitter<'_> {
         let patch = self.check_attention();
         self.stubs.push(Stub::Exit { patch, reason: exit::LOOK, offset });
         // SAFETY: the block is live.
-        let (cell, generation) = unsafe { (*self.block).stamp.parts() };
-        self.asm.mov_imm(host::RCX, cell as u64);
-        self.asm.cmp_mem_imm(Mem::Base(host::RCX, 0), generation);
-        let patch = self.asm.jcc(cc::NE);
-        self.stubs.push(Stub::Exit { patch, reason: exit::INTERPRET, offset });
+        let (first, second) = unsafe { ((*self.block).stamp, (*self.block).second) };
+        for stamp in [Some(first), second.map(|second| second.stamp)].into_iter().flatten() {
+            let (cell, generation) = stamp.parts();
+            self.asm.mov_imm(host::RCX, cell as u64);
+            self.asm.cmp_mem_imm(Mem::Base(host::RCX, 0), generation);
+            let patch = self.asm.jcc(cc::NE);
+            self.stubs.push(Stub::Exit { patch, reason: exit::INTERPRET, offset });
+        }
         let near = self.asm.here();
         if needs & VECTOR_UNITS != 0 {
             self.asm.test_mem_imm(place::VECTORS_MISSING, needs);
@@ -186,7 +195,8 @@ impl Emitter<'_> {
                 self.stubs.push(Stub::Exit { patch, reason: exit::LOOK, offset });
             }
         }
-        if !(0..PAGE as i32).contains(&offset) {
+        // An instruction near the end of the page may run into the next one, which only a full lookup vouches for.
+        if !LINKED.contains(&offset) {
             self.asm.load(host::RAX, place::PAGE_IP);
             self.asm.lea(host::RAX, Mem::Base(host::RAX, offset));
             self.jump_far();
@@ -238,8 +248,7 @@ impl Emitter<'_> {
         let next = self.page_offset(insn.next_ip())?;
         self.need_flags();
         let taken = self.asm.jcc(moves::condition_code(insn));
-        let near = (0..PAGE as i32).contains(&target);
-        if near && !self.context.counts {
+        if LINKED.contains(&target) && !self.context.counts {
             self.link(taken, target, 1);
             self.edge(next, 0, count);
         } else {

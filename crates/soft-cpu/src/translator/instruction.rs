@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpCodeOpe
 
 use super::asm::{Mem, host};
 use super::emit::{Emitter, Flags, Stub};
+use super::frame::place;
 use super::registers::{Home, home, is_high_byte, number, sized, state};
 use crate::decode::flags::{ARITHMETIC, is_variable_shift};
 use crate::native::InPlace;
@@ -159,7 +160,8 @@ impl Emitter<'_> {
         }
         let register = match insn.op0_kind() {
             OpKind::Register if insn.op0_register().is_gpr64() => Some(insn.op0_register()),
-            OpKind::Register | OpKind::Memory => return None,
+            OpKind::Register => return None,
+            OpKind::Memory => return self.push_memory(insn, facts),
             _ => None,
         };
         self.sync_flags();
@@ -174,6 +176,25 @@ impl Emitter<'_> {
                 self.asm.raw(&(insn.immediate(0) as i32).to_le_bytes());
             }
         }
+        self.asm.lea(host::R15, Mem::Base(host::R15, -8));
+        self.slow(insn, facts, patches)
+    }
+
+    /// PUSH of a 64-bit operand in memory.
+    fn push_memory(&mut self, insn: &Instruction, facts: &Facts) -> Option<()> {
+        let (mark, flags) = (self.asm.here(), self.flags);
+        self.sync_flags();
+        if self.address(insn).is_none() {
+            self.asm.bytes.truncate(mark);
+            self.flags = flags;
+            return None;
+        }
+        let mut patches = self.translate(false, 8, 0);
+        self.asm.load(host::RAX, Mem::Base(host::RAX, 0));
+        self.asm.store(place::SPILL, host::RAX);
+        patches.extend(self.stack_slot());
+        self.asm.load(host::RCX, place::SPILL);
+        self.asm.store(Mem::Base(host::RAX, 0), host::RCX);
         self.asm.lea(host::R15, Mem::Base(host::R15, -8));
         self.slow(insn, facts, patches)
     }

@@ -225,7 +225,7 @@ impl Cpu {
         if runs < threshold.saturating_add(changes.saturating_mul(threshold)).min(1 << 16) {
             return None;
         }
-        if self.code_size != CodeSize::Bits64 || !block_ref.is_linkable() || block_ref.is_single() {
+        if self.code_size != CodeSize::Bits64 || block_ref.is_single() {
             block_ref.translation = Translation::Never;
             return None;
         }
