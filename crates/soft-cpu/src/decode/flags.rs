@@ -20,6 +20,11 @@ pub(super) fn live_flags(instructions: &[Instruction]) -> Vec<bool> {
 /// For each instruction, the flags that may be read after it before they are set again, in the notation of
 /// [`RflagsBits`].
 pub(crate) fn flags_live_after(instructions: &[Instruction]) -> Vec<u32> {
+    flags_live(instructions).0
+}
+
+/// The flags that may be read after each instruction, and those that may be read before the first.
+pub(crate) fn flags_live(instructions: &[Instruction]) -> (Vec<u32>, u32) {
     let mut live = ARITHMETIC;
     let mut result = vec![live; instructions.len()];
     for (index, insn) in instructions.iter().enumerate().rev() {
@@ -32,7 +37,7 @@ pub(crate) fn flags_live_after(instructions: &[Instruction]) -> Vec<u32> {
             live = ARITHMETIC;
         }
     }
-    result
+    (result, live)
 }
 
 /// Shifts and rotates by CL change no flag if the count is zero.

@@ -233,6 +233,13 @@ impl Asm {
         Patch(self.here() - 4)
     }
 
+    /// Jumps to a place that is filled in later unless RCX is zero. Keeps the flags.
+    pub fn jmp_unless_rcx_is_zero(&mut self) -> Patch {
+        // jrcxz over the jump
+        self.raw(&[0xe3, 5]);
+        self.jmp()
+    }
+
     /// `jmp [mem]`.
     pub fn jmp_mem(&mut self, mem: Mem) {
         self.op_mem(false, &[0xff], 4, mem);

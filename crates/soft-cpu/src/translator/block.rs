@@ -4,24 +4,29 @@
 //! far:     RAX holds the address mixed with the jump tag       from remembered jumps
 //!          page_ip = address less the block's offset
 //! checked: attention? still the bytes that were decoded?       from backward jumps within the page
+//! hot:     like checked, but the flags are in the host's       from backward jumps, if the block sets them before use
 //! near:    units open, vectors loaded?                         from forward jumps within the page, and from Rust
 //!          instructions
 //!          flags to the CPU's state
 //!          jump(s), each patched to its target once that is translated
 //! ```
 
-use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
+use iced_x86::{
+    Encoder, FlowControl, Instruction, InstructionInfo, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+};
 
 use super::asm::{Asm, Mem, Patch, cc, host};
-use super::emit::{Context, Emitter, Flags, Link, Stub};
+use super::emit::{Context, Emitter, Link, Slow, Stub};
+use super::flags::{FlagUse, Flags};
 use super::frame::place;
 use super::instruction::Facts;
 use super::registers::{Home, home, number, state};
 use super::thunks::exit;
-use crate::block::Block;
-use crate::decode::flags::flags_live_after;
+use crate::block::{Block, key};
+use crate::cpu::CodeSize;
+use crate::decode::flags::flags_live;
 use crate::decode::has_memory;
-use crate::mmu::PAGE;
+use crate::mmu::{PAGE, PAGE_MASK};
 use crate::native::{InPlace, NativePool};
 use crate::ops::moves;
 
@@ -36,6 +41,8 @@ pub(super) struct Translated {
     pub code: Vec<u8>,
     pub far: usize,
     pub checked: usize,
+    /// Like `checked`, for flags that are in the host's only.
+    pub hot: Option<usize>,
     pub near: usize,
     /// Bits of [`crate::Cpu::closed`] under which the block must be interpreted.
     pub needs: u8,
@@ -55,13 +62,13 @@ pub(super) fn translate(block: *mut Block, pool: &NativePool, base: u64, context
         block,
         decoded_at: first.ip(),
         offset,
-        flags: Flags { in_host: false, in_state: true },
+        flags: Flags::IN_STATE,
         stubs: Vec::new(),
         encoder: Encoder::try_new(64).ok()?,
     };
-    let facts = facts(instructions, pool);
+    let (facts, live) = facts(instructions, pool);
     let needs = facts.iter().filter_map(|f| f.in_place).fold(0, |needs, in_place| needs | in_place.needs);
-    let (far, checked, near) = emitter.entries(needs);
+    let [far, checked, hot, near] = emitter.entries(needs, live == 0);
     let last = instructions.len() - 1;
     let mut factory = InstructionInfoFactory::new();
     for (index, (insn, facts)) in instructions.iter().zip(&facts).enumerate() {
@@ -70,17 +77,18 @@ pub(super) fn translate(block: *mut Block, pool: &NativePool, base: u64, context
         } else {
             emitter.instruction(insn, facts, &mut factory)?;
             if index == last {
-                emitter.sync_flags();
                 let next = emitter.page_offset(insn.next_ip())?;
                 emitter.edge(next, 0, instructions.len() as u32);
             }
         }
     }
-    Some(Translated { code: emitter.finish(), far, checked, near, needs })
+    let hot = (live == 0 && needs == 0).then_some(hot);
+    Some(Translated { code: emitter.finish(), far, checked, hot, near, needs })
 }
 
-fn facts(instructions: &[Instruction], pool: &NativePool) -> Vec<Facts> {
-    let live = flags_live_after(instructions);
+/// What is known of each instruction, and the flags that are read before the first sets them.
+fn facts(instructions: &[Instruction], pool: &NativePool) -> (Vec<Facts>, u32) {
+    let (live, before) = flags_live(instructions);
     let mut facts: Vec<Facts> = instructions
         .iter()
         .zip(live)
@@ -91,7 +99,7 @@ fn facts(instructions: &[Instruction], pool: &NativePool) -> Vec<Facts> {
         facts.loads_vectors = later;
         later |= facts.in_place.is_some_and(|in_place| in_place.needs & VECTOR_UNITS != 0);
     }
-    facts
+    (facts, before)
 }
 
 /// What it takes to run an instruction in place; `None` for those that Rust runs.
@@ -132,29 +140,57 @@ fn is_integer(insn: &Instruction) -> bool {
         || insn.mnemonic() == Imul && insn.op_count() > 1
 }
 
+/// Integer code: a block of such instructions needs no unit to be open.
+fn is_plain(insn: &Instruction) -> bool {
+    insn.cpuid_features().iter().all(|feature| {
+        use iced_x86::CpuidFeature::*;
+        matches!(feature, INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | BMI1 | BMI2 | MULTIBYTENOP)
+    })
+}
+
 fn is_nothing(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32)
 }
 
 impl Emitter<'_> {
-    /// Emits the entries; returns where they are.
-    fn entries(&mut self, needs: u8) -> (usize, usize, usize) {
+    /// Emits the entries; returns where they are. With `kills`, the block sets all flags before it reads them.
+    fn entries(&mut self, needs: u8, kills: bool) -> [usize; 4] {
         let offset = self.offset;
+        // SAFETY: the block is live.
+        let (first, second) = unsafe { ((*self.block).stamp, (*self.block).second) };
+        let stamps: Vec<_> = [Some(first), second.map(|second| second.stamp)].into_iter().flatten().collect();
         let far = self.asm.here();
         self.asm.op_mem(true, &[super::asm::opcode::XOR], host::RAX, place::JUMP_TAG);
         self.asm.lea(host::RAX, Mem::Base(host::RAX, -offset));
         self.asm.store(place::PAGE_IP, host::RAX);
         let checked = self.asm.here();
         let patch = self.check_attention();
-        self.stubs.push(Stub::Exit { patch, reason: exit::LOOK, offset });
-        // SAFETY: the block is live.
-        let (first, second) = unsafe { ((*self.block).stamp, (*self.block).second) };
-        for stamp in [Some(first), second.map(|second| second.stamp)].into_iter().flatten() {
+        self.stubs.push(Stub::Exit { patch, reason: exit::LOOK, offset, hot: false });
+        for stamp in &stamps {
             let (cell, generation) = stamp.parts();
             self.asm.mov_imm(host::RCX, cell as u64);
             self.asm.cmp_mem_imm(Mem::Base(host::RCX, 0), generation);
             let patch = self.asm.jcc(cc::NE);
-            self.stubs.push(Stub::Exit { patch, reason: exit::INTERPRET, offset });
+            self.stubs.push(Stub::Exit { patch, reason: exit::INTERPRET, offset, hot: false });
+        }
+        let mut hot = 0;
+        if kills && needs == 0 {
+            let over = self.asm.jmp();
+            hot = self.asm.here();
+            self.asm.load(host::RCX, place::ATTENTION);
+            self.asm.op_mem(false, &[super::asm::opcode::MOV_LOAD], host::RCX, Mem::Base(host::RCX, 0));
+            let patch = self.asm.jmp_unless_rcx_is_zero();
+            self.stubs.push(Stub::Exit { patch, reason: exit::LOOK, offset, hot: true });
+            for stamp in &stamps {
+                let (cell, generation) = stamp.parts();
+                self.asm.mov_imm(host::RCX, cell as u64);
+                self.asm.op_mem(false, &[super::asm::opcode::MOV_LOAD], host::RCX, Mem::Base(host::RCX, 0));
+                let minus = (generation as i32).wrapping_neg();
+                self.asm.op_mem(false, &[super::asm::opcode::LEA], host::RCX, Mem::Base(host::RCX, minus));
+                let patch = self.asm.jmp_unless_rcx_is_zero();
+                self.stubs.push(Stub::Exit { patch, reason: exit::INTERPRET, offset, hot: true });
+            }
+            self.asm.bind_here(over);
         }
         let near = self.asm.here();
         if needs & VECTOR_UNITS != 0 {
@@ -165,9 +201,26 @@ impl Emitter<'_> {
         } else if needs != 0 {
             self.asm.test_mem_imm(place::CLOSED, needs);
             let patch = self.asm.jcc(cc::NE);
-            self.stubs.push(Stub::Exit { patch, reason: exit::INTERPRET, offset });
+            self.stubs.push(Stub::Exit { patch, reason: exit::INTERPRET, offset, hot: false });
         }
-        (far, checked, near)
+        [far, checked, hot, near]
+    }
+
+    /// Whether the code at an offset of the page sets all flags before anything reads them.
+    fn kills_flags(&mut self, offset: i32) -> bool {
+        if self.context.counts || !LINKED.contains(&offset) {
+            return false;
+        }
+        // SAFETY: the block is live.
+        let page = unsafe { (*self.block).gpa() } & PAGE_MASK;
+        let Some(target) = self.context.blocks.get(key(page | offset as u64, CodeSize::Bits64, false)) else {
+            return false;
+        };
+        // SAFETY: the cache returned a live block.
+        let target = unsafe { &*target };
+        target.is_linkable()
+            && flags_live(&target.instructions).1 == 0
+            && !target.instructions.iter().any(|insn| !is_plain(insn))
     }
 
     fn instruction(&mut self, insn: &Instruction, facts: &Facts, factory: &mut InstructionInfoFactory) -> Option<()> {
@@ -175,24 +228,61 @@ impl Emitter<'_> {
             // A hint, or a prefetch.
             return Some(());
         }
+        let info = factory.info(insn);
+        let spoils = self.before_writing(insn, facts, info);
         let done = match insn.mnemonic() {
             Mnemonic::Lea => self.lea(insn),
             Mnemonic::Push => self.push(insn, facts),
             Mnemonic::Pop => self.pop(insn, facts),
             Mnemonic::Leave => self.leave(insn, facts),
-            _ => self.in_place(insn, facts, factory.info(insn)),
+            _ => self.in_place(insn, facts, info),
         };
         match done {
-            Some(()) => Some(()),
-            None => self.call_site(insn, facts.loads_vectors),
+            Some(()) => {}
+            None => self.call_site(insn, facts.loads_vectors)?,
         }
+        if spoils {
+            self.flags.recipe = None;
+        }
+        Some(())
+    }
+
+    /// Saves the flags if `insn` overwrites what they could be computed from; true if it does so and leaves no recipe of
+    /// its own.
+    fn before_writing(&mut self, insn: &Instruction, facts: &Facts, info: &InstructionInfo) -> bool {
+        let Some(recipe) = self.flags.recipe else { return false };
+        let written = info
+            .used_registers()
+            .iter()
+            .filter(|used| used.register().is_gpr() && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead))
+            .filter_map(|used| match home(number(used.register())) {
+                Home::Host(register) => Some(1_u16 << register),
+                Home::State => None,
+            })
+            .fold(0, |all, one| all | one);
+        if recipe.reads & written == 0 {
+            return false;
+        }
+        let flags = FlagUse::of(insn, facts.live);
+        let looks_up = has_memory(insn) && insn.mnemonic() != Mnemonic::Lea || insn.is_stack_instruction();
+        if flags.passes && !self.flags.in_state && (looks_up || !self.flags.in_host) {
+            self.sync_flags();
+        }
+        !flags.sets
     }
 
     /// A jump to an offset from the page's start, by the block's end `end`.
     fn edge(&mut self, offset: i32, end: u32, count: u32) {
+        if !self.flags.in_state && self.kills_flags(offset) {
+            self.need_flags();
+            let patch = self.asm.jmp();
+            self.link(patch, offset, end, true);
+            return;
+        }
+        self.sync_flags();
         if self.context.counts {
             for patch in self.count(count) {
-                self.stubs.push(Stub::Exit { patch, reason: exit::LOOK, offset });
+                self.stubs.push(Stub::Exit { patch, reason: exit::LOOK, offset, hot: false });
             }
         }
         // An instruction near the end of the page may run into the next one, which only a full lookup vouches for.
@@ -203,20 +293,19 @@ impl Emitter<'_> {
             return;
         }
         let patch = self.asm.jmp();
-        self.link(patch, offset, end);
+        self.link(patch, offset, end, false);
     }
 
     /// Makes the jump of `patch` one that is led to its target once that is translated.
-    fn link(&mut self, patch: Patch, offset: i32, end: u32) {
+    fn link(&mut self, patch: Patch, offset: i32, end: u32, hot: bool) {
         let at = (self.base + patch.0 as u64) as *const u8;
         let link = self.context.links.len() as u32;
-        self.context.links.push(Link { at, block: self.block, end, backward: offset <= self.offset });
-        self.stubs.push(Stub::Link { patch, link, offset });
+        self.context.links.push(Link { at, block: self.block, end, hot, backward: offset <= self.offset });
+        self.stubs.push(Stub::Link { patch, link, offset, hot });
     }
 
     /// The branch that ends the block.
     fn branch(&mut self, insn: &Instruction, count: u32) -> Option<()> {
-        self.sync_flags();
         if insn.is_jcc_short_or_near() {
             return self.conditional(insn, count);
         }
@@ -225,6 +314,7 @@ impl Emitter<'_> {
             self.edge(target, 0, count);
             return Some(());
         }
+        self.sync_flags();
         if insn.is_call_near() {
             return self.call(insn, count);
         }
@@ -247,9 +337,13 @@ impl Emitter<'_> {
         let target = self.page_offset(insn.near_branch_target())?;
         let next = self.page_offset(insn.next_ip())?;
         self.need_flags();
+        let hot = !self.flags.in_state && self.kills_flags(target);
+        if !hot {
+            self.sync_flags();
+        }
         let taken = self.asm.jcc(moves::condition_code(insn));
         if LINKED.contains(&target) && !self.context.counts {
-            self.link(taken, target, 1);
+            self.link(taken, target, 1, hot);
             self.edge(next, 0, count);
         } else {
             self.edge(next, 0, count);
@@ -262,7 +356,8 @@ impl Emitter<'_> {
     /// A site whose operation ends the block.
     fn slow_end(&mut self, insn: &Instruction, patches: Vec<Patch>) -> Option<()> {
         let site = self.site(insn)?;
-        self.stubs.push(Stub::Slow { patches, site, done: None, loads_flags: false, loads_vectors: false });
+        let slow = Slow { patches, site, recipe: None, done: None, loads_flags: false, loads_vectors: false };
+        self.stubs.push(Stub::Slow(slow));
         Some(())
     }
 

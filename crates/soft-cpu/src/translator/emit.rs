@@ -5,9 +5,11 @@ use std::mem::offset_of;
 use iced_x86::{Encoder, Instruction, OpKind, Register};
 
 use super::asm::{Asm, Mem, Patch, cc, group, host, opcode};
+use super::flags::{Flags, Recipe};
 use super::frame::{JUMP_MASK, JUMP_SHIFT, Jump, NOT_LOADED, place};
 use super::registers::{Home, home, number, state};
 use super::thunks::{Thunks, exit};
+use crate::block::BlockCache;
 use crate::cpu::{Cpu, slot};
 use crate::mmu::{Entry, PAGE, TlbSet};
 use crate::system::operand::segment_index;
@@ -27,35 +29,41 @@ pub(super) struct Link {
     pub block: *mut crate::block::Block,
     /// Which of the block's ends: 0 or 1.
     pub end: u32,
+    /// The flags are in the host's only, and the target does not read them.
+    pub hot: bool,
     /// The jump may close a loop, so that pending work must be looked at behind it.
     pub backward: bool,
-}
-
-/// Where the arithmetic flags are.
-#[derive(Clone, Copy)]
-pub(super) struct Flags {
-    /// In the host's.
-    pub in_host: bool,
-    /// Their image in the CPU's state.
-    pub in_state: bool,
 }
 
 /// Code that is reached rarely, put after the block's own.
 pub(super) enum Stub {
     /// The instruction's operations are run by Rust; then back to `done`.
-    Slow { patches: Vec<Patch>, site: u32, done: Option<usize>, loads_flags: bool, loads_vectors: bool },
-    /// Out, to `rip` = page + offset.
-    Exit { patch: Patch, reason: u32, offset: i32 },
+    Slow(Slow),
+    /// Out, to `rip` = page + offset; `hot` if the flags are in the host's only.
+    Exit { patch: Patch, reason: u32, offset: i32, hot: bool },
     /// Out by a link.
-    Link { patch: Patch, link: u32, offset: i32 },
+    Link { patch: Patch, link: u32, offset: i32, hot: bool },
     /// Out, to the address in RAX, which is mixed with the jump tag.
     Mixed { patch: Patch, reason: u32 },
     /// Loads the vector registers, and tests again that the units are open.
     Vectors { patch: Patch, back: usize, needs: u8, offset: i32 },
 }
 
+/// A call into Rust that happens rarely.
+pub(super) struct Slow {
+    pub patches: Vec<Patch>,
+    pub site: u32,
+    /// How to get the flags that Rust must see, if the CPU's state does not hold them.
+    pub recipe: Option<Recipe>,
+    /// Where to go on; `None` for operations that end the block.
+    pub done: Option<usize>,
+    pub loads_flags: bool,
+    pub loads_vectors: bool,
+}
+
 /// What stays the same for all blocks of a CPU.
 pub(super) struct Context<'a> {
+    pub blocks: &'a mut BlockCache,
     pub thunks: Thunks,
     pub sites: &'a mut Vec<Site>,
     pub links: &'a mut Vec<Link>,
@@ -91,17 +99,52 @@ impl Emitter<'_> {
 
     /// Makes sure that the CPU's state holds the flags. May destroy RAX.
     pub fn sync_flags(&mut self) {
-        if self.flags.in_host && !self.flags.in_state {
+        if self.flags.in_state {
+            return;
+        }
+        if let (false, Some(recipe)) = (self.flags.in_host, self.flags.recipe) {
+            recipe.emit(&mut self.asm);
+            self.flags.in_host = true;
+        }
+        if self.flags.in_host {
             self.asm.store_flags(place::FLAGS);
             self.flags.in_state = true;
         }
     }
 
+    /// Makes sure that the flags survive a lookup of memory: in the CPU's state, or by the recipe returned, which the
+    /// slow path must follow. May destroy RAX.
+    pub fn guard_flags(&mut self) -> Option<Recipe> {
+        if !self.flags.in_state && self.flags.recipe.is_some() {
+            return self.flags.recipe;
+        }
+        self.sync_flags();
+        None
+    }
+
     /// Makes sure that the host's flags are the guest's. May destroy RAX.
     pub fn need_flags(&mut self) {
-        if !self.flags.in_host {
-            self.asm.load_flags(place::FLAGS);
-            self.flags.in_host = true;
+        if self.flags.in_host {
+            return;
+        }
+        match self.flags.recipe {
+            Some(recipe) if recipe.short || !self.flags.in_state => recipe.emit(&mut self.asm),
+            _ => self.asm.load_flags(place::FLAGS),
+        }
+        self.flags.in_host = true;
+    }
+
+    /// Makes sure that the host's carry is the guest's; the other flags need not be.
+    pub fn need_carry(&mut self) {
+        if self.flags.in_host {
+            return;
+        }
+        if self.flags.in_state && !self.flags.recipe.is_some_and(|recipe| recipe.short) {
+            // bt dword [flags], 8
+            self.asm.op_mem(false, &[0x0f, 0xba], 4, place::FLAGS);
+            self.asm.raw(&[8]);
+        } else {
+            self.need_flags();
         }
     }
 
@@ -214,7 +257,7 @@ impl Emitter<'_> {
         if loads_vectors {
             self.asm.call_to(base, thunks.load_vectors);
         }
-        self.flags = Flags { in_host: false, in_state: true };
+        self.flags = Flags::IN_STATE;
         Some(())
     }
 
@@ -287,8 +330,12 @@ impl Emitter<'_> {
         let (base, thunks) = (self.base, self.context.thunks);
         let asm = &mut self.asm;
         match stub {
-            Stub::Slow { patches, site, done, loads_flags, loads_vectors } => {
+            Stub::Slow(Slow { patches, site, recipe, done, loads_flags, loads_vectors }) => {
                 patches.into_iter().for_each(|patch| asm.bind_here(patch));
+                if let Some(recipe) = recipe {
+                    recipe.emit(asm);
+                    asm.store_flags(place::FLAGS);
+                }
                 asm.mov_imm(host::RCX, u64::from(site));
                 asm.call_to(base, thunks.run_site);
                 if loads_vectors {
@@ -306,12 +353,18 @@ impl Emitter<'_> {
                     None => asm.raw(&[0x0f, 0x0b]),
                 }
             }
-            Stub::Exit { patch, reason, offset } => {
+            Stub::Exit { patch, reason, offset, hot } => {
                 asm.bind_here(patch);
+                if hot {
+                    asm.store_flags(place::FLAGS);
+                }
                 leave(asm, base, &thunks, reason, offset);
             }
-            Stub::Link { patch, link, offset } => {
+            Stub::Link { patch, link, offset, hot } => {
                 asm.bind_here(patch);
+                if hot {
+                    asm.store_flags(place::FLAGS);
+                }
                 asm.store_imm(place::EXIT, link);
                 leave(asm, base, &thunks, exit::LINK, offset);
             }

@@ -4,10 +4,10 @@
 use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 
 use super::asm::{Mem, host};
-use super::emit::{Emitter, Flags, Stub};
+use super::emit::{Emitter, Slow, Stub};
+use super::flags::{FlagUse, Flags, Recipe};
 use super::frame::place;
 use super::registers::{Home, home, is_high_byte, number, sized, state};
-use crate::decode::flags::{ARITHMETIC, is_variable_shift};
 use crate::native::InPlace;
 
 /// What the block knows about an instruction.
@@ -44,22 +44,6 @@ impl Plan {
     }
 }
 
-/// How an instruction treats the flags.
-struct FlagUse {
-    /// The old flags must be in the host's when it runs.
-    needs: bool,
-    sets: bool,
-}
-
-impl FlagUse {
-    fn of(insn: &Instruction, live: u32) -> FlagUse {
-        let modified = insn.rflags_modified() & ARITHMETIC;
-        let certain = if is_variable_shift(insn) { 0 } else { modified & !insn.rflags_undefined() };
-        let reads = insn.rflags_read() & ARITHMETIC != 0;
-        FlagUse { needs: reads || modified != 0 && live & ARITHMETIC & !certain != 0, sets: modified != 0 }
-    }
-}
-
 impl Emitter<'_> {
     /// Appends `insn` in place; `None`, with nothing lasting emitted, if that cannot be done.
     pub fn in_place(&mut self, insn: &Instruction, facts: &Facts, info: &InstructionInfo) -> Option<()> {
@@ -67,7 +51,7 @@ impl Emitter<'_> {
         let mut copy = without_fixed_registers(insn);
         let flags = FlagUse::of(insn, facts.live);
         let accesses = in_place.memory.is_some();
-        let plan = plan(&copy, info, accesses, flags.needs)?;
+        let plan = plan(&copy, info, accesses, flags.needs != 0)?;
         rename(&mut copy, &plan)?;
         // Everything that can fail comes before the first byte, but for the encoding itself.
         let mark = (self.asm.here(), self.flags, self.context.sites.len());
@@ -90,15 +74,18 @@ impl Emitter<'_> {
         in_place: &InPlace,
     ) -> Option<()> {
         let mut patches = Vec::new();
+        let mut recipe = None;
         if let Some(write) = in_place.memory {
-            self.sync_flags();
+            recipe = self.guard_flags();
             self.address(insn)?;
             patches = self.translate(write, in_place.len, in_place.align_mask);
             if plan.pointer == Some(host::RCX) {
                 self.asm.mov(host::RCX, host::RAX);
             }
         }
-        if flags.needs {
+        if flags.needs_carry_only() {
+            self.need_carry();
+        } else if flags.needs != 0 {
             self.need_flags();
         }
         for carrier in plan.carriers.iter().filter(|c| c.moved && c.reads) {
@@ -107,7 +94,9 @@ impl Emitter<'_> {
                 Home::State => self.asm.load(carrier.host, state(carrier.guest)),
             }
         }
+        let start = self.asm.here();
         self.encode(renamed)?;
+        let end = self.asm.here();
         for carrier in plan.carriers.iter().filter(|c| c.moved && c.writes) {
             match home(carrier.guest) {
                 Home::Host(register) => self.asm.mov(register, carrier.host),
@@ -115,17 +104,20 @@ impl Emitter<'_> {
             }
         }
         if flags.sets {
-            self.flags = Flags { in_host: true, in_state: false };
+            let plain = patches.is_empty() && plan.carriers.iter().all(|carrier| !carrier.moved);
+            let recipe = if plain { Recipe::of(renamed, &self.asm.bytes[start..end]) } else { None };
+            self.flags = Flags { in_host: true, in_state: false, recipe };
         }
         if !patches.is_empty() {
             let site = self.site(insn)?;
-            self.stubs.push(Stub::Slow {
+            self.stubs.push(Stub::Slow(Slow {
                 patches,
                 site,
+                recipe,
                 done: Some(self.asm.here()),
                 loads_flags: self.flags.in_host,
                 loads_vectors: facts.loads_vectors,
-            });
+            }));
         }
         Some(())
     }
@@ -164,7 +156,7 @@ impl Emitter<'_> {
             OpKind::Memory => return self.push_memory(insn, facts),
             _ => None,
         };
-        self.sync_flags();
+        let recipe = self.guard_flags();
         let patches = self.stack_slot();
         match register {
             Some(register) => {
@@ -177,13 +169,13 @@ impl Emitter<'_> {
             }
         }
         self.asm.lea(host::R15, Mem::Base(host::R15, -8));
-        self.slow(insn, facts, patches)
+        self.slow(insn, facts, patches, recipe)
     }
 
     /// PUSH of a 64-bit operand in memory.
     fn push_memory(&mut self, insn: &Instruction, facts: &Facts) -> Option<()> {
         let (mark, flags) = (self.asm.here(), self.flags);
-        self.sync_flags();
+        let recipe = self.guard_flags();
         if self.address(insn).is_none() {
             self.asm.bytes.truncate(mark);
             self.flags = flags;
@@ -196,7 +188,7 @@ impl Emitter<'_> {
         self.asm.load(host::RCX, place::SPILL);
         self.asm.store(Mem::Base(host::RAX, 0), host::RCX);
         self.asm.lea(host::R15, Mem::Base(host::R15, -8));
-        self.slow(insn, facts, patches)
+        self.slow(insn, facts, patches, recipe)
     }
 
     /// The host address of the slot that a push writes, into RAX.
@@ -210,7 +202,7 @@ impl Emitter<'_> {
         if insn.stack_pointer_increment() != 8 || !insn.op0_register().is_gpr64() {
             return None;
         }
-        self.sync_flags();
+        let recipe = self.guard_flags();
         self.asm.mov(host::RAX, host::R15);
         let patches = self.translate(false, 8, 0);
         self.asm.load(host::RAX, Mem::Base(host::RAX, 0));
@@ -220,7 +212,7 @@ impl Emitter<'_> {
             Home::Host(register) => self.asm.mov(register, host::RAX),
             Home::State => self.asm.store(state(guest), host::RAX),
         }
-        self.slow(insn, facts, patches)
+        self.slow(insn, facts, patches, recipe)
     }
 
     /// LEAVE in its 64-bit form.
@@ -228,20 +220,26 @@ impl Emitter<'_> {
         if insn.code() != Code::Leaveq {
             return None;
         }
-        self.sync_flags();
+        let recipe = self.guard_flags();
         self.asm.mov(host::RAX, host::RBP);
         let patches = self.translate(false, 8, 0);
         self.asm.load(host::RAX, Mem::Base(host::RAX, 0));
         self.asm.lea(host::R15, Mem::Base(host::RBP, 8));
         self.asm.mov(host::RBP, host::RAX);
-        self.slow(insn, facts, patches)
+        self.slow(insn, facts, patches, recipe)
     }
 
-    fn slow(&mut self, insn: &Instruction, facts: &Facts, patches: Vec<super::asm::Patch>) -> Option<()> {
+    fn slow(
+        &mut self,
+        insn: &Instruction,
+        facts: &Facts,
+        patches: Vec<super::asm::Patch>,
+        recipe: Option<Recipe>,
+    ) -> Option<()> {
         let site = self.site(insn)?;
         let done = Some(self.asm.here());
         let loads_vectors = facts.loads_vectors;
-        self.stubs.push(Stub::Slow { patches, site, done, loads_flags: false, loads_vectors });
+        self.stubs.push(Stub::Slow(Slow { patches, site, recipe, done, loads_flags: false, loads_vectors }));
         Some(())
     }
 }

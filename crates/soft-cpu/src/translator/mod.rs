@@ -30,6 +30,7 @@
 mod asm;
 mod block;
 mod emit;
+mod flags;
 mod frame;
 mod instruction;
 mod registers;
@@ -63,6 +64,8 @@ const TAGS: u64 = 1 << 15;
 pub(crate) struct Entries {
     far: *const u8,
     checked: *const u8,
+    /// For flags that are in the host's only, if the block does not read them.
+    hot: Option<*const u8>,
     near: *const u8,
     needs: u8,
 }
@@ -251,6 +254,7 @@ impl Cpu {
         let machine = translator.machine.as_mut()?;
         let base = machine.space.next();
         let context = Context {
+            blocks: &mut self.blocks,
             thunks: machine.thunks,
             sites: &mut translator.sites,
             links: &mut translator.links,
@@ -269,6 +273,7 @@ impl Cpu {
         Some(Entries {
             far: at(translated.far),
             checked: at(translated.checked),
+            hot: translated.hot.map(at),
             near: at(translated.near),
             needs: translated.needs,
         })
@@ -321,8 +326,14 @@ impl Cpu {
         let Some(link) = self.translator.links.get(number as usize).copied() else { return };
         // SAFETY: both blocks are live: code and links go when blocks do.
         let same_page = unsafe { (*link.block).gpa() / PAGE == (*target).gpa() / PAGE && (*link.block).is_valid() };
-        if let (true, Some(machine)) = (same_page, &mut self.translator.machine) {
-            machine.space.set_displacement(link.at, if link.backward { entries.checked } else { entries.near });
+        let entry = match (link.backward, link.hot) {
+            (true, true) => entries.hot,
+            (false, true) => entries.hot.map(|_| entries.near),
+            (true, false) => Some(entries.checked),
+            (false, false) => Some(entries.near),
+        };
+        if let (true, Some(machine), Some(entry)) = (same_page, &mut self.translator.machine, entry) {
+            machine.space.set_displacement(link.at, entry);
         }
     }
 
