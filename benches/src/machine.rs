@@ -107,7 +107,7 @@ impl Machine {
                 let accel = match self {
                     Machine::Kvm => "kvm",
                     Machine::Interpreter => "soft,translator=off",
-                    _ => "soft,translator=on",
+                    _ => "soft",
                 };
                 let mut command = Command::new(queztl);
                 command.args(["run", "--accel", accel, "--ram", &format!("{}M", boot.ram_mib), "--vcpus", &vcpus]);

@@ -148,7 +148,7 @@ pub struct RunArgs {
     /// What executes the guest: auto takes what runs Linux fastest here (see `queztl-hv doctor`)
     ///
     /// soft,clock=instructions counts instructions instead of time, so that the same guest runs the same way every
-    /// time.
+    /// time. soft,translator=off interprets all code; translator=eager translates all that can be, at its first run.
     #[arg(long, value_name = "auto|kvm|soft[,clock=…][,translator=…]", default_value = "auto", value_parser = values::accel)]
     pub accel: AccelChoice,
 

@@ -328,8 +328,9 @@ impl Cpu {
                 let cleared = self.blocks.cleared;
                 let next = self.next_block(block, flow).ok_or(Pass::Raised)?;
                 // SAFETY: the cache returned a live block.
+                let linkable = unsafe { (*next).is_linkable() };
                 if self.blocks.cleared == cleared
-                    && unsafe { (*next).is_linkable() }
+                    && linkable
                     && let Some(entries) = self.translation(next)
                 {
                     self.patch_link(link, next, entries);

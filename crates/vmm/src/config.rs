@@ -211,9 +211,9 @@ pub struct SoftOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SoftTranslator {
     /// None.
-    #[default]
     Off,
     /// What runs often.
+    #[default]
     On,
     /// All that can, as soon as it runs: slower, for tests.
     Eager,

@@ -144,7 +144,10 @@ fn is_integer(insn: &Instruction) -> bool {
 fn is_plain(insn: &Instruction) -> bool {
     insn.cpuid_features().iter().all(|feature| {
         use iced_x86::CpuidFeature::*;
-        matches!(feature, INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | BMI1 | BMI2 | MULTIBYTENOP)
+        matches!(
+            feature,
+            INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | BMI1 | BMI2 | MULTIBYTENOP
+        )
     })
 }
 

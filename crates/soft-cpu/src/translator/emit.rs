@@ -140,7 +140,8 @@ impl Emitter<'_> {
             return;
         }
         if self.flags.in_state && !self.flags.recipe.is_some_and(|recipe| recipe.short) {
-            // bt dword [flags], 8
+            // bt word [flags], 8: as wide as the store, which is forwarded then.
+            self.asm.raw(&[0x66]);
             self.asm.op_mem(false, &[0x0f, 0xba], 4, place::FLAGS);
             self.asm.raw(&[8]);
         } else {
