@@ -139,7 +139,9 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
 
 /// A stream of requests to a [`Disk`]. Requests complete in any order. Dropping the queue waits for those in flight.
 pub trait DiskQueue: Send {
-    /// Becomes readable when requests may have completed; the owner polls it.
+    /// Becomes readable when requests may have completed; the owner polls it. From [`DiskQueue::kick`] until
+    /// [`DiskQueue::completed`] has nothing more to give it may stay silent: an owner that starts requests looks for
+    /// completed ones before it waits.
     fn event(&self) -> BorrowedFd<'_>;
 
     /// How many more requests can be submitted now.

@@ -64,7 +64,8 @@ impl Ring {
         Ok(Ring { ring, event, flying, free })
     }
 
-    /// Readable when transfers may have ended.
+    /// Readable when transfers may have ended. From [`Ring::kick`] until [`Ring::reap`] has nothing more to give it stays
+    /// silent: whoever reaps anyway need not be woken for it.
     pub fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
@@ -104,6 +105,7 @@ impl Ring {
         if self.ring.submission().is_empty() {
             return Ok(());
         }
+        self.ring.completion().disable_eventfd();
         loop {
             match self.ring.submit() {
                 Ok(_) => return Ok(()),
@@ -120,7 +122,7 @@ impl Ring {
     /// The next transfer that the kernel has finished with.
     pub fn reap(&mut self) -> Option<Landing> {
         loop {
-            let (slot, code) = self.ring.completion().next().map(|entry| (entry.user_data(), entry.result()))?;
+            let (slot, code) = self.next_entry()?;
             let slot = slot as usize;
             let Some(mut flight) = self.flying.get_mut(slot).and_then(Option::take) else { continue };
             self.free.push(slot);
@@ -128,6 +130,18 @@ impl Ring {
             let result = unsafe { finish(&mut flight.transfer, code) };
             return Some(Landing { tag: flight.tag, result });
         }
+    }
+
+    /// The next completion: its place and what the kernel says. Where there is none, the event is heard again.
+    fn next_entry(&mut self) -> Option<(u64, i32)> {
+        let mut queue = self.ring.completion();
+        if queue.is_empty() && queue.eventfd_disabled() {
+            queue.enable_eventfd();
+            // What has ended before that was not told.
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            queue.sync();
+        }
+        queue.next().map(|entry| (entry.user_data(), entry.result()))
     }
 
     /// Starts everything and waits for one end at least, which [`Ring::reap`] then has.

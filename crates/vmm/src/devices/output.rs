@@ -224,6 +224,16 @@ pub(crate) mod testing {
         }
     }
 
+    impl Output {
+        /// Pushes a byte, and waits until the writer has taken it to a sink that blocks.
+        pub fn block_writer(&self) {
+            self.push(b"#");
+            while !lock(&self.shared.state).writing {
+                std::thread::yield_now();
+            }
+        }
+    }
+
     impl Write for Screen {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _gate = lock(&self.gate);
