@@ -18,7 +18,7 @@ pub(crate) const MAX_INSTRUCTIONS: usize = 64;
 /// Blocks kept before all are dropped; with their operations about 100 MiB at the very most.
 const MAX_BLOCKS: usize = 1 << 16;
 const TABLE: usize = 1 << 15;
-const JUMPS: usize = 1 << 12;
+const JUMPS: usize = 1 << 14;
 
 /// The generation of one page at the time its bytes were decoded.
 #[derive(Clone, Copy)]
@@ -64,6 +64,8 @@ pub(crate) struct Block {
     pub links: [*mut Block; 2],
     /// Instructions in the block.
     pub count: u32,
+    /// Flags that may be read before the block sets them, in the notation of [`iced_x86::RflagsBits`].
+    pub live_flags: u32,
     pub translation: Translation,
 }
 
@@ -247,7 +249,7 @@ impl BlockCache {
     }
 
     fn jump_slot(rip: u64) -> usize {
-        (rip ^ (rip >> 12)) as usize % JUMPS
+        (rip ^ (rip >> 14)) as usize % JUMPS
     }
 
     /// The block at `rip` if it was met before under the same translation.

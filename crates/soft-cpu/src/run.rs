@@ -337,13 +337,13 @@ impl Cpu {
                 }
                 Ok(next)
             }
-            Left::Indirect => {
+            Left::Indirect(slot) => {
                 if self.wants_attention() {
                     return Err(Pass::Look);
                 }
                 let next = self.look_up(std::ptr::null_mut(), Flow::Indirect).ok_or(Pass::Raised)?;
                 if let Some(entries) = self.translation(next) {
-                    self.remember_target(entries);
+                    self.remember_target(entries, slot);
                 }
                 Ok(next)
             }
@@ -370,7 +370,7 @@ impl Cpu {
         if flow == Flow::Indirect
             && let Some(entries) = self.translation(next)
         {
-            self.remember_target(entries);
+            self.remember_target(entries, None);
         }
         Ok(next)
     }

@@ -12,18 +12,14 @@ pub(crate) const ARITHMETIC: u32 =
 
 /// For each instruction, whether the flags it sets may be read before they are all set again. An instruction that
 /// can fault counts as reading them: the handler sees RFLAGS.
-pub(super) fn live_flags(instructions: &[Instruction]) -> Vec<bool> {
-    let live = flags_live_after(instructions);
-    instructions.iter().zip(live).map(|(insn, live)| insn.rflags_modified() & live != 0).collect()
+/// Beside it, the flags that may be read before the first instruction sets them.
+pub(super) fn live_flags(instructions: &[Instruction]) -> (Vec<bool>, u32) {
+    let (live, before) = flags_live(instructions);
+    (instructions.iter().zip(live).map(|(insn, live)| insn.rflags_modified() & live != 0).collect(), before)
 }
 
-/// For each instruction, the flags that may be read after it before they are set again, in the notation of
-/// [`RflagsBits`].
-pub(crate) fn flags_live_after(instructions: &[Instruction]) -> Vec<u32> {
-    flags_live(instructions).0
-}
-
-/// The flags that may be read after each instruction, and those that may be read before the first.
+/// The flags that may be read after each instruction before they are set again, and those that may be read before the
+/// first, in the notation of [`RflagsBits`].
 pub(crate) fn flags_live(instructions: &[Instruction]) -> (Vec<u32>, u32) {
     let mut live = ARITHMETIC;
     let mut result = vec![live; instructions.len()];

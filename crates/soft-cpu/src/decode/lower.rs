@@ -68,9 +68,11 @@ pub(super) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    pub fn lower(&mut self) {
+    /// Makes the operations; returns the flags that may be read before the block sets them.
+    pub fn lower(&mut self) -> u32 {
         let mut closed = false;
-        for (index, live) in flags::live_flags(&self.instructions).into_iter().enumerate() {
+        let (live, before) = flags::live_flags(&self.instructions);
+        for (index, live) in live.into_iter().enumerate() {
             if self.fused(index) {
                 closed = true;
                 break;
@@ -88,6 +90,7 @@ impl Builder<'_> {
             op.imm = end;
             self.ops.push(op);
         }
+        before
     }
 
     /// Appends the operations of one instruction; true if they end the block.

@@ -76,13 +76,13 @@ impl Cpu {
             ops: Vec::with_capacity(instructions.len() + 2),
             instructions: instructions.into(),
         };
-        builder.lower();
+        let live_flags = builder.lower();
         let (ops, instructions) = (builder.ops.into_boxed_slice(), builder.instructions);
         let count = instructions.len().max(1) as u32;
         let links = [std::ptr::null_mut(); 2];
         let key = key(gpa, code, single);
         let translation = Translation::Counting(0);
-        Ok(self.blocks.insert(Block { ops, instructions, key, stamp, second, links, count, translation }))
+        Ok(self.blocks.insert(Block { ops, instructions, key, stamp, second, links, count, live_flags, translation }))
     }
 
     /// Copies the code bytes from `gpa` to the end of its page, after making sure that every later write to them will

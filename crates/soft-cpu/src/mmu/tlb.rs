@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::state::{bits, rflags};
 
 /// Data entries of a set, a power of two.
-pub(crate) const ENTRIES: usize = 1024;
+pub(crate) const ENTRIES: usize = 2048;
 /// Instruction entries of a set, a power of two.
 pub(crate) const EXEC_ENTRIES: usize = 256;
 /// A tag that no page has.

@@ -222,7 +222,7 @@ impl Emitter<'_> {
         // SAFETY: the cache returned a live block.
         let target = unsafe { &*target };
         target.is_linkable()
-            && flags_live(&target.instructions).1 == 0
+            && target.live_flags == 0
             && !target.instructions.iter().any(|insn| !is_plain(insn))
     }
 

@@ -6,7 +6,7 @@ use iced_x86::{Encoder, Instruction, OpKind, Register};
 
 use super::asm::{Asm, Mem, Patch, cc, group, host, opcode};
 use super::flags::{Flags, Recipe};
-use super::frame::{JUMP_MASK, JUMP_SHIFT, Jump, NOT_LOADED, place};
+use super::frame::{JUMP_FOLD, JUMP_MASK, JUMP_SHIFT, Jump, NO_JUMP, NOT_LOADED, SLOTS, place};
 use super::registers::{Home, home, number, state};
 use super::thunks::{Thunks, exit};
 use crate::block::BlockCache;
@@ -45,6 +45,8 @@ pub(super) enum Stub {
     Link { patch: Patch, link: u32, offset: i32, hot: bool },
     /// Out, to the address in RAX, which is mixed with the jump tag.
     Mixed { patch: Patch, reason: u32 },
+    /// The same, from a jump that remembers its target in a slot of its own.
+    Slot { patch: Patch, slot: u32 },
     /// Loads the vector registers, and tests again that the units are open.
     Vectors { patch: Patch, back: usize, needs: u8, offset: i32 },
 }
@@ -61,12 +63,51 @@ pub(super) struct Slow {
     pub loads_vectors: bool,
 }
 
+/// Targets that jumps to other pages remember, one each.
+pub(super) struct Slots {
+    jumps: Box<[Jump]>,
+    used: usize,
+}
+
+impl Default for Slots {
+    fn default() -> Slots {
+        // SAFETY: all-zero bytes are `NO_JUMP`; the memory is the host's zero pages until it is used.
+        Slots { jumps: unsafe { Box::new_zeroed_slice(SLOTS).assume_init() }, used: 0 }
+    }
+}
+
+impl Slots {
+    /// A slot that is free until all are cleared, and its address.
+    fn take(&mut self) -> Option<(u32, u64)> {
+        let slot = self.used;
+        let address = self.jumps.get(slot)? as *const Jump as u64;
+        self.used += 1;
+        Some((slot as u32, address))
+    }
+
+    /// Sets a slot, unless all have become free since.
+    pub fn set(&mut self, slot: u32, jump: Jump) {
+        if let Some(place) = self.jumps[..self.used].get_mut(slot as usize) {
+            *place = jump;
+        }
+    }
+
+    /// No slot remembers anything; with `free`, no slot is taken either.
+    pub fn clear(&mut self, free: bool) {
+        self.jumps[..self.used].fill(NO_JUMP);
+        if free {
+            self.used = 0;
+        }
+    }
+}
+
 /// What stays the same for all blocks of a CPU.
 pub(super) struct Context<'a> {
     pub blocks: &'a mut BlockCache,
     pub thunks: Thunks,
     pub sites: &'a mut Vec<Site>,
     pub links: &'a mut Vec<Link>,
+    pub slots: &'a mut Slots,
     /// Instructions are counted exactly.
     pub counts: bool,
     pub bmi2: bool,
@@ -280,8 +321,8 @@ impl Emitter<'_> {
     pub fn look_up(&mut self) -> Patch {
         let asm = &mut self.asm;
         asm.mov_32(host::RCX, host::RAX);
-        // shr ecx, 8; xor ecx, eax; shl ecx, JUMP_SHIFT
-        asm.raw(&[0xc1, 0xe9, 8, 0x31, 0xc1, 0xc1, 0xe1, JUMP_SHIFT]);
+        // shr ecx, JUMP_FOLD; xor ecx, eax; shl ecx, JUMP_SHIFT
+        asm.raw(&[0xc1, 0xe9, JUMP_FOLD, 0x31, 0xc1, 0xc1, 0xe1, JUMP_SHIFT]);
         asm.group_imm(false, group::AND, host::RCX, JUMP_MASK);
         asm.op_mem(true, &[opcode::ADD], host::RCX, place::JUMPS);
         asm.op_mem(true, &[opcode::XOR], host::RAX, place::JUMP_TAG);
@@ -294,10 +335,21 @@ impl Emitter<'_> {
         self.asm.jmp_mem(Mem::Base(host::RCX, offset_of!(Jump, code) as i32));
     }
 
-    /// Goes to the address in RAX, which is known to be canonical.
+    /// Goes to the address in RAX, which is known to be canonical and the same each time under one mapping.
     pub fn jump_far(&mut self) {
-        let patch = self.look_up();
-        self.stubs.push(Stub::Mixed { patch, reason: exit::INDIRECT });
+        let slots = &mut *self.context.slots;
+        let Some((slot, address)) = slots.take() else {
+            let patch = self.look_up();
+            self.stubs.push(Stub::Mixed { patch, reason: exit::INDIRECT });
+            self.jump_to_slot();
+            return;
+        };
+        let asm = &mut self.asm;
+        asm.op_mem(true, &[opcode::XOR], host::RAX, place::JUMP_TAG);
+        asm.mov_imm(host::RCX, address);
+        asm.op_mem(true, &[opcode::CMP], host::RAX, Mem::Base(host::RCX, offset_of!(Jump, key) as i32));
+        let patch = asm.jcc(cc::NE);
+        self.stubs.push(Stub::Slot { patch, slot });
         self.jump_to_slot();
     }
 
@@ -374,6 +426,14 @@ impl Emitter<'_> {
                 asm.op_mem(true, &[opcode::XOR], host::RAX, place::JUMP_TAG);
                 asm.store(place::RIP, host::RAX);
                 asm.mov_imm(host::RAX, u64::from(reason));
+                asm.jmp_to(base, thunks.leave);
+            }
+            Stub::Slot { patch, slot } => {
+                asm.bind_here(patch);
+                asm.op_mem(true, &[opcode::XOR], host::RAX, place::JUMP_TAG);
+                asm.store(place::RIP, host::RAX);
+                asm.store_imm(place::EXIT, slot);
+                asm.mov_imm(host::RAX, u64::from(exit::SLOT));
                 asm.jmp_to(base, thunks.leave);
             }
             Stub::Vectors { patch, back, needs, offset } => {

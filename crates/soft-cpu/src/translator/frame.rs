@@ -67,12 +67,18 @@ pub(crate) struct Jump {
 }
 
 /// Remembered jump targets, a power of two.
-pub(super) const JUMPS: usize = 1 << 12;
-pub(super) const NO_JUMP: Jump = Jump { key: u64::MAX, code: std::ptr::null() };
+pub(super) const JUMPS: usize = 1 << 14;
+/// No address has this key under any tag, since tags are never zero.
+pub(super) const NO_JUMP: Jump = Jump { key: 0, code: std::ptr::null() };
+/// Jumps to other pages that remember their target themselves.
+pub(super) const SLOTS: usize = 1 << 16;
+
+/// How far an address is folded onto itself: no two instructions in as many bytes as there are slots collide.
+pub(super) const JUMP_FOLD: u8 = JUMPS.trailing_zeros() as u8;
 
 /// The slot of `rip`; generated code computes the same.
 pub(super) fn jump_slot(rip: u64) -> usize {
-    (rip ^ (rip >> 8)) as usize % JUMPS
+    (rip ^ (rip >> JUMP_FOLD)) as usize % JUMPS
 }
 
 /// Byte offset mask of a slot.

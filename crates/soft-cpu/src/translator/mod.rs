@@ -45,7 +45,7 @@ use crate::code_space::CodeSpace;
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::mmu::{PAGE, PAGE_MASK};
 use crate::op::{Flow, Op};
-use emit::{Context, Link, Site};
+use emit::{Context, Link, Site, Slots};
 pub(crate) use frame::Frame;
 use frame::{JUMPS, Jump, NO_JUMP, NOT_LOADED, jump_slot};
 use thunks::{Enter, Thunks, exit};
@@ -103,6 +103,7 @@ pub(crate) struct Translator {
     sites: Vec<Site>,
     links: Vec<Link>,
     jumps: Box<[Jump]>,
+    slots: Slots,
     last_tag: u64,
     /// [`crate::block::BlockCache::cleared`] when the present code was begun.
     cleared: u64,
@@ -137,6 +138,7 @@ impl Default for Translator {
             sites: Vec::new(),
             links: Vec::new(),
             jumps: vec![NO_JUMP; JUMPS].into(),
+            slots: Slots::default(),
             last_tag: 0,
             cleared: 0,
             statistics: TranslatorStatistics::default(),
@@ -150,8 +152,8 @@ pub(crate) enum Left {
     Operation(*mut Block, Flow, *const Op),
     /// At the end of a block, to a target in the same page. The number is for [`Cpu::patch_link`].
     Link(*mut Block, Flow, u32),
-    /// At the end of a block, to another page.
-    Indirect,
+    /// At the end of a block, to another page; by a jump that remembers its target in this slot.
+    Indirect(Option<u32>),
     /// Something may want attention.
     Look,
     /// The block at `rip` must be looked up anew and interpreted this time.
@@ -258,6 +260,7 @@ impl Cpu {
             thunks: machine.thunks,
             sites: &mut translator.sites,
             links: &mut translator.links,
+            slots: &mut translator.slots,
             counts,
             bmi2: machine.bmi2,
         };
@@ -287,6 +290,7 @@ impl Cpu {
         translator.sites.clear();
         translator.links.clear();
         translator.jumps.fill(NO_JUMP);
+        translator.slots.clear(true);
         if let Some(machine) = &mut translator.machine {
             machine.space.truncate(machine.shared);
         }
@@ -315,7 +319,8 @@ impl Cpu {
                 self.regs[slot::BLOCK_IP] = self.frame.page_ip;
                 Left::Link(link.block, if link.end == 0 { Flow::Jump0 } else { Flow::Jump1 }, number)
             }
-            exit::INDIRECT => Left::Indirect,
+            exit::INDIRECT => Left::Indirect(None),
+            exit::SLOT => Left::Indirect(Some(number)),
             exit::LOOK => Left::Look,
             _ => Left::Interpret,
         }
@@ -337,10 +342,13 @@ impl Cpu {
         }
     }
 
-    /// Remembers the code for the present `rip`.
-    pub(crate) fn remember_target(&mut self, entries: Entries) {
-        let key = self.rip ^ self.jump_tag();
-        self.translator.jumps[jump_slot(self.rip)] = Jump { key, code: entries.far };
+    /// Remembers the code for the present `rip`, in `slot` or in the table.
+    pub(crate) fn remember_target(&mut self, entries: Entries, slot: Option<u32>) {
+        let jump = Jump { key: self.rip ^ self.jump_tag(), code: entries.far };
+        match slot {
+            Some(slot) => self.translator.slots.set(slot, jump),
+            None => self.translator.jumps[jump_slot(self.rip)] = jump,
+        }
     }
 
     /// What keys of remembered jumps are mixed with under the present privilege and address space.
@@ -352,6 +360,7 @@ impl Cpu {
             if self.translator.last_tag == TAGS {
                 self.translator.last_tag = 1;
                 self.translator.jumps.fill(NO_JUMP);
+                self.translator.slots.clear(false);
                 self.tlbs.forget_jump_tags();
             }
             set.jump_tag = crate::mmu::JumpTag { value: self.translator.last_tag << 48, epoch: Some(set.exec_epoch) };

@@ -17,6 +17,8 @@ pub(super) mod exit {
     pub const LINK: u32 = 2;
     /// A jump to a target that is not remembered; `rip` is set.
     pub const INDIRECT: u32 = 3;
+    /// A jump that remembers its own target, to another; `rip` is set.
+    pub const SLOT: u32 = 6;
     /// Something may want attention; `rip` is set.
     pub const LOOK: u32 = 4;
     /// The block at `rip` cannot run as translated now: its bytes have changed, or a unit it needs is closed.
