@@ -279,6 +279,8 @@ impl Builder<'_> {
         op.imm = std::ptr::from_ref(thunk) as u64;
         if has_memory(&insn) {
             self.memory(&insn, &mut op);
+            // For bit indices, which move the address within its segment.
+            op.src = segment_slot(memory_segment(&insn, self.code));
         }
         op.run = thunk.handler(&op);
         self.ops.push(op);

@@ -88,7 +88,7 @@ pub(crate) extern "C" fn run(cpu: &mut Cpu, op: &Op) -> Flow {
 fn operand_address(cpu: &mut Cpu, op: &Op, thunk: &Thunk) -> Outcome<u64> {
     let mut address = op.address(cpu);
     if thunk.bit_index.is_some() {
-        address = indexed_address(cpu, address, thunk);
+        address = indexed_address(cpu, op, address, thunk);
     }
     if address & u64::from(thunk.align_mask) != 0 {
         return cpu.fail(Exception::gp(0));
@@ -99,7 +99,7 @@ fn operand_address(cpu: &mut Cpu, op: &Op, thunk: &Thunk) -> Outcome<u64> {
 /// The address of the word that a register bit index leads to: the index is signed and counts from the operand on
 /// (SDM vol. 2A, BT).
 #[cold]
-fn indexed_address(cpu: &Cpu, address: u64, thunk: &Thunk) -> u64 {
+fn indexed_address(cpu: &Cpu, op: &Op, address: u64, thunk: &Thunk) -> u64 {
     let Some(bit) = thunk.bit_index else { return address };
     let index = cpu.regs[bit.register as usize];
     let index = match bit.size {
@@ -109,7 +109,15 @@ fn indexed_address(cpu: &Cpu, address: u64, thunk: &Thunk) -> u64 {
     };
     let bytes = i64::from(bit.size / 8);
     let moved = address.wrapping_add_signed((index >> bit.size.ilog2()).wrapping_mul(bytes));
-    if cpu.code_size == CodeSize::Bits64 && !bit.short { moved } else { moved & 0xffff_ffff }
+    if cpu.code_size != CodeSize::Bits64 {
+        return moved & 0xffff_ffff;
+    }
+    if !bit.short {
+        return moved;
+    }
+    // The effective address is 32 bits wide, the segment's base is not.
+    let base: u64 = cpu.reg(op.src);
+    base.wrapping_add(moved.wrapping_sub(base) & 0xffff_ffff)
 }
 
 #[inline(always)]

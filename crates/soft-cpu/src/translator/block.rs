@@ -221,9 +221,7 @@ impl Emitter<'_> {
         };
         // SAFETY: the cache returned a live block.
         let target = unsafe { &*target };
-        target.is_linkable()
-            && target.live_flags == 0
-            && !target.instructions.iter().any(|insn| !is_plain(insn))
+        target.is_linkable() && target.live_flags == 0 && !target.instructions.iter().any(|insn| !is_plain(insn))
     }
 
     fn instruction(&mut self, insn: &Instruction, facts: &Facts, factory: &mut InstructionInfoFactory) -> Option<()> {

@@ -1,22 +1,19 @@
 //! Runs one instruction on the software CPU, in ring 3 of long mode, with the arena mapped as on the host.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
 use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::{Fpu, Segment, bits, seg};
-use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State, vector};
+use queztl_soft_cpu::{Cpu, Shared, State, vector};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::arena::{BASE, CODE, DATA, DATA_LEN, ENTRY, PAGE, READ_ONLY};
 use crate::case::{Ending, FLAGS, Registers, X87};
 
-/// A machine with nothing around the CPU but a port that stops it.
-#[derive(Default)]
-struct Nothing {
-    control: OnceLock<Arc<Control>>,
-}
+/// A machine with nothing around the CPU.
+struct Nothing;
 
 impl Platform for Nothing {
     fn mmio_read(&self, _: u32, _: u64, data: &mut [u8]) {
@@ -26,11 +23,7 @@ impl Platform for Nothing {
     fn port_read(&self, _: u32, _: u16, data: &mut [u8]) {
         data.fill(0xff);
     }
-    fn port_write(&self, _: u32, _: u16, _: &[u8]) {
-        if let Some(control) = self.control.get() {
-            control.stop();
-        }
-    }
+    fn port_write(&self, _: u32, _: u16, _: &[u8]) {}
     fn msr_read(&self, _: u32, _: u32) -> Option<u64> {
         None
     }
@@ -81,12 +74,14 @@ impl Guest {
         build_tables(&ram);
         let code_page = GuestAddress(ARENA + (CODE - BASE));
         ram.memory().write_slice(&[HLT; PAGE as usize], code_page).expect("the code page is RAM");
-        let platform = Arc::new(Nothing::default());
-        let shared =
-            Shared::new(ram.clone(), platform.clone(), CpuidPolicy::new(&CpuidConfig::one_socket(1, 1_000_000_000)), 1)
-                .expect("executable memory");
+        let shared = Shared::new(
+            ram.clone(),
+            Arc::new(Nothing),
+            CpuidPolicy::new(&CpuidConfig::one_socket(1, 1_000_000_000)),
+            1,
+        )
+        .expect("executable memory");
         let cpu = Cpu::new(Arc::new(shared), 0);
-        platform.control.set(cpu.control()).expect("a new platform has no control yet");
         Guest { ram, cpu, template: user_state(fs_base) }
     }
 
@@ -106,7 +101,7 @@ impl Guest {
 
     /// Runs the instruction put in place.
     pub fn run(&mut self, before: &Registers) -> (Registers, Ending) {
-        self.load(before, 0);
+        self.load(before);
         let ending = match self.cpu.step() {
             Ok(()) => Ending::Completed,
             Err(exception) => Ending::Raised {
@@ -118,14 +113,13 @@ impl Guest {
         (self.registers(), ending)
     }
 
-    /// Runs the instruction put in place as translated code.
-    pub fn run_translated(&mut self, before: &Registers) -> (Registers, Ending) {
-        self.cpu.set_translator(Some(0));
-        self.load(before, 0);
+    /// Runs the instructions put in place at full speed, to their end or to a fault.
+    pub fn run_block(&mut self, before: &Registers) -> (Registers, Ending) {
+        self.load(before);
         let ending = match self.cpu.run_to_exception() {
             Ok(exit) => panic!("nothing stops this run, but it ended with {exit:?}"),
             // The HLT behind the instruction, or where it branched to.
-            Err(exception) if exception.vector == vector::GP && self.registers().rip != ENTRY => Ending::Completed,
+            Err(exception) if exception.vector == vector::GP && self.is_at_hlt() => Ending::Completed,
             Err(exception) => Ending::Raised {
                 vector: exception.vector,
                 error: exception.error.unwrap_or(0),
@@ -135,24 +129,23 @@ impl Guest {
         (self.registers(), ending)
     }
 
+    /// Whether the next instruction is one of those around the ones put in place.
+    fn is_at_hlt(&self) -> bool {
+        let rip = self.cpu.state().rip;
+        let byte = self.ram.memory().read_obj::<u8>(GuestAddress(ARENA + rip.wrapping_sub(BASE)));
+        byte.is_ok_and(|byte| byte == HLT)
+    }
+
     /// Translates every block that runs from now on, or none.
     pub fn set_translator(&mut self, on: bool) {
         self.cpu.set_translator(on.then_some(0));
     }
 
-    /// Runs the instructions put in place, which end with a write to a port, at full speed.
-    pub fn run_to_port(&mut self, before: &Registers) -> (Registers, Exit) {
-        const IOPL_3: u64 = 3 << 12;
-        self.load(before, IOPL_3);
-        let exit = self.cpu.run();
-        (self.registers(), exit)
-    }
-
-    fn load(&mut self, before: &Registers, rflags: u64) {
+    fn load(&mut self, before: &Registers) {
         let state = &mut self.template;
         state.gpr = before.gpr;
         state.rip = before.rip;
-        state.rflags = before.flags | 0x202 | rflags;
+        state.rflags = before.flags | 0x202;
         before.x87.to_image(&mut state.fpu.legacy);
         for (vector, ymm) in state.fpu.vectors.iter_mut().zip(&before.ymm) {
             vector.0[..32].copy_from_slice(ymm);

@@ -97,9 +97,11 @@ struct Bench {
 impl Bench {
     fn new(translated: bool) -> Bench {
         let fs_base = host::fs_base();
+        let mut guest = Guest::new(fs_base);
+        guest.set_translator(translated);
         Bench {
             host: Host::new(),
-            guest: Guest::new(fs_base),
+            guest,
             translated,
             data: vec![0; DATA_LEN],
             fs_base,
@@ -161,12 +163,12 @@ impl Bench {
             }
         }
         let (mut host, host_ending) = self.host.run(before, bytes.len() as u64);
-        // A branch to itself never ends.
-        if self.translated && host.rip == ENTRY && host_ending == Ending::Completed {
+        // A branch to itself never ends, and HLT is what ends the others.
+        let endless = host.rip == ENTRY && host_ending == Ending::Completed;
+        if self.translated && (endless || instruction.mnemonic() == Mnemonic::Hlt) {
             return;
         }
-        let (guest, guest_ending) =
-            if self.translated { self.guest.run_translated(before) } else { self.guest.run(before) };
+        let (guest, guest_ending) = if self.translated { self.guest.run_block(before) } else { self.guest.run(before) };
         if host.mxcsr & MISALIGNED_MODE != 0 {
             // A bit of one maker's processors, which the guest is not promised.
             return;
