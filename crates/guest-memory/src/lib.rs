@@ -42,6 +42,10 @@ pub const PAGE_SIZE: u64 = 4096;
 /// Guest RAM as devices see it: bounds-checked, every write tracked.
 pub type GuestMemory = GuestRegionCollection<RamRegion>;
 
+/// The region for hot-plug starts at a multiple of this many bytes, the largest memory block of Linux
+/// (`arch/x86/mm/init_64.c`, MAX_BLOCK_SIZE), since parts of such a block cannot be used.
+pub const HOTPLUG_ALIGNMENT: u64 = 2 << 30;
+
 /// What the files of guest RAM are called; `/proc/PID/maps` shows the names.
 const FILE_NAME: &str = "guest-ram";
 
@@ -62,7 +66,10 @@ struct Region {
 pub struct GuestRam {
     memory: Arc<GuestMemory>,
     regions: Vec<Region>,
-    /// One for each node that has RAM.
+    /// The regions without that for hot-plug.
+    boot_memory: Arc<GuestMemory>,
+    hotplug: Option<(u64, u64)>,
+    /// One for each node that has RAM, and that of the region for hot-plug.
     files: Vec<Arc<File>>,
 }
 
@@ -97,13 +104,28 @@ impl GuestRam {
     /// When sizes are no whole pages, the process has no addresses left, the pool of huge pages is too small, or the
     /// host has no such NUMA node.
     pub fn with(config: &RamConfig) -> Result<GuestRam, Error> {
+        GuestRam::with_hotplug(config, 0)
+    }
+
+    /// The same, and above it a region of `hotplug_bytes`, whole huge pages, for memory that comes and goes while the guest
+    /// runs: [`GuestRam::hotplug`]. It starts at a multiple of [`HOTPLUG_ALIGNMENT`], in pages as the host gives them.
+    ///
+    /// # Errors
+    /// Those of [`GuestRam::with`].
+    pub fn with_hotplug(config: &RamConfig, hotplug_bytes: u64) -> Result<GuestRam, Error> {
         let bytes = config.check()?;
+        if !hotplug_bytes.is_multiple_of(HUGE_PAGE_SIZE) {
+            return Err(Error::Unaligned { bytes: hotplug_bytes, unit: HUGE_PAGE_SIZE });
+        }
         config.nodes.iter().filter_map(|node| node.host_node).try_for_each(placement::check_host_node)?;
         let files = config.nodes.iter().enumerate().map(|(number, node)| file(number, node.bytes, config.pages));
-        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let mut files = files.collect::<Result<Vec<_>, _>>()?;
         let sizes: Vec<u64> = config.nodes.iter().map(|node| node.bytes).collect();
         let pieces = layout::place(&sizes);
         let end = pieces.last().map_or(0, |piece| piece.start + piece.len);
+        let hotplug_start = end.max(HIGH_RAM_START).next_multiple_of(HOTPLUG_ALIGNMENT);
+        let hotplug = (hotplug_bytes > 0).then_some((hotplug_start, hotplug_bytes));
+        let end = hotplug.map_or(end, |(start, len)| start.saturating_add(len));
         let reserved = Reservation::new(end).map_err(|source| Error::AddressSpace { bytes, source })?;
         let reserved = Arc::new(reserved);
         let (mut maps, mut regions) = (Vec::new(), Vec::new());
@@ -112,11 +134,22 @@ impl GuestRam {
             map(&reserved, &piece, &files[node], config, bytes)?;
             let tracker = PageTracker::new(len).map_err(Error::Tracker)?;
             let file = FileOffset::from_arc(files[node].clone(), offset);
-            maps.push(RamRegion::new(reserved.clone(), start, len, file, tracker.clone()));
+            maps.push(Arc::new(RamRegion::new(reserved.clone(), start, len, file, tracker.clone())));
             regions.push(Region { start, len, node, host: reserved.at(start), tracker });
         }
-        let memory = Arc::new(GuestMemory::from_regions(maps).map_err(Error::Regions)?);
-        Ok(GuestRam { memory, regions, files })
+        let boot_memory = GuestMemory::from_arc_regions(maps.clone()).map_err(Error::Regions)?;
+        if let Some((start, len)) = hotplug {
+            let file = file(files.len(), len, Pages::Host)?;
+            let mapped = reserved.map(start, len, file.as_fd(), 0, false);
+            mapped.map_err(|source| Error::Map { bytes: len, source })?;
+            let tracker = PageTracker::new(len).map_err(Error::Tracker)?;
+            let place = FileOffset::from_arc(file.clone(), 0);
+            maps.push(Arc::new(RamRegion::new(reserved.clone(), start, len, place, tracker.clone())));
+            regions.push(Region { start, len, node: usize::MAX, host: reserved.at(start), tracker });
+            files.push(file);
+        }
+        let memory = GuestMemory::from_arc_regions(maps).map_err(Error::Regions)?;
+        Ok(GuestRam { memory: Arc::new(memory), regions, boot_memory: Arc::new(boot_memory), hotplug, files })
     }
 
     /// The view for devices and loaders.
@@ -124,12 +157,23 @@ impl GuestRam {
         &self.memory
     }
 
-    /// Total bytes of RAM.
+    /// The view for boot loaders: the RAM that the guest starts with.
+    pub fn boot_memory(&self) -> &Arc<GuestMemory> {
+        &self.boot_memory
+    }
+
+    /// The region for hot-plug as (start, length in bytes), if there is one. It is RAM like any other to whoever accesses
+    /// it, and belongs to no node.
+    pub fn hotplug(&self) -> Option<(u64, u64)> {
+        self.hotplug
+    }
+
+    /// Total bytes of RAM, the region for hot-plug included.
     pub fn bytes(&self) -> u64 {
         self.regions.iter().map(|r| r.len).sum()
     }
 
-    /// The runs of guest-physical addresses that are RAM, as (start, length in bytes), lowest first.
+    /// The runs of guest-physical addresses that are RAM, that for hot-plug included, as (start, length in bytes), lowest first.
     pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.regions.iter().map(|r| (r.start, r.len))
     }

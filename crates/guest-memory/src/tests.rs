@@ -159,3 +159,22 @@ fn reserved_huge_pages_are_taken_from_the_pool() {
     assert_eq!(ram.allocated_bytes().unwrap(), 2 * HUGE_PAGE_SIZE);
     assert!(MemoryFigures::of_this_process().unwrap().guest.resident >= 2 * HUGE_PAGE_SIZE);
 }
+
+#[test]
+fn memory_for_hot_plug_lies_above_and_is_not_for_boot_loaders() {
+    let ram = GuestRam::with_hotplug(&RamConfig::plain(5 << 30), 4 << 20).unwrap();
+    let start = 6 << 30;
+    assert_eq!(ram.hotplug(), Some((start, 4 << 20)));
+    assert_eq!(ram.ranges().last(), Some((start, 4 << 20)));
+    assert!(ram.ranges_of(0).all(|(first, _)| first < start));
+    assert!(ram.host_page(start + (4 << 20) - 1).is_some() && ram.host_page(start + (4 << 20)).is_none());
+    ram.memory().write_slice(&[1; 8], GuestAddress(start)).unwrap();
+    assert!(ram.boot_memory().write_slice(&[1; 8], GuestAddress(start)).is_err());
+    assert_eq!(ram.allocated_bytes().unwrap(), PAGE_SIZE);
+    let page = ram.host_page(start).unwrap();
+    assert!(page.tracker.is_dirty(0));
+
+    assert_eq!(GuestRam::new(16 << 20).unwrap().hotplug(), None);
+    assert!(matches!(GuestRam::with_hotplug(&RamConfig::plain(1 << 30), 4096), Err(Error::Unaligned { .. })));
+    assert!(matches!(GuestRam::with_hotplug(&RamConfig::plain(1 << 30), 1 << 62), Err(Error::AddressSpace { .. })));
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use queztl_vmm::config::{AccelChoice, ConsoleChoice, DiskConfig, Format, Pages, Protocol, SerialOutput};
+use queztl_vmm::config::{AccelChoice, ConsoleChoice, DiskConfig, Format, Pages, Protocol, RateLimit, SerialOutput};
 use queztl_vmm::confine::Mode;
 
 use crate::topology::{self, NumaArg, PinArg};
@@ -31,6 +31,13 @@ Keys, when standard input is a terminal (it is put into raw mode, so Ctrl-C goes
 Examples:
   queztl-hv run
   queztl-hv run --kernel vmlinuz --initrd initrd.img --disk root.img --append 'console=ttyS0 root=/dev/vda' --ram 2GB";
+
+const CONTROL_EXAMPLES: &str = "\
+Examples:
+  queztl-hv control /run/vm.sock status
+  queztl-hv control /run/vm.sock balloon 128M
+  queztl-hv control /run/vm.sock limit disk0 bps=50M,iops=1000
+  queztl-hv control /run/vm.sock limit net0-tx none";
 
 const SIZES: &str = "RAM, at most 512G [default: 512M, or that of the NUMA nodes]: a number and a unit K, M, G or T; MB and MiB mean the same, 1024 KiB";
 
@@ -63,6 +70,10 @@ pub enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+
+    /// Look at a running virtual machine and change it, through the socket of `run --control`
+    #[command(after_help = CONTROL_EXAMPLES)]
+    Control(ControlArgs),
 
     /// Check whether this host can run virtual machines, and name the mend for what is missing
     Doctor {
@@ -108,13 +119,35 @@ pub struct RunArgs {
     /// Disk from an image or block device, in this order /dev/vda, /dev/vdb, … (repeatable)
     ///
     /// A file is a raw image unless it is called *.qcow2 or format= says so. A qcow2 image may build on files in its own
-    /// folder; backing=any allows others. A comma in FILE is written twice.
-    #[arg(long = "disk", value_name = "FILE[,ro][,format=…][,backing=…][,serial=ID]", value_parser = values::disk)]
+    /// folder; backing=any allows others. bps=SIZE and iops=N limit the bytes and requests a second; bps-burst=SIZE and
+    /// iops-burst=N say how much at once after a rest, a tenth of a second's worth if not given. A comma in FILE is
+    /// written twice.
+    #[arg(long = "disk", value_name = "FILE[,ro][,format=…][,backing=…][,serial=ID][,bps=SIZE][,iops=N]",
+          value_parser = values::disk)]
     pub disks: Vec<DiskConfig>,
 
     /// Network device: none, user (through passt, no privilege needed) or a TAP interface (repeatable) [default: none]
-    #[arg(long = "net", value_name = "none|user|tap=NAME", value_parser = values::net)]
+    ///
+    /// Limits for frames to the guest: rx-bps=SIZE (bytes a second) and rx-pps=N (frames a second), for those from it tx-bps
+    /// and tx-pps; bursts as for --disk, for example rx-bps-burst=SIZE.
+    #[arg(long = "net", value_name = "none|user|tap=NAME[,rx-bps=SIZE][,tx-bps=SIZE]", value_parser = values::net)]
     pub nets: Vec<NetArg>,
+
+    /// Limit of the entropy device: bps=SIZE (bytes a second) and iops=N (requests a second)
+    #[arg(long, value_name = "bps=SIZE", value_parser = values::rate_limit)]
+    pub rng: Option<RateLimit>,
+
+    /// Memory that the guest is asked to give back from the start; `queztl-hv control` changes it later
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = values::size)]
+    pub balloon: u64,
+
+    /// Memory that can be added while the guest runs, by `queztl-hv control PATH memory SIZE`
+    #[arg(long, value_name = "MAX", default_value = "0", value_parser = values::size)]
+    pub memory_hotplug: u64,
+
+    /// Unix socket through which `queztl-hv control` reaches the running virtual machine
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
 
     /// virtio socket device: guest port P is reached by PATH ("CONNECT P"), the guest reaches PATH_P
     #[arg(long, value_name = "PATH")]
@@ -181,6 +214,58 @@ pub struct RunArgs {
     /// Print on standard error how long it took from the start of this process to the guest's first user process
     #[arg(long)]
     pub boot_timer: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// The machine's socket
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+
+    #[command(subcommand)]
+    pub command: ControlCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ControlCommand {
+    /// Show how the machine is
+    Status {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+        output: OutputFormat,
+    },
+
+    /// Stop all vCPUs and devices where they are
+    Pause,
+
+    /// Go on after a pause
+    Resume,
+
+    /// End the machine at once, as Ctrl-A x does
+    Stop,
+
+    /// Ask the guest to give so much memory back to the host (0 ends it)
+    Balloon {
+        #[arg(value_name = "SIZE", value_parser = values::size)]
+        size: u64,
+    },
+
+    /// Ask the guest to use so much of its hot-pluggable memory (0 gives all of it back)
+    Memory {
+        #[arg(value_name = "SIZE", value_parser = values::size)]
+        size: u64,
+    },
+
+    /// Limit the rate of a device
+    Limit {
+        /// disk0, net0-rx, net0-tx, rng, …: see status
+        #[arg(value_name = "DEVICE")]
+        device: String,
+
+        /// What is not named has no limit
+        #[arg(value_name = "none|bps=SIZE,iops=N[,bps-burst=SIZE][,iops-burst=N]", value_parser = values::rate_limit)]
+        limit: RateLimit,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@
 //! ([`report`]).
 
 mod cli;
+mod control;
 mod doctor;
 mod image;
 mod kernel;
@@ -44,6 +45,7 @@ fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
         Command::Run(args) => run::run(*args, started),
         Command::Kernel { command } => kernel::execute(command),
         Command::Image { command } => image::execute(command),
+        Command::Control(args) => control::execute(args),
         Command::Doctor { output } => Ok(doctor::execute(output)),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use queztl_vmm::config::{
-    AccelChoice, Backing, DiskConfig, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, NetConfig, SerialOutput, SoftClock,
-    SoftOptions, SoftTranslator,
+    AccelChoice, Backing, DiskConfig, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, NetBackend, NetConfig, Rate, RateLimit,
+    SerialOutput, SoftClock, SoftOptions, SoftTranslator,
 };
 
 /// A disk's serial number is at most this long (Virtio 1.2 §5.2.6).
@@ -66,25 +66,30 @@ pub fn vcpus(text: &str) -> Result<u32, String> {
     }
 }
 
-/// `FILE[,ro][,serial=ID][,format=raw|qcow2][,backing=none|folder|any]`, a comma in FILE written twice.
+/// `FILE[,ro][,serial=ID][,format=raw|qcow2][,backing=none|folder|any][,bps=SIZE][,iops=N]…`, a comma in FILE written
+/// twice.
 pub fn disk(text: &str) -> Result<DiskConfig, String> {
     let mut parts = split_commas(text).into_iter();
     let path = parts.next().filter(|path| !path.is_empty()).ok_or("a disk needs a file: --disk FILE")?;
     let mut disk = DiskConfig { path: PathBuf::from(path), ..DiskConfig::default() };
+    let mut limit = LimitParts::default();
     for part in parts {
         match part.split_once('=') {
             None if part == "ro" => disk.read_only = true,
             Some(("serial", id)) => disk.serial = Some(disk_serial(id)?),
             Some(("format", format)) => disk.format = Some(format.parse()?),
             Some(("backing", rule)) => disk.backing = backing(rule)?,
+            Some((key, value)) if limit.take(key, value)? => {}
             _ => {
                 return Err(format!(
-                    "'{part}' is not an option of a disk: there are ro, serial=ID, format=raw|qcow2 and \
-                     backing=none|folder|any (a comma in the file's name is written twice)"
+                    "'{part}' is not an option of a disk: there are ro, serial=ID, format=raw|qcow2, \
+                     backing=none|folder|any, bps=SIZE, iops=N, bps-burst=SIZE and iops-burst=N (a comma in the file's \
+                     name is written twice)"
                 ));
             }
         }
     }
+    disk.limit = limit.finish()?;
     Ok(disk)
 }
 
@@ -95,6 +100,59 @@ fn backing(text: &str) -> Result<Backing, String> {
         "folder" => Ok(Backing::SameFolder),
         "any" => Ok(Backing::Any),
         _ => Err(format!("'{text}' is no rule for backing files: there are none, folder and any")),
+    }
+}
+
+/// `none`, or `bps=SIZE`, `iops=N`, `bps-burst=SIZE` and `iops-burst=N` with commas in between.
+pub fn rate_limit(text: &str) -> Result<RateLimit, String> {
+    if text == "none" {
+        return Ok(RateLimit::default());
+    }
+    let mut limit = LimitParts::default();
+    for part in text.split(',') {
+        let known = part.split_once('=').map_or(Ok(false), |(key, value)| limit.take(key, value))?;
+        if !known {
+            return Err(format!(
+                "'{part}' is not a limit: write none, or bps=SIZE, iops=N, bps-burst=SIZE and iops-burst=N"
+            ));
+        }
+    }
+    limit.finish()
+}
+
+/// A rate limit as it is put together from its options.
+#[derive(Debug, Default)]
+struct LimitParts {
+    bytes: (Option<u64>, Option<u64>),
+    requests: (Option<u64>, Option<u64>),
+}
+
+impl LimitParts {
+    /// Takes one option; false if it is none of a limit's.
+    fn take(&mut self, key: &str, value: &str) -> Result<bool, String> {
+        let count = || value.parse::<u64>().map_err(|_| format!("'{value}' is not a number of requests"));
+        let (place, number) = match key {
+            "bps" => (&mut self.bytes.0, size(value)?),
+            "bps-burst" => (&mut self.bytes.1, size(value)?),
+            "iops" | "pps" => (&mut self.requests.0, count()?),
+            "iops-burst" | "pps-burst" => (&mut self.requests.1, count()?),
+            _ => return Ok(false),
+        };
+        if number == 0 {
+            return Err(format!("{key}=0 would let nothing pass: leave it out for no limit"));
+        }
+        *place = Some(number);
+        Ok(true)
+    }
+
+    fn finish(self) -> Result<RateLimit, String> {
+        let rate = |(per_second, burst): (Option<u64>, Option<u64>)| match (per_second, burst) {
+            (None, Some(_)) => Err("a burst needs the rate that it belongs to".to_owned()),
+            (None, None) => Ok(None),
+            (Some(per_second), Some(burst)) => Ok(Some(Rate { per_second, burst })),
+            (Some(per_second), None) => Ok(Some(Rate::per_second(per_second))),
+        };
+        Ok(RateLimit { bytes: rate(self.bytes)?, requests: rate(self.requests)? })
     }
 }
 
@@ -123,14 +181,35 @@ fn split_commas(text: &str) -> Vec<String> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetArg(pub Option<NetConfig>);
 
-/// `none`, `user` or `tap=NAME`.
+/// `none`, `user` or `tap=NAME`, the latter two with limits such as `rx-bps=SIZE`.
 pub fn net(text: &str) -> Result<NetArg, String> {
-    match text.split_once('=') {
-        None if text == "none" => Ok(NetArg(None)),
-        None if text == "user" => Ok(NetArg(Some(NetConfig::User))),
-        Some(("tap", name)) => interface_name(name).map(|name| NetArg(Some(NetConfig::Tap(name)))),
-        _ => Err(format!("'{text}' is not a network: write none, user or tap=NAME")),
+    let mut parts = text.split(',');
+    let kind = parts.next().unwrap_or_default();
+    let backend = match kind.split_once('=') {
+        None if text == "none" => return Ok(NetArg(None)),
+        None if kind == "user" => NetBackend::User,
+        Some(("tap", name)) => interface_name(name).map(NetBackend::Tap)?,
+        _ => return Err(format!("'{text}' is not a network: write none, user or tap=NAME")),
+    };
+    let (mut receive, mut transmit) = (LimitParts::default(), LimitParts::default());
+    for part in parts {
+        let known = match part.split_once('=') {
+            Some((key, value)) => match (key.strip_prefix("rx-"), key.strip_prefix("tx-")) {
+                (Some(key), _) => receive.take(key, value)?,
+                (_, Some(key)) => transmit.take(key, value)?,
+                _ => false,
+            },
+            None => false,
+        };
+        if !known {
+            return Err(format!(
+                "'{part}' is not an option of a network: there are rx-bps=SIZE, rx-pps=N, rx-bps-burst=SIZE, \
+                 rx-pps-burst=N, and the same with tx-"
+            ));
+        }
     }
+    let (receive_limit, transmit_limit) = (receive.finish()?, transmit.finish()?);
+    Ok(NetArg(Some(NetConfig { backend, receive_limit, transmit_limit })))
 }
 
 fn interface_name(name: &str) -> Result<String, String> {
@@ -239,7 +318,7 @@ mod tests {
     #[test]
     fn vcpus_are_between_1_and_the_most() {
         assert_eq!(vcpus("256"), Ok(256));
-        for text in ["0", "256", "-1", "4294967297", "two"] {
+        for text in ["0", "257", "-1", "4294967297", "two"] {
             assert!(vcpus(text).is_err(), "{text}");
         }
     }
@@ -251,7 +330,7 @@ mod tests {
         let serial = Some("S1".to_owned());
         assert_eq!(disk("a.img,ro,serial=S1"), Ok(DiskConfig { read_only: true, serial, ..plain }));
         assert_eq!(disk("a,,b").unwrap().path, PathBuf::from("a,b"));
-        for text in ["", ",ro", "a,rw", "a,serial=", "a,serial=123456789012345678901", "a,"] {
+        for text in ["", ",ro", "a,rw", "a,serial=", "a,serial=123456789012345678901", "a,", "a,bps", "a,bps=x"] {
             assert!(disk(text).is_err(), "{text}");
         }
     }
@@ -259,10 +338,29 @@ mod tests {
     #[test]
     fn networks_are_none_user_or_a_named_interface() {
         assert_eq!(net("none"), Ok(NetArg(None)));
-        assert_eq!(net("user"), Ok(NetArg(Some(NetConfig::User))));
-        assert_eq!(net("tap=tap0"), Ok(NetArg(Some(NetConfig::Tap("tap0".into())))));
-        for text in ["", "tap", "tap=", "tap=a/b", "tap=0123456789abcdef", "user=x", "bridge"] {
+        let some = |backend| Ok(NetArg(Some(NetConfig::new(backend))));
+        assert_eq!(net("user"), some(NetBackend::User));
+        assert_eq!(net("tap=tap0"), some(NetBackend::Tap("tap0".into())));
+        let wrong = ["none,rx-bps=1M", "user,bps=1M", "user,rx-bps", "user,", "tap=a,rx-burst=1"];
+        for text in ["", "tap", "tap=", "tap=a/b", "tap=0123456789abcdef", "user=x", "bridge"].into_iter().chain(wrong)
+        {
             assert!(net(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_have_a_rate_and_a_burst_of_a_tenth_of_a_second_unless_told() {
+        let bytes = Some(Rate { per_second: 10 << 20, burst: 1 << 20 });
+        let requests = Some(Rate { per_second: 50, burst: 7 });
+        assert_eq!(rate_limit("bps=10M"), Ok(RateLimit { bytes, requests: None }));
+        assert_eq!(rate_limit("iops=50,iops-burst=7,bps=10M"), Ok(RateLimit { bytes, requests }));
+        assert_eq!(rate_limit("none"), Ok(RateLimit::default()));
+        assert_eq!(disk("a,bps=10M,ro").unwrap().limit, RateLimit { bytes, requests: None });
+        let net = net("user,tx-bps=10M,rx-pps=50,rx-pps-burst=7").unwrap().0.unwrap();
+        assert_eq!(net.transmit_limit, RateLimit { bytes, requests: None });
+        assert_eq!(net.receive_limit, RateLimit { bytes: None, requests });
+        for text in ["", "bps", "bps=0", "iops=x", "iops-burst=5", "bps=1M,", "speed=1", "none,bps=1M"] {
+            assert!(rate_limit(text).is_err(), "{text}");
         }
     }
 

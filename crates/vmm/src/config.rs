@@ -11,6 +11,8 @@ pub use queztl_storage::{Backing, Format};
 pub use crate::affinity::Pin;
 use crate::affinity::{self, PinError};
 pub use crate::boot::Protocol;
+pub use crate::devices::virtio::limit::{Rate, RateLimit};
+use crate::devices::virtio::mem::BLOCK_BYTES;
 pub use crate::numa::NumaNode;
 use crate::numa::{self, NumaError};
 
@@ -37,6 +39,14 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// virtio network devices, in this order.
     pub nets: Vec<NetConfig>,
+    /// What the entropy device gives at most.
+    pub rng_limit: RateLimit,
+    /// What the guest is asked to give up to the balloon, in bytes.
+    pub balloon_bytes: u64,
+    /// How much memory can be hot-plugged above the RAM, in bytes, a multiple of 2 MiB; zero for none.
+    pub hotplug_bytes: u64,
+    /// How much of it the guest is asked to use.
+    pub hotplug_requested_bytes: u64,
     /// Host side of the virtio socket device: the path that guest ports are reached by.
     pub vsock: Option<PathBuf>,
     /// Number of vCPUs, `1..=`[`MAX_VCPUS`].
@@ -80,6 +90,13 @@ impl MachineConfig {
         }
         numa::check(&self.numa, self.vcpus, self.ram_bytes)?;
         affinity::check(&self.pins, self.vcpus)?;
+        if !self.hotplug_bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(ConfigError::Hotplug { bytes: self.hotplug_bytes });
+        }
+        let all_bytes = self.ram_bytes.saturating_add(self.hotplug_bytes);
+        if all_bytes > MAX_RAM_BYTES {
+            return Err(ConfigError::TooMuchRam { bytes: all_bytes });
+        }
         let asked = self.disks.len() + self.nets.len() + usize::from(self.vsock.is_some());
         if asked > MAX_DEVICES {
             return Err(ConfigError::Devices { asked });
@@ -146,6 +163,8 @@ pub enum ConfigError {
     Numa(#[from] NumaError),
     #[error(transparent)]
     Pin(#[from] PinError),
+    #[error("{bytes} bytes of memory to hot-plug cannot be: give whole blocks of {} MiB", BLOCK_BYTES >> 20)]
+    Hotplug { bytes: u64 },
     #[error("{asked} devices are too many: a virtual machine has room for {MAX_DEVICES}")]
     Devices { asked: usize },
     #[error("disk {index}, {path:?}, is given twice, once for writing: give it once, or read-only each time")]
@@ -176,11 +195,30 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// The disk's serial number as the guest reads it, at most 20 bytes (Virtio 1.2 §5.2.6).
     pub serial: Option<String>,
+    /// What the guest may do to the disk.
+    pub limit: RateLimit,
+}
+
+/// A network device of the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Its other end.
+    pub backend: NetBackend,
+    /// What may come to the guest, and what may leave it.
+    pub receive_limit: RateLimit,
+    pub transmit_limit: RateLimit,
+}
+
+impl NetConfig {
+    /// A device without limits.
+    pub fn new(backend: NetBackend) -> NetConfig {
+        NetConfig { backend, receive_limit: RateLimit::default(), transmit_limit: RateLimit::default() }
+    }
 }
 
 /// A network device's other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NetConfig {
+pub enum NetBackend {
     /// The host's network through user-mode address translation (passt); needs no privilege.
     User,
     /// A TAP interface of the host by its name; made if it does not exist.
@@ -279,6 +317,10 @@ mod tests {
             cmdline: String::new(),
             disks: Vec::new(),
             nets: Vec::new(),
+            rng_limit: RateLimit::default(),
+            balloon_bytes: 0,
+            hotplug_bytes: 0,
+            hotplug_requested_bytes: 0,
             vsock: None,
             vcpus: 1,
             ram_bytes: 64 << 20,
@@ -337,10 +379,14 @@ mod tests {
         for vcpus in [0, 257] {
             assert_eq!(MachineConfig { vcpus, ..machine() }.check(), Err(ConfigError::Vcpus { vcpus }));
         }
+        let hotplug = |hotplug_bytes| MachineConfig { hotplug_bytes, ..machine() }.check();
+        assert_eq!(hotplug(4096), Err(ConfigError::Hotplug { bytes: 4096 }));
+        assert!(matches!(hotplug(MAX_RAM_BYTES), Err(ConfigError::TooMuchRam { .. })));
+        assert_eq!(hotplug(64 << 20), Ok(()));
         for bytes in [0, 4096, (64 << 20) + 1] {
             assert_eq!(MachineConfig { ram_bytes: bytes, ..machine() }.check(), Err(ConfigError::Ram { bytes }));
         }
-        let nets = vec![NetConfig::User; MAX_DEVICES + 1];
+        let nets = vec![NetConfig::new(NetBackend::User); MAX_DEVICES + 1];
         assert!(matches!(MachineConfig { nets, ..machine() }.check(), Err(ConfigError::Devices { .. })));
     }
 

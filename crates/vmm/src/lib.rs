@@ -9,6 +9,7 @@ pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod confine;
+pub mod control;
 pub mod devices;
 pub mod irq;
 pub mod irqchip;

@@ -1,8 +1,11 @@
 //! The machine behind the console: the one place where this program meets the VMM's run-time interface.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use queztl_vmm::config::{MachineConfig, Outcome};
+use queztl_vmm::control::{Server, ServerError};
 use queztl_vmm::machine::{Error, Machine, MachineHandle};
 
 use crate::report::{Failure, chain};
@@ -29,6 +32,14 @@ impl Engine {
 
     pub fn handle(&self) -> Handle {
         self.0.handle()
+    }
+
+    /// Makes the control socket, which serves until it is dropped.
+    pub fn listen(&self, path: &Path) -> Result<Server, Failure> {
+        Server::start(path, Arc::new(self.handle())).map_err(|error| match error {
+            ServerError::Thread(_) => Failure::host(chain(&error)),
+            _ => Failure::usage(chain(&error)),
+        })
     }
 
     /// Runs until the guest, the timeout or a handle ends it.

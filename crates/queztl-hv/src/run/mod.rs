@@ -35,10 +35,14 @@ const DEFAULT_RAM_BYTES: u64 = 512 << 20;
 const REPORT: Report =
     Report { program: "queztl-hv", status: Status::Confinement.code(), before: terminal::restore_from_handler };
 
+/// Hot-plugged memory goes where it can be taken away again, as long as the kernel's own share is not too small.
+const HOTPLUG_WORDS: &str = "memory_hotplug.online_policy=auto-movable ";
+
 /// Runs the machine and gives the status that its end deserves. `started` is when this process began.
 pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
     let timeout = args.timeout;
     let seccomp = args.seccomp.into();
+    let control = args.control.clone();
     let config = configuration(args)?;
     config.check().map_err(Failure::usage)?;
     config.warnings().iter().for_each(|warning| eprintln!("queztl-hv: warning: {warning}"));
@@ -49,9 +53,11 @@ pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
     let interactive = config.console != ConsoleChoice::None;
     let machine = engine::Engine::new(config, started)?;
     signals.watch(machine.handle());
+    let server = control.map(|path| machine.listen(&path)).transpose()?;
     let raw = if interactive { connect_terminal(&machine) } else { None };
     let outcome = machine.run(timeout);
     drop(raw);
+    drop(server);
     let outcome = outcome?;
     explain(outcome, timeout);
     Ok(outcome.into())
@@ -101,7 +107,8 @@ fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
             let initrd = if args.initrd.is_empty() { vec![rootfs] } else { args.initrd };
             // quiet comes first: an early console prints what there is as soon as it is named. What the user appends
             // comes last, and so wins.
-            let own = format!("quiet {words} {}", args.append.unwrap_or_default());
+            let hotplug = if args.memory_hotplug > 0 { HOTPLUG_WORDS } else { "" };
+            let own = format!("quiet {words} {hotplug}{}", args.append.unwrap_or_default());
             (kernel, initrd, own.trim_end().to_owned())
         }
     };
@@ -113,6 +120,10 @@ fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
         cmdline,
         disks: args.disks,
         nets,
+        rng_limit: args.rng.unwrap_or_default(),
+        balloon_bytes: args.balloon,
+        hotplug_bytes: args.memory_hotplug,
+        hotplug_requested_bytes: 0,
         vsock: args.vsock,
         vcpus: args.vcpus,
         ram_bytes,

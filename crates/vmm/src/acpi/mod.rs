@@ -49,6 +49,9 @@ pub struct AcpiConfig {
     pub virtio_devices: u32,
     /// `None` for a machine without NUMA.
     pub numa: Option<Vec<NumaNode>>,
+    /// Where memory can be hot-plugged, as (guest-physical start, length in bytes). Only shown with NUMA: it belongs to the
+    /// first node.
+    pub hotplug: Option<(u64, u64)>,
 }
 
 /// Why the tables cannot be built.
@@ -81,7 +84,7 @@ pub fn build(memory: &GuestMemory, config: &AcpiConfig) -> Result<u64, AcpiError
     let facs = area.place(&bytes(&FACS::new()))?;
     let mut entries = vec![area.place(&tables::fadt(dsdt, facs))?, area.place(&tables::madt(config.vcpus))?];
     if let Some(nodes) = &config.numa {
-        entries.push(area.place(&tables::srat(nodes))?);
+        entries.push(area.place(&tables::srat(nodes, config.hotplug))?);
         entries.push(area.place(&tables::slit(nodes))?);
     }
     let xsdt = area.place(&tables::xsdt(&entries))?;

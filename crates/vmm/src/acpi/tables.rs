@@ -72,6 +72,8 @@ pub(super) fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
 /// Local APIC identifiers from here on need an x2APIC entry.
 const FIRST_X2APIC: u32 = 255;
 const ENABLED: u32 = 1;
+/// Of memory: it may come later.
+const HOT_PLUGGABLE: u32 = 2;
 /// The PIC pair exists beside the APICs.
 const PCAT_COMPAT: u32 = 1;
 /// Polarity and trigger of an interrupt source: as on the ISA bus, or level and active high.
@@ -120,7 +122,7 @@ fn source_override(irq: u8, gsi: u32, flags: u16) -> Vec<u8> {
 }
 
 /// System resource affinity table (§5.2.16).
-pub(super) fn srat(nodes: &[NumaNode]) -> Vec<u8> {
+pub(super) fn srat(nodes: &[NumaNode], hotplug: Option<(u64, u64)>) -> Vec<u8> {
     // Reserved: 1 for compatibility, then 8 bytes.
     let mut body = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     for (domain, node) in (0_u32..).zip(nodes) {
@@ -129,18 +131,25 @@ pub(super) fn srat(nodes: &[NumaNode]) -> Vec<u8> {
             body.extend([2, 24, 0, 0]);
             [domain, *vcpu, ENABLED, 0, 0].iter().for_each(|field| body.extend(field.to_le_bytes()));
         }
-        for (start, len) in &node.memory {
-            body.extend([1, 40]);
-            body.extend(domain.to_le_bytes());
-            body.extend([0; 2]);
-            body.extend(start.to_le_bytes());
-            body.extend(len.to_le_bytes());
-            body.extend([0; 4]);
-            body.extend(ENABLED.to_le_bytes());
-            body.extend([0; 8]);
-        }
+        node.memory.iter().for_each(|range| body.extend(memory_affinity(domain, *range, ENABLED)));
+    }
+    if let Some(range) = hotplug {
+        body.extend(memory_affinity(0, range, ENABLED | HOT_PLUGGABLE));
     }
     table(b"SRAT", 3, &body)
+}
+
+/// Memory affinity structure (§5.2.16.2).
+fn memory_affinity(domain: u32, (start, len): (u64, u64), flags: u32) -> Vec<u8> {
+    let mut entry = vec![1, 40];
+    entry.extend(domain.to_le_bytes());
+    entry.extend([0; 2]);
+    entry.extend(start.to_le_bytes());
+    entry.extend(len.to_le_bytes());
+    entry.extend([0; 4]);
+    entry.extend(flags.to_le_bytes());
+    entry.extend([0; 8]);
+    entry
 }
 
 /// System locality information table (§5.2.17).

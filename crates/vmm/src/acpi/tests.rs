@@ -5,7 +5,7 @@ use queztl_guest_memory::GuestRam;
 use super::*;
 
 fn config(vcpus: u32, virtio_devices: u32) -> AcpiConfig {
-    AcpiConfig { vcpus, virtio_devices, numa: None }
+    AcpiConfig { vcpus, virtio_devices, numa: None, hotplug: None }
 }
 
 fn two_nodes() -> AcpiConfig {
@@ -122,6 +122,19 @@ fn numa_nodes_appear_in_srat_and_slit() {
         srat.iter().filter(|(kind, _)| *kind == 1).map(|(_, e)| (u32_at(e, 2), u64_at(e, 8), u64_at(e, 16))).collect();
     assert_eq!(memory, [(0, 0, 0x4000_0000), (1, 0x4000_0000, 0x4000_0000)]);
     assert_eq!(&tables["SLIT"][36..], [2, 0, 0, 0, 0, 0, 0, 0, 10, 20, 21, 10]);
+}
+
+#[test]
+fn memory_for_hot_plug_appears_in_srat_as_such() {
+    let tables = tables(&AcpiConfig { hotplug: Some((0x8000_0000, 0x1000_0000)), ..two_nodes() });
+    let srat = entries(&tables["SRAT"], 48);
+    let memory: Vec<(u32, u64, u64, u32)> = srat
+        .iter()
+        .filter(|(kind, _)| *kind == 1)
+        .map(|(_, e)| (u32_at(e, 2), u64_at(e, 8), u64_at(e, 16), u32_at(e, 28)))
+        .collect();
+    assert_eq!(memory[2..], [(0, 0x8000_0000, 0x1000_0000, 3)]);
+    assert!(memory[..2].iter().all(|(_, _, _, flags)| *flags == 1));
 }
 
 #[test]

@@ -38,21 +38,25 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
             SIGNALS,
             CODE,
             KICK,
+            RATES,
+            CONTROL,
             DEVICE_START,
             KVM_EVENTS,
             BUILD,
             KVM_BUILD,
         ],
         Kind::Launcher => {
-            &[BASE, INTERRUPTS, THREADS, POLL, BLOCK, MEMORY_RETURN, NET, VSOCK, DEVICE_START, KVM_EVENTS]
+            &[BASE, INTERRUPTS, THREADS, POLL, BLOCK, MEMORY_RETURN, NET, VSOCK, RATES, DEVICE_START, KVM_EVENTS]
         }
         Kind::VcpuSoft => &[BASE, CODE],
         Kind::VcpuKvm => &[BASE, KVM_VCPU, INTERRUPTS, CODE, KICK],
-        Kind::Block => &[BASE, INTERRUPTS, POLL, BLOCK],
-        Kind::Net => &[BASE, INTERRUPTS, POLL, NET],
+        Kind::Block => &[BASE, INTERRUPTS, POLL, BLOCK, RATES],
+        Kind::Net => &[BASE, INTERRUPTS, POLL, NET, RATES],
         Kind::Vsock => &[BASE, INTERRUPTS, POLL, VSOCK],
-        Kind::Balloon => &[BASE, INTERRUPTS, POLL, MEMORY_RETURN],
-        Kind::Console | Kind::Rng | Kind::Device => &[BASE, INTERRUPTS, POLL],
+        Kind::Balloon | Kind::Memory => &[BASE, INTERRUPTS, POLL, MEMORY_RETURN],
+        Kind::Rng => &[BASE, INTERRUPTS, POLL, RATES],
+        Kind::Console | Kind::Device => &[BASE, INTERRUPTS, POLL],
+        Kind::Control => &[BASE, INTERRUPTS, POLL, RATES, CONTROL],
         Kind::Timers | Kind::Input | Kind::Output => &[BASE, INTERRUPTS],
         Kind::PasstLog => &[BASE],
         Kind::Signals => &[BASE, INTERRUPTS, SIGNALS],
@@ -157,6 +161,19 @@ const BLOCK: Group = &[
 /// Guest memory back to the host.
 const MEMORY_RETURN: Group = &[call(libc::SYS_fallocate)];
 
+/// The timer by which a rate limit wakes its device.
+const RATES: Group = &[call(libc::SYS_timerfd_settime)];
+
+/// Clients of the control socket, and what guest memory takes of the host.
+const CONTROL: Group = &[
+    call(libc::SYS_accept4),
+    call(libc::SYS_recvfrom),
+    call(libc::SYS_sendto),
+    call_if(libc::SYS_ioctl, &[Is(1, libc::FIONBIO as u32)]),
+    call(libc::SYS_fstat),
+    call_if(libc::SYS_newfstatat, &[Bits(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]),
+];
+
 /// Frames through a descriptor that exists already.
 const NET: Group =
     &[call(libc::SYS_recvfrom), call(libc::SYS_sendto), call(libc::SYS_recvmsg), call(libc::SYS_sendmsg)];
@@ -247,6 +264,7 @@ const KICK: Group = &[call_if(libc::SYS_rt_sigaction, &[Is(0, KICK_SIGNAL)])];
 const DEVICE_START: Group = &[
     call(libc::SYS_epoll_create1),
     call(libc::SYS_eventfd2),
+    call(libc::SYS_timerfd_create),
     call(libc::SYS_io_uring_setup),
     call(libc::SYS_io_uring_register),
     call(libc::SYS_fcntl),

@@ -62,6 +62,8 @@ pub enum Kind {
     Net,
     Vsock,
     Balloon,
+    /// The device of hot-plugged memory.
+    Memory,
     Console,
     Rng,
     /// Any other device.
@@ -74,11 +76,13 @@ pub enum Kind {
     Signals,
     /// Listens to what passt has to say.
     PasstLog,
+    /// Serves the control socket.
+    Control,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Machine,
         Kind::Launcher,
         Kind::VcpuSoft,
@@ -87,6 +91,7 @@ impl Kind {
         Kind::Net,
         Kind::Vsock,
         Kind::Balloon,
+        Kind::Memory,
         Kind::Console,
         Kind::Rng,
         Kind::Device,
@@ -95,6 +100,7 @@ impl Kind {
         Kind::Input,
         Kind::Signals,
         Kind::PasstLog,
+        Kind::Control,
     ];
 
     /// What the thread is called in a sentence.
@@ -108,6 +114,7 @@ impl Kind {
             Kind::Net => "network device's thread",
             Kind::Vsock => "socket device's thread",
             Kind::Balloon => "balloon's thread",
+            Kind::Memory => "memory device's thread",
             Kind::Console => "console device's thread",
             Kind::Rng => "entropy device's thread",
             Kind::Device => "device's thread",
@@ -116,13 +123,14 @@ impl Kind {
             Kind::Input => "input thread",
             Kind::Signals => "signal thread",
             Kind::PasstLog => "thread that listens to passt",
+            Kind::Control => "control socket's thread",
         }
     }
 
     /// Whether this is a thread of a device, which the launcher starts.
     pub fn is_device(self) -> bool {
-        use Kind::{Balloon, Block, Console, Device, Net, Rng, Vsock};
-        matches!(self, Block | Net | Vsock | Balloon | Console | Rng | Device)
+        use Kind::{Balloon, Block, Console, Device, Memory, Net, Rng, Vsock};
+        matches!(self, Block | Net | Vsock | Balloon | Memory | Console | Rng | Device)
     }
 
     /// How many system calls the list names.

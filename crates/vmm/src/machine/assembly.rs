@@ -20,7 +20,8 @@ use crate::boot::{self, BootConfig, InitialState};
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::config::{
-    AccelChoice, ConsoleChoice, DiskConfig, MachineConfig, NetConfig, SerialOutput, SoftClock, SoftOptions,
+    AccelChoice, ConsoleChoice, DiskConfig, MachineConfig, NetBackend, NetConfig, RateLimit, SerialOutput, SoftClock,
+    SoftOptions,
 };
 use crate::confine;
 use crate::devices::legacy::serial::Serial;
@@ -29,11 +30,13 @@ use crate::devices::output::Output;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::console::{self, ConsoleConfig};
-use crate::devices::virtio::mmio::{QUEUE_NOTIFY_OFFSET, WINDOW_BYTES};
+use crate::devices::virtio::limit::Limiter;
+use crate::devices::virtio::mem::Mem;
+use crate::devices::virtio::mmio::{QUEUE_NOTIFY_OFFSET, Ties, WINDOW_BYTES};
 use crate::devices::virtio::net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::VsockConfig;
-use crate::devices::virtio::{MmioTransport, VirtioDevice};
+use crate::devices::virtio::{Gate, Lockstep, MmioTransport, VirtioDevice};
 use crate::irq::{InterruptSink, IrqLine};
 use crate::irqchip::IrqChip;
 use crate::kvmclock::KvmClock;
@@ -120,10 +123,24 @@ impl Outputs {
     }
 }
 
+/// What can be looked at and changed while the machine runs.
+#[derive(Clone)]
+pub(super) struct Live {
+    pub console: Console,
+    pub accelerator: &'static str,
+    pub ram: Arc<GuestRam>,
+    pub balloon: Arc<Balloon>,
+    /// Memory that can be hot-plugged, if the machine has any.
+    pub mem: Option<Arc<Mem>>,
+    /// The rate limits by name: `disk0`, `net0-rx`, `net0-tx`, `rng`.
+    pub limiters: Vec<(String, Arc<Limiter>)>,
+    pub gate: Arc<Gate>,
+}
+
 /// A machine that has not started yet.
 pub(super) struct Assembly {
     vcpus: Vec<Box<dyn Vcpu>>,
-    console: Console,
+    live: Live,
     transports: Vec<Arc<MmioTransport>>,
     _board: Arc<Board>,
 }
@@ -133,7 +150,13 @@ pub(super) struct Assembly {
 pub(super) struct Host {
     accelerator: Box<dyn Accelerator>,
     options: SoftOptions,
-    nets: Vec<Arc<dyn VirtioDevice>>,
+    nets: Vec<Network>,
+}
+
+/// A network device with its limits, to the guest and from it.
+struct Network {
+    device: Arc<dyn VirtioDevice>,
+    limiters: [Arc<Limiter>; 2],
 }
 
 impl Host {
@@ -148,7 +171,8 @@ impl Host {
 impl Assembly {
     /// Makes the machine. A serial line to a file starts the file anew if `fresh`, else goes on at its end.
     pub fn new(config: &MachineConfig, host: &Host, events: Arc<Events>, fresh: bool) -> Result<Assembly, Error> {
-        let ram = Arc::new(GuestRam::with(&numa::ram(&config.numa, config.ram_bytes, config.pages))?);
+        let ram_config = numa::ram(&config.numa, config.ram_bytes, config.pages);
+        let ram = Arc::new(GuestRam::with_hotplug(&ram_config, config.hotplug_bytes)?);
         let clock = Arc::new(clock(host.options));
         let timers = Timers::new(clock.clone());
         let irqchip = IrqChip::new(config.vcpus, clock.clone(), &timers);
@@ -168,10 +192,17 @@ impl Assembly {
             None => device(overlap),
         })?;
 
-        let (ram_of_devices, lockstep) = (ram.clone(), is_repeatable(config));
-        let mut slots = Slots { ram: ram_of_devices, sink, mmio: &mut mmio, lockstep, transports: Vec::new() };
-        let virtio = add_devices(config, host, &outputs, &mut slots)?;
-        let transports = slots.transports;
+        let mut slots = Slots {
+            ram: ram.clone(),
+            sink,
+            mmio: &mut mmio,
+            lockstep: is_repeatable(config),
+            gate: Arc::default(),
+            transports: Vec::new(),
+            limiters: Vec::new(),
+        };
+        let Devices { console: virtio, balloon, mem } = add_devices(config, host, &outputs, &mut slots)?;
+        let Slots { gate, transports, limiters, .. } = slots;
 
         let rsdp = acpi_tables(config, transports.len() as u32, &ram)?;
         let entry = load(config, rsdp, &ram)?;
@@ -179,13 +210,14 @@ impl Assembly {
         let socket_vcpus = numa::socket_vcpus(&config.numa, config.vcpus);
         let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events, socket_vcpus };
         let board = Arc::new(Board::new(parts));
-        let vm = host.accelerator.create_vm(ram, board.clone(), config.vcpus)?;
+        let vm = host.accelerator.create_vm(ram.clone(), board.clone(), config.vcpus)?;
         if !is_repeatable(config) {
             bind_notifications(&*vm, &transports)?;
         }
         let vcpus = vcpus(&*vm, config.vcpus, &entry)?;
         let console = Console { serial: legacy.serial, virtio, outputs };
-        Ok(Assembly { vcpus, console, transports, _board: board })
+        let live = Live { console, accelerator: host.accelerator.name(), ram, balloon, mem, limiters, gate };
+        Ok(Assembly { vcpus, live, transports, _board: board })
     }
 
     /// The vCPUs, each to be run by a thread of its own.
@@ -193,14 +225,14 @@ impl Assembly {
         std::mem::take(&mut self.vcpus)
     }
 
-    pub fn console(&self) -> Console {
-        self.console.clone()
+    pub fn live(&self) -> Live {
+        self.live.clone()
     }
 
     /// Stops the devices and passes on the console's last output, for `limit` at the longest.
     pub fn close(self, limit: Duration) {
         self.transports.iter().for_each(|transport| transport.reset());
-        self.console.close(limit);
+        self.live.console.close(limit);
     }
 }
 
@@ -246,19 +278,36 @@ struct Slots<'a> {
     sink: Arc<dyn InterruptSink>,
     mmio: &'a mut Bus,
     lockstep: bool,
+    gate: Arc<Gate>,
     transports: Vec<Arc<MmioTransport>>,
+    limiters: Vec<(String, Arc<Limiter>)>,
 }
 
 impl Slots<'_> {
     fn add(&mut self, virtio: Arc<dyn VirtioDevice>) -> Result<(), Error> {
         let number = self.transports.len() as u32;
         let line = IrqLine::new(self.sink.clone(), layout::VIRTIO_GSI_BASE + number);
-        let make = if self.lockstep { MmioTransport::in_lockstep } else { MmioTransport::new };
-        let transport = make(virtio, self.ram.memory().clone(), line).map_err(device)?;
+        let lockstep = self.lockstep.then(Lockstep::new).transpose().map_err(device)?.map(Arc::new);
+        let ties = Ties { lockstep, gate: Some(self.gate.clone()) };
+        let transport = MmioTransport::tied(virtio, self.ram.memory().clone(), line, ties).map_err(device)?;
         self.mmio.insert(window(number), WINDOW_BYTES, transport.clone()).map_err(device)?;
         self.transports.push(transport);
         Ok(())
     }
+
+    /// A rate limit that can be changed by `name`.
+    fn limiter(&mut self, name: String, limit: RateLimit) -> Arc<Limiter> {
+        let limiter = Limiter::new(limit);
+        self.limiters.push((name, limiter.clone()));
+        limiter
+    }
+}
+
+/// The devices that are reached while the machine runs.
+struct Devices {
+    console: Option<Arc<console::Console>>,
+    balloon: Arc<Balloon>,
+    mem: Option<Arc<Mem>>,
 }
 
 /// Disks come first, so that their numbers do not depend on the other devices.
@@ -267,12 +316,15 @@ fn add_devices(
     host: &Host,
     outputs: &Outputs,
     slots: &mut Slots<'_>,
-) -> Result<Option<Arc<console::Console>>, Error> {
-    for disk in &config.disks {
-        slots.add(block(disk, config)?)?;
+) -> Result<Devices, Error> {
+    for (number, disk) in config.disks.iter().enumerate() {
+        let limiter = slots.limiter(format!("disk{number}"), disk.limit);
+        slots.add(block(disk, limiter, config)?)?;
     }
-    for net in &host.nets {
-        slots.add(net.clone())?;
+    for (number, Network { device, limiters: [receive, transmit] }) in host.nets.iter().enumerate() {
+        slots.limiters.push((format!("net{number}-rx"), receive.clone()));
+        slots.limiters.push((format!("net{number}-tx"), transmit.clone()));
+        slots.add(device.clone())?;
     }
     if let Some(path) = &config.vsock {
         let vsock = VsockConfig { guest_cid: GUEST_CID, path: path.clone() };
@@ -285,9 +337,17 @@ fn add_devices(
     if let Some(console) = &console {
         slots.add(console.clone())?;
     }
-    slots.add(if is_repeatable(config) { Rng::repeatable(REPEATABLE_SEED) } else { Rng::new() })?;
-    slots.add(Balloon::new().map_err(device)?)?;
-    Ok(console)
+    let limiter = slots.limiter("rng".to_owned(), config.rng_limit);
+    slots.add(if is_repeatable(config) { Rng::repeatable(REPEATABLE_SEED) } else { Rng::limited(limiter) })?;
+    let balloon = Balloon::new().map_err(device)?;
+    balloon.set_target_bytes(config.balloon_bytes);
+    slots.add(balloon.clone())?;
+    let mem = slots.ram.hotplug().map(|(start, bytes)| Mem::new(start, bytes));
+    if let Some(mem) = &mem {
+        mem.set_requested_bytes(config.hotplug_requested_bytes);
+        slots.add(mem.clone())?;
+    }
+    Ok(Devices { console, balloon, mem })
 }
 
 /// The console that has the terminal. Its size comes through the machine's handle.
@@ -297,30 +357,33 @@ fn terminal(config: &MachineConfig, outputs: &Outputs) -> Result<Arc<console::Co
     console.build().map_err(device)
 }
 
-fn block(config: &DiskConfig, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {
+fn block(config: &DiskConfig, limiter: Arc<Limiter>, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {
     let DiskConfig { path, format, backing, read_only, serial, .. } = config.clone();
     let image = ImageConfig { path, format, read_only, backing, direct: false, in_order: is_repeatable(machine) };
     let disk = open_disk(&image).map_err(|source| Error::Disk { path: image.path, source })?;
     let queues = (machine.vcpus.min(DISK_QUEUES) as u16).min(disk.max_queues());
-    let block = BlockConfig { disk, serial: serial.unwrap_or_default(), queues };
+    let block = BlockConfig { disk, serial: serial.unwrap_or_default(), queues, limiter };
     Ok(block.build().map_err(device)?)
 }
 
-fn network(config: &NetConfig, number: u32, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {
-    let backend: Box<dyn Backend> = match config {
-        NetConfig::User => {
+fn network(config: &NetConfig, number: u32, machine: &MachineConfig) -> Result<Network, Error> {
+    let backend: Box<dyn Backend> = match &config.backend {
+        NetBackend::User => {
             let network = UserNetwork::start(&UserNetworkConfig {
                 listener_starts: || confine::enter(confine::Kind::PasstLog),
                 ..UserNetworkConfig::default()
             });
             Box::new(network.map_err(|error| Error::Net(error.to_string()))?)
         }
-        NetConfig::Tap(name) => Box::new(Tap::open(name).map_err(|error| Error::Net(error.to_string()))?),
+        NetBackend::Tap(name) => Box::new(Tap::open(name).map_err(|error| Error::Net(error.to_string()))?),
     };
     // One process runs one machine, so its number tells the machines of a host apart.
     let host_wide = std::process::id().to_string();
     let mac = Mac::derived(if is_repeatable(machine) { "repeatable" } else { &host_wide }, number);
-    Ok(net::NetConfig { backend, mac }.build().map_err(device)?)
+    let limiters = [config.receive_limit, config.transmit_limit].map(Limiter::new);
+    let [receive_limiter, transmit_limiter] = limiters.clone();
+    let net = net::NetConfig { backend, mac, receive_limiter, transmit_limiter };
+    Ok(Network { device: net.build().map_err(device)?, limiters })
 }
 
 /// The window of virtio device `number`.
@@ -329,8 +392,9 @@ fn window(number: u32) -> u64 {
 }
 
 fn acpi_tables(config: &MachineConfig, virtio_devices: u32, ram: &GuestRam) -> Result<u64, Error> {
-    let tables = AcpiConfig { vcpus: config.vcpus, virtio_devices, numa: numa::tables(&config.numa, ram) };
-    acpi::build(ram.memory(), &tables).map_err(|error| Error::Acpi(error.to_string()))
+    let numa = numa::tables(&config.numa, ram);
+    let tables = AcpiConfig { vcpus: config.vcpus, virtio_devices, numa, hotplug: ram.hotplug() };
+    acpi::build(ram.boot_memory(), &tables).map_err(|error| Error::Acpi(error.to_string()))
 }
 
 fn load(config: &MachineConfig, rsdp: u64, ram: &GuestRam) -> Result<InitialState, Error> {
@@ -346,7 +410,7 @@ fn load(config: &MachineConfig, rsdp: u64, ram: &GuestRam) -> Result<InitialStat
         protocol: config.protocol,
         rng_seed,
     };
-    Ok(boot::load(&boot, ram.memory())?)
+    Ok(boot::load(&boot, ram.boot_memory())?)
 }
 
 /// Lets the guest's notifications reach the devices' threads without the vCPUs leaving the guest, where that can be.

@@ -2,27 +2,30 @@
 //!
 //! ```text
 //! Machine::new ──> Assembly (assembly.rs): RAM, board, devices, boot loader, vCPUs
-//! Machine::run ──> one thread a vCPU ──> wait for an end (events.rs)
+//! Machine::run ──> one thread a vCPU (vcpus.rs) ──> wait for an end (events.rs)
 //!                     ^                        │ reset: a new Assembly from the same configuration
 //!                     └────────────────────────┘ anything else: stop the vCPUs, flush the console, Outcome
+//! MachineHandle ──> from other threads: stop, input, and what the control socket asks (control.rs)
 //! ```
 //! A restarted guest finds a machine as after power-up: RAM, devices and vCPUs are made anew, only what lies outside
 //! (disks, networks, the console's other end) stays.
 
 mod assembly;
+mod control;
 mod events;
+mod vcpus;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::accel::{self, Vcpu, VcpuExit, VcpuHandle};
-use crate::affinity::{self, Pin};
+use crate::accel;
 use crate::boot;
 use crate::config::{ConfigError, MachineConfig, Outcome};
 use crate::confine;
-use assembly::{Assembly, Console, Host};
+use assembly::{Assembly, Host, Live};
 use events::{End, Events};
+use vcpus::Vcpus;
 
 /// How long the console may take to pass on its last output.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
@@ -60,12 +63,23 @@ pub enum Error {
 
 /// A machine, ready to run.
 pub struct Machine {
-    config: MachineConfig,
     host: Host,
-    events: Arc<Events>,
-    console: Arc<Mutex<Option<Console>>>,
-    size: Arc<Mutex<Option<(u16, u16)>>>,
+    shared: Arc<Shared>,
     assembly: Option<Assembly>,
+}
+
+/// What the machine and its handles have in common.
+struct Shared {
+    /// What was wished, with what has been changed since: a restarted guest finds it so.
+    config: Mutex<MachineConfig>,
+    events: Arc<Events>,
+    vcpus: Arc<Vcpus>,
+    /// `None` between two runs.
+    live: Mutex<Option<Live>>,
+    /// Columns and rows of the terminal, once known.
+    size: Mutex<Option<(u16, u16)>>,
+    started: Instant,
+    restarts: AtomicU64,
 }
 
 impl Machine {
@@ -75,33 +89,41 @@ impl Machine {
         let events = Arc::new(Events::default());
         let host = Host::open(&config)?;
         let assembly = Assembly::new(&config, &host, events.clone(), true)?;
-        let console = Arc::new(Mutex::new(Some(assembly.console())));
-        Ok(Machine { config, host, events, console, size: Arc::default(), assembly: Some(assembly) })
+        let shared = Shared {
+            config: Mutex::new(config),
+            events,
+            vcpus: Arc::default(),
+            live: Mutex::new(Some(assembly.live())),
+            size: Mutex::default(),
+            started: Instant::now(),
+            restarts: AtomicU64::new(0),
+        };
+        Ok(Machine { host, shared: Arc::new(shared), assembly: Some(assembly) })
     }
 
     /// The handle for other threads.
     pub fn handle(&self) -> MachineHandle {
-        MachineHandle { events: self.events.clone(), console: self.console.clone(), size: self.size.clone() }
+        MachineHandle { shared: self.shared.clone() }
     }
 
     /// `report` is called, on a vCPU's thread, when the guest's first user process starts.
     pub fn on_boot_mark(&self, report: impl FnOnce() + Send + 'static) {
-        self.events.on_boot_mark(Box::new(report));
+        self.shared.events.on_boot_mark(Box::new(report));
     }
 
     /// Runs until the guest, the timeout or a handle ends it.
     pub fn run(mut self, timeout: Option<Duration>) -> Result<Outcome, Error> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let shared = self.shared.clone();
         // From here on this thread only waits, and does what a guest's restart takes.
         confine::enter(confine::Kind::Machine);
         loop {
             let assembly = match self.assembly.take() {
                 Some(assembly) => assembly,
-                None => Assembly::new(&self.config, &self.host, self.events.clone(), false)?,
+                None => shared.assemble_again(&self.host)?,
             };
-            self.connect(assembly.console());
-            let end = run_once(assembly, &self.config.pins, &self.events, deadline)?;
-            *lock(&self.console) = None;
+            let end = run_once(assembly, &shared, deadline)?;
+            *lock(&shared.live) = None;
             if end == End::Failed {
                 return Err(Error::VcpuFailed);
             }
@@ -109,17 +131,24 @@ impl Machine {
                 return Ok(outcome);
             }
             tracing::info!("the guest restarts");
-            self.events.forget_reset();
+            shared.restarts.fetch_add(1, Ordering::Relaxed);
+            shared.events.forget_reset();
         }
     }
+}
 
-    /// Makes `console` the one that the handles reach. The console of a restarted machine learns the size as well.
-    fn connect(&self, console: Console) {
-        let mut connected = lock(&self.console);
+impl Shared {
+    /// The machine for the next run. Changes of the configuration wait until it is there to be changed itself.
+    fn assemble_again(&self, host: &Host) -> Result<Assembly, Error> {
+        let config = lock(&self.config);
+        let assembly = Assembly::new(&config, host, self.events.clone(), false)?;
+        let mut connected = lock(&self.live);
+        let live = assembly.live();
         if let Some((columns, rows)) = *lock(&self.size) {
-            console.resize(columns, rows);
+            live.console.resize(columns, rows);
         }
-        *connected = Some(console);
+        *connected = Some(live);
+        Ok(assembly)
     }
 }
 
@@ -136,92 +165,43 @@ fn outcome(end: End) -> Option<Outcome> {
 }
 
 /// Runs one assembly from its first instruction to an end.
-fn run_once(
-    mut assembly: Assembly,
-    pins: &[Pin],
-    events: &Arc<Events>,
-    deadline: Option<Instant>,
-) -> Result<End, Error> {
-    let vcpus = assembly.take_vcpus();
-    let handles: Vec<Arc<dyn VcpuHandle>> = vcpus.iter().map(|vcpu| vcpu.handle()).collect();
+fn run_once(mut assembly: Assembly, shared: &Shared, deadline: Option<Instant>) -> Result<End, Error> {
+    let pins = lock(&shared.config).pins.clone();
     let started = Instant::now();
-    let mut threads = Vec::with_capacity(vcpus.len());
-    for (id, vcpu) in vcpus.into_iter().enumerate() {
-        match start(id, vcpu, pins.to_vec(), events.clone()) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                stop_all(&handles, threads, started);
-                return Err(error);
-            }
-        }
-    }
-    let end = events.wait(deadline);
-    stop_all(&handles, threads, started);
-    assembly.close(FLUSH_LIMIT);
-    Ok(end)
-}
-
-fn start(
-    id: usize,
-    mut vcpu: Box<dyn Vcpu>,
-    pins: Vec<Pin>,
-    events: Arc<Events>,
-) -> Result<JoinHandle<Option<u64>>, Error> {
-    let body = move || {
-        if let Err(error) = affinity::apply(&pins, id as u32) {
-            tracing::error!(vcpu = id, %error, "the vCPU cannot be kept on its CPUs: choose others");
-            events.note(End::Failed);
-            return None;
-        }
-        confine::enter(vcpu.thread());
-        match vcpu.run() {
-            VcpuExit::Stopped => {}
-            VcpuExit::Shutdown => {
-                let state = vcpu.state();
-                tracing::debug!(vcpu = id, "triple fault in {state:#x?}");
-                events.note(End::TripleFault);
-            }
-            VcpuExit::Failed => events.note(End::Failed),
-        }
-        vcpu.instructions()
-    };
-    std::thread::Builder::new().name(format!("vcpu-{id}")).spawn(body).map_err(Error::Thread)
-}
-
-fn stop_all(handles: &[Arc<dyn VcpuHandle>], threads: Vec<JoinHandle<Option<u64>>>, started: Instant) {
-    handles.iter().for_each(|handle| handle.stop());
+    let threads = shared.vcpus.begin(assembly.take_vcpus(), &pins, &shared.events)?;
+    let end = shared.events.wait(deadline);
+    shared.vcpus.end();
     let counts = threads.into_iter().map(|thread| thread.join().ok().flatten());
     let instructions: u64 = counts.flatten().sum();
     let seconds = started.elapsed().as_secs_f64();
     let million_per_second = instructions as f64 / 1e6 / seconds;
     tracing::info!(instructions, seconds, million_per_second, "the vCPUs have stopped");
+    assembly.close(FLUSH_LIMIT);
+    Ok(end)
 }
 
 /// A machine, as other threads reach it.
 #[derive(Clone)]
 pub struct MachineHandle {
-    events: Arc<Events>,
-    console: Arc<Mutex<Option<Console>>>,
-    /// Columns and rows of the terminal, once known.
-    size: Arc<Mutex<Option<(u16, u16)>>>,
+    shared: Arc<Shared>,
 }
 
 impl MachineHandle {
     /// Ends the run as [`Outcome::Stopped`].
     pub fn stop(&self) {
-        self.events.note(End::Stopped);
+        self.shared.events.note(End::Stopped);
     }
 
     /// Gives input to the console that has the terminal and returns how many bytes it takes now.
     pub fn input(&self, bytes: &[u8]) -> usize {
-        lock(&self.console).as_ref().map_or(0, |console| console.input(bytes))
+        lock(&self.shared.live).as_ref().map_or(0, |live| live.console.input(bytes))
     }
 
     /// Tells the guest the terminal's size.
     pub fn resize(&self, columns: u16, rows: u16) {
-        *lock(&self.size) = Some((columns, rows));
-        if let Some(console) = lock(&self.console).as_ref() {
-            console.resize(columns, rows);
+        *lock(&self.shared.size) = Some((columns, rows));
+        if let Some(live) = lock(&self.shared.live).as_ref() {
+            live.console.resize(columns, rows);
         }
     }
 }

@@ -23,7 +23,11 @@
 pub mod balloon;
 pub mod block;
 pub mod console;
+mod discard;
+mod gate;
+pub mod limit;
 mod lockstep;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 mod queue;
@@ -38,6 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use queztl_guest_memory::GuestMemory;
 
+pub use gate::Gate;
 pub use lockstep::Lockstep;
 pub use mmio::MmioTransport;
 pub use queue::{Buffers, Chain, QueueError, VirtQueue};
@@ -50,6 +55,7 @@ pub mod device_type {
     pub const ENTROPY: u32 = 4;
     pub const BALLOON: u32 = 5;
     pub const VSOCK: u32 = 19;
+    pub const MEMORY: u32 = 24;
 }
 
 /// Features that belong to the rings and the transport (Virtio 1.2 §6).
@@ -71,6 +77,10 @@ pub trait Interrupt: Send + Sync {
     fn needs_reset(&self);
     /// The device's tie to the vCPU in a machine whose runs must repeat exactly.
     fn lockstep(&self) -> Option<Arc<Lockstep>> {
+        None
+    }
+    /// Where the device's threads stop when the machine is paused.
+    fn gate(&self) -> Option<Arc<Gate>> {
         None
     }
 }

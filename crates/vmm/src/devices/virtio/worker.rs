@@ -8,14 +8,16 @@ use std::thread::JoinHandle;
 use rustix::event::epoll::{self, EventData};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use super::gate::Pass;
 use super::{Interrupt, Lockstep, QueueError};
 use crate::confine;
 
 pub use rustix::event::epoll::EventFlags as Ready;
 
-/// The tokens of the stop event and of [`Lockstep::settle`]; handlers use smaller ones.
+/// The tokens of the stop event, of [`Lockstep::settle`] and of the machine's [`super::Gate`]; handlers use smaller ones.
 const STOP: u64 = u64::MAX;
 const SETTLE: u64 = u64::MAX - 1;
+const GATE: u64 = u64::MAX - 2;
 /// Events taken from the kernel at once.
 const BATCH: usize = 32;
 
@@ -67,7 +69,17 @@ pub trait Handler: Send + 'static {
         true
     }
 
-    /// Called last, also after a fault: waits for what is still in flight to or from guest memory.
+    /// Called before a pause: waits for what is in flight to or from guest memory, and answers it.
+    fn quiesce(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// Called after a pause.
+    fn resume(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// Called last, or right after a fault: waits for what is still in flight to or from guest memory.
     fn finish(&mut self) {}
 }
 
@@ -87,10 +99,14 @@ impl<H: Handler> Worker<H> {
         if let Some(serving) = &serving {
             poller.add(serving.0.wake(), SETTLE, Ready::IN)?;
         }
+        let pass = interrupt.gate().map(|gate| gate.enter()).transpose()?;
+        if let Some(pass) = &pass {
+            poller.add(pass.wake(), GATE, Ready::IN)?;
+        }
         let body = {
-            let stop = stop.clone();
+            let ties = Ties { stop: stop.clone(), serving, pass };
             let name = name.to_string();
-            move || run(&name, handler, &poller, interrupt.as_ref(), stop.as_fd(), serving)
+            move || run(&name, handler, &poller, interrupt.as_ref(), ties)
         };
         let thread = std::thread::Builder::new().name(name.to_string()).spawn(body)?;
         Ok(Worker { thread, stop })
@@ -120,40 +136,48 @@ impl Drop for Serving {
     }
 }
 
-fn run<H: Handler>(
-    name: &str,
-    mut handler: H,
-    poller: &Poller,
-    interrupt: &dyn Interrupt,
-    stop: BorrowedFd<'_>,
+/// What ties a device thread to the rest of its machine.
+struct Ties {
+    stop: Arc<OwnedFd>,
     serving: Option<Serving>,
-) -> H {
+    pass: Option<Pass>,
+}
+
+fn run<H: Handler>(name: &str, mut handler: H, poller: &Poller, interrupt: &dyn Interrupt, ties: Ties) -> H {
     confine::enter(H::THREAD);
-    if let Err(fault) = serve(&mut handler, poller, serving.as_ref()) {
+    if let Err(fault) = serve(&mut handler, poller, &ties) {
         tracing::warn!(device = name, %fault, "the device stops until its driver resets it");
         interrupt.needs_reset();
-        drop(serving);
+        let Ties { stop, serving, pass } = ties;
+        handler.finish();
+        drop((serving, pass));
         let mut waiting = [PollFd::new(&stop, PollFlags::IN)];
         while poll(&mut waiting, None) == Err(rustix::io::Errno::INTR) {}
+        return handler;
     }
     handler.finish();
     handler
 }
 
-fn serve<H: Handler>(handler: &mut H, poller: &Poller, serving: Option<&Serving>) -> Result<(), Fault> {
+fn serve<H: Handler>(handler: &mut H, poller: &Poller, ties: &Ties) -> Result<(), Fault> {
     handler.start(poller)?;
     let mut events = Vec::with_capacity(BATCH);
     loop {
-        match serving {
+        match &ties.serving {
             Some(serving) => settle(handler, poller, &serving.0, &mut events)?,
             None => poller.wait(&mut events, None)?,
         }
         for event in &events {
             let (flags, data) = (event.flags, event.data);
-            match data.u64() {
-                STOP => return Ok(()),
-                SETTLE => {}
-                token => handler.handle(token, flags, poller)?,
+            match (data.u64(), &ties.pass) {
+                (STOP, _) => return Ok(()),
+                (SETTLE, _) => {}
+                (GATE, Some(pass)) => {
+                    handler.quiesce()?;
+                    pass.wait(ties.stop.as_fd());
+                    handler.resume()?;
+                }
+                (token, _) => handler.handle(token, flags, poller)?,
             }
         }
     }

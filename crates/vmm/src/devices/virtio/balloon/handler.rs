@@ -6,11 +6,11 @@ use queztl_guest_memory::{GuestMemory, PAGE_SIZE};
 use vm_memory::Address;
 
 use super::Shared;
-use super::discard::{discard, page_address};
 use super::stats::{MAX_STATS, STAT_BYTES, Stats};
 use crate::confine::Kind;
+use crate::devices::virtio::discard::{discard, page_address};
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
-use crate::devices::virtio::{Buffers, Chain, VirtQueue, lock};
+use crate::devices::virtio::{Buffers, Chain, VirtQueue};
 
 const INFLATE: u64 = 0;
 const DEFLATE: u64 = 1;
@@ -102,7 +102,7 @@ fn read_stats(memory: &GuestMemory, chain: &Chain, shared: &Shared) {
     let mut bytes = [0; STAT_BYTES * MAX_STATS];
     let count = chain.readable.read_at(memory, 0, &mut bytes);
     // The first buffer after the start is a filled one as well.
-    *lock(&shared.stats) = Stats::parse(&bytes[..count]);
+    shared.set_stats(Stats::parse(&bytes[..count]));
 }
 
 /// The pages that a request names, neighbours put together, as (address, length in bytes).

@@ -12,7 +12,6 @@
 //!        refresh_stats    --used statistics buffer--> guest fills it again --> stats()
 //! ```
 
-mod discard;
 mod handler;
 mod stats;
 #[cfg(test)]
@@ -20,7 +19,8 @@ mod tests;
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use queztl_guest_memory::PAGE_SIZE;
 
@@ -52,7 +52,8 @@ struct Shared {
     target_pages: AtomicU32,
     actual_pages: AtomicU32,
     generation: AtomicU32,
-    stats: Mutex<Stats>,
+    stats: Mutex<Option<(Stats, Instant)>>,
+    stats_came: Condvar,
     refresh: Wake,
 }
 
@@ -68,7 +69,8 @@ impl Balloon {
             target_pages: AtomicU32::new(0),
             actual_pages: AtomicU32::new(0),
             generation: AtomicU32::new(0),
-            stats: Mutex::new(Stats::default()),
+            stats: Mutex::default(),
+            stats_came: Condvar::new(),
             refresh: Wake::new()?,
         };
         Ok(Arc::new(Balloon { shared: Arc::new(shared), running: Mutex::new(None) }))
@@ -96,14 +98,26 @@ impl Balloon {
         u64::from(self.shared.actual_pages.load(Ordering::Acquire)) * PAGE_SIZE
     }
 
-    /// Asks the guest for fresh statistics; they appear in [`Balloon::stats`] when it has answered.
-    pub fn refresh_stats(&self) {
+    /// Asks the guest for fresh statistics and waits for them, for `limit` at the longest; true if they came.
+    pub fn refresh_stats(&self, limit: Duration) -> bool {
+        let asked = Instant::now();
         self.shared.refresh.wake();
+        let stats = lock(&self.shared.stats);
+        let old = |stats: &mut Option<(Stats, Instant)>| stats.is_none_or(|(_, at)| at < asked);
+        let waited = self.shared.stats_came.wait_timeout_while(stats, limit, old);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// The guest's last statistics.
-    pub fn stats(&self) -> Stats {
+    /// The guest's last statistics and when they came; `None` if none has come since the driver started.
+    pub fn stats(&self) -> Option<(Stats, Instant)> {
         *lock(&self.shared.stats)
+    }
+}
+
+impl Shared {
+    fn set_stats(&self, stats: Stats) {
+        *lock(&self.stats) = Some((stats, Instant::now()));
+        self.stats_came.notify_all();
     }
 }
 
@@ -164,7 +178,8 @@ impl VirtioDevice for Balloon {
         if let Some(running) = running {
             running.worker.stop();
         }
-        // A driver that starts anew has nothing in the balloon.
+        // A driver that starts anew has nothing in the balloon, and has said nothing.
         self.shared.actual_pages.store(0, Ordering::Release);
+        *lock(&self.shared.stats) = None;
     }
 }

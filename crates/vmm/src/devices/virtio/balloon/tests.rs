@@ -1,7 +1,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::devices::virtio::testing::{Driver, Part, RAM_BYTES};
+use crate::devices::virtio::testing::{Driver, PATIENCE, Part, RAM_BYTES};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -86,17 +86,25 @@ fn statistics_are_asked_for_and_read() {
     let balloon = Balloon::new().unwrap();
     let mut driver = Driver::ready(balloon.clone(), F_STATS_VQ);
     let stat = |tag: u16, value: u64| [tag.to_le_bytes().as_slice(), &value.to_le_bytes()].concat();
+    let free = |balloon: &Balloon| balloon.stats().and_then(|(stats, _)| stats.free_bytes);
+    assert_eq!(balloon.stats(), None);
     let first = driver.send(2, &[Part::Read(&[stat(4, 111), stat(999, 5), stat(6, 222)].concat())]);
     driver.kick(2);
-    driver.wait_for("statistics", |_| balloon.stats().free_bytes);
+    driver.wait_for("statistics", |_| free(&balloon));
     assert_eq!(driver.poll(2), None);
-    let stats = balloon.stats();
+    let (stats, _) = balloon.stats().unwrap();
     assert_eq!((stats.free_bytes, stats.available_bytes, stats.total_bytes), (Some(111), Some(222), None));
-    balloon.refresh_stats();
+    let asking = std::thread::spawn({
+        let balloon = balloon.clone();
+        move || balloon.refresh_stats(PATIENCE)
+    });
     assert_eq!(driver.wait(2).0, first.head);
     driver.send(2, &[Part::Read(&stat(4, 333))]);
     driver.kick(2);
-    driver.wait_for("statistics", |_| (balloon.stats().free_bytes == Some(333)).then_some(()));
+    assert!(asking.join().unwrap());
+    assert_eq!(free(&balloon), Some(333));
+    driver.reset();
+    assert_eq!(balloon.stats(), None);
 }
 
 #[test]

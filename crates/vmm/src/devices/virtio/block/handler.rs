@@ -1,15 +1,18 @@
-//! A queue's thread: chains become disk requests, completions become answers.
+//! A queue's thread: chains become disk requests, completions become answers. A request that the rate limit keeps back is
+//! held, and with it all that come after it.
 
 use queztl_storage::{Completion, DiskQueue, Operation, Request};
 
 use super::request::{self, Action, Answer, MAX_SEGMENTS, Status};
 use super::{Limits, dma};
 use crate::confine::Kind;
+use crate::devices::virtio::limit::Throttle;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 use crate::devices::virtio::{Buffers, VirtQueue};
 
 const KICKED: u64 = 0;
 const COMPLETED: u64 = 1;
+const THROTTLED: u64 = 2;
 
 /// A chain whose disk requests are on their way.
 struct Flight {
@@ -26,13 +29,16 @@ pub(super) struct BlockHandler {
     /// Uses the guest memory that `queue` keeps mapped; see `drop`.
     disk: Box<dyn DiskQueue>,
     limits: Limits,
+    throttle: Throttle,
+    /// The request that waits for the rate limit.
+    held: Option<(Answer, Action)>,
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
 }
 
 impl BlockHandler {
-    pub(super) fn new(queue: VirtQueue, disk: Box<dyn DiskQueue>, limits: Limits) -> BlockHandler {
-        BlockHandler { queue, disk, limits, flights: Vec::new(), free: Vec::new() }
+    pub(super) fn new(queue: VirtQueue, disk: Box<dyn DiskQueue>, limits: Limits, throttle: Throttle) -> BlockHandler {
+        BlockHandler { queue, disk, limits, throttle, held: None, flights: Vec::new(), free: Vec::new() }
     }
 
     /// Moves everything that can be moved, until the driver will notify and the disk will signal.
@@ -44,7 +50,8 @@ impl BlockHandler {
             let answered = self.answer_completions()?;
             // At once: the driver can go on while the next requests are taken.
             self.queue.signal()?;
-            // A full disk queue goes on when something completes; an empty ring when the driver notifies.
+            // A full disk queue goes on when something completes, a throttled one when its timer says so, an empty ring
+            // when the driver notifies.
             let more = if drained { self.queue.rearm()? } else { answered };
             if !more {
                 return Ok(());
@@ -52,15 +59,26 @@ impl BlockHandler {
         }
     }
 
-    /// Takes chains while the disk has room; true if the ring is empty.
+    /// Takes chains while the disk has room and the rate limit allows; true if the ring is empty.
     fn accept(&mut self) -> Result<bool, Fault> {
         while self.disk.room() >= MAX_SEGMENTS as usize {
-            let Some(chain) = self.queue.pop()? else { return Ok(true) };
-            let parsed = request::parse(self.queue.memory(), &chain, &self.limits);
-            let (answer, action) = parsed.map_err(|what| self.queue.bad_chain(chain.head, what))?;
+            let Some((answer, action)) = self.next_request()? else { return Ok(true) };
+            if !self.throttle.admit(action.bytes()) {
+                self.held = Some((answer, action));
+                break;
+            }
             self.begin(answer, action)?;
         }
         Ok(false)
+    }
+
+    fn next_request(&mut self) -> Result<Option<(Answer, Action)>, Fault> {
+        if let Some(held) = self.held.take() {
+            return Ok(Some(held));
+        }
+        let Some(chain) = self.queue.pop()? else { return Ok(None) };
+        let parsed = request::parse(self.queue.memory(), &chain, &self.limits);
+        Ok(Some(parsed.map_err(|what| self.queue.bad_chain(chain.head, what))?))
     }
 
     fn begin(&mut self, answer: Answer, action: Action) -> Result<(), Fault> {
@@ -166,6 +184,7 @@ impl Handler for BlockHandler {
         // By edges: each signal is told once, so that no counter has to be read. `pump` looks at everything each time.
         poller.add(self.queue.kick_fd(), KICKED, Ready::IN | Ready::ET)?;
         poller.add(self.disk.event(), COMPLETED, Ready::IN | Ready::ET)?;
+        poller.add(self.throttle.timer(), THROTTLED, Ready::IN | Ready::ET)?;
         self.pump()
     }
 
@@ -174,7 +193,18 @@ impl Handler for BlockHandler {
     }
 
     fn is_idle(&self) -> bool {
-        self.free.len() == self.flights.len()
+        self.free.len() == self.flights.len() && self.held.is_none()
+    }
+
+    fn quiesce(&mut self) -> Result<(), Fault> {
+        self.disk.drain();
+        self.answer_completions()?;
+        Ok(self.queue.signal()?)
+    }
+
+    /// What waited for room on the disk does not hear of the completions that were answered before the pause.
+    fn resume(&mut self) -> Result<(), Fault> {
+        self.pump()
     }
 
     fn finish(&mut self) {

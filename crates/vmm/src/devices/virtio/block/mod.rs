@@ -4,6 +4,7 @@
 //! - each queue has a thread and a disk queue of its own; bytes travel between disk and guest memory without a copy, many
 //!   requests at a time;
 //! - where the driver has not agreed to FLUSH, every write is durable before it is answered;
+//! - all queues together keep to the disk's rate limit;
 //! - a request that the disk cannot carry out is answered with IOERR; a chain that is no request at all stops the device.
 
 mod config;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use queztl_storage::{Disk, Topology};
 
+use super::limit::{Limiter, Throttle};
 use super::worker::Worker;
 use super::{ActivateError, Activation, VirtQueue, VirtioDevice, device_type, feature, lock, read_config_bytes};
 use handler::BlockHandler;
@@ -46,6 +48,8 @@ pub struct BlockConfig {
     pub serial: String,
     /// Number of queues, at best one for each vCPU; at least 1 and at most [`MAX_QUEUES`] are made.
     pub queues: u16,
+    /// What all queues together may do; reads and writes count as bytes, every request as a request.
+    pub limiter: Arc<Limiter>,
 }
 
 /// Why there is no such block device.
@@ -60,6 +64,7 @@ pub struct Block {
     disk: Arc<dyn Disk>,
     serial: [u8; SERIAL_BYTES],
     queues: u16,
+    limiter: Arc<Limiter>,
     workers: Mutex<Vec<Worker<BlockHandler>>>,
 }
 
@@ -83,7 +88,8 @@ impl BlockConfig {
         let mut serial = [0; SERIAL_BYTES];
         serial[..text.len()].copy_from_slice(text);
         let queues = self.queues.clamp(1, MAX_QUEUES);
-        Ok(Arc::new(Block { disk: self.disk, serial, queues, workers: Mutex::new(Vec::new()) }))
+        let workers = Mutex::new(Vec::new());
+        Ok(Arc::new(Block { disk: self.disk, serial, queues, limiter: self.limiter, workers }))
     }
 }
 
@@ -98,7 +104,8 @@ impl Block {
             write_through: !activation.has(F_FLUSH),
             serial: self.serial,
         };
-        let handler = BlockHandler::new(queue, disk, limits);
+        let throttle = Throttle::new(self.limiter.clone()).map_err(ActivateError::Thread)?;
+        let handler = BlockHandler::new(queue, disk, limits, throttle);
         Worker::spawn(&name, handler, activation.interrupt.clone()).map_err(ActivateError::Thread)
     }
 }

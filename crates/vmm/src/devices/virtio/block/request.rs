@@ -64,6 +64,16 @@ pub(super) enum Action {
     Refuse(Status),
 }
 
+impl Action {
+    /// Bytes that a rate limit counts: the data that is moved.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Action::Read { into: data, .. } | Action::Write { from: data, .. } => data.bytes(),
+            _ => 0,
+        }
+    }
+}
+
 /// Where the answer to a chain goes.
 #[derive(Debug)]
 pub(super) struct Answer {

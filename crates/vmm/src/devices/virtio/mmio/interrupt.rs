@@ -3,12 +3,22 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::devices::virtio::{Interrupt, Lockstep, lock};
+use crate::devices::virtio::{Gate, Interrupt, Lockstep, lock};
 use crate::irq::IrqLine;
 
 /// InterruptStatus bits (Virtio 1.2 §4.2.2).
 pub(super) const USED_BUFFER: u32 = 1;
 pub(super) const CONFIG_CHANGE: u32 = 2;
+
+/// What ties a device to the rest of its machine.
+#[derive(Debug, Clone, Default)]
+pub struct Ties {
+    /// Notifications return when the device has nothing left to do; for devices with one thread, and machines with one
+    /// vCPU.
+    pub lockstep: Option<Arc<Lockstep>>,
+    /// Where the device stops while the machine is paused.
+    pub gate: Option<Arc<Gate>>,
+}
 
 pub(super) struct MmioInterrupt {
     line: IrqLine,
@@ -16,11 +26,13 @@ pub(super) struct MmioInterrupt {
     status: Mutex<u32>,
     broken: AtomicBool,
     lockstep: Option<Arc<Lockstep>>,
+    gate: Option<Arc<Gate>>,
 }
 
 impl MmioInterrupt {
-    pub(super) fn new(line: IrqLine, lockstep: Option<Arc<Lockstep>>) -> MmioInterrupt {
-        MmioInterrupt { line, status: Mutex::new(0), broken: AtomicBool::new(false), lockstep }
+    pub(super) fn new(line: IrqLine, ties: Ties) -> MmioInterrupt {
+        let Ties { lockstep, gate } = ties;
+        MmioInterrupt { line, status: Mutex::new(0), broken: AtomicBool::new(false), lockstep, gate }
     }
 
     /// Waits until the device has nothing left to do, if it must keep step with the vCPU.
@@ -73,5 +85,9 @@ impl Interrupt for MmioInterrupt {
 
     fn lockstep(&self) -> Option<Arc<Lockstep>> {
         self.lockstep.clone()
+    }
+
+    fn gate(&self) -> Option<Arc<Gate>> {
+        self.gate.clone()
     }
 }

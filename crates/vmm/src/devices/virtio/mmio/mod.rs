@@ -19,11 +19,12 @@ use queztl_guest_memory::GuestMemory;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, Interrupt, Lockstep, VirtQueue, VirtioDevice, feature, lock};
+use super::{Activation, Interrupt, VirtQueue, VirtioDevice, feature, lock};
 use crate::bus::BusDevice;
 use crate::confine;
 use crate::irq::IrqLine;
 use interrupt::MmioInterrupt;
+pub use interrupt::Ties;
 use registers as reg;
 
 /// Bytes of a transport's register window.
@@ -72,25 +73,15 @@ impl MmioTransport {
         memory: Arc<GuestMemory>,
         line: IrqLine,
     ) -> Result<Arc<MmioTransport>, Error> {
-        Self::build(device, memory, line, None)
+        Self::tied(device, memory, line, Ties::default())
     }
 
-    /// The same, with notifications that return when the device has nothing left to do: see [`Lockstep`]. For devices
-    /// with one thread and machines with one vCPU.
-    pub fn in_lockstep(
+    /// The same, tied to the rest of a machine.
+    pub fn tied(
         device: Arc<dyn VirtioDevice>,
         memory: Arc<GuestMemory>,
         line: IrqLine,
-    ) -> Result<Arc<MmioTransport>, Error> {
-        let lockstep = Lockstep::new().map_err(Error::Event)?;
-        Self::build(device, memory, line, Some(Arc::new(lockstep)))
-    }
-
-    fn build(
-        device: Arc<dyn VirtioDevice>,
-        memory: Arc<GuestMemory>,
-        line: IrqLine,
-        lockstep: Option<Arc<Lockstep>>,
+        ties: Ties,
     ) -> Result<Arc<MmioTransport>, Error> {
         let sizes = device.queue_sizes();
         let queue = |size: &u16| Queue::new(*size).map_err(|_| Error::QueueSize(*size));
@@ -106,7 +97,7 @@ impl MmioTransport {
             queues,
             active: false,
         };
-        let interrupt = Arc::new(MmioInterrupt::new(line, lockstep));
+        let interrupt = Arc::new(MmioInterrupt::new(line, ties));
         Ok(Arc::new(MmioTransport { device, memory, interrupt, kicks, state: Mutex::new(state) }))
     }
 

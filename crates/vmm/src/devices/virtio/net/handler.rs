@@ -1,7 +1,8 @@
 //! The card's thread: frames from the back end into the guest's buffers, frames from the guest to the back end.
 //!
 //! The back end is watched edge-triggered: `incoming` and `blocked` remember what it was last seen to be, so that a guest
-//! without buffers or a network without room does not make the thread spin.
+//! without buffers or a network without room does not make the thread spin. A frame beyond the rate limit waits: on its way
+//! in the inbox, on its way out in the ring.
 
 use std::io;
 use std::sync::Arc;
@@ -11,12 +12,15 @@ use queztl_network::{Backend, HEADER_BYTES, MAX_FRAME_BYTES, Received};
 
 use super::Link;
 use crate::confine::Kind;
+use crate::devices::virtio::limit::Throttle;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 use crate::devices::virtio::{Chain, Interrupt, VirtQueue};
 
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const BACKEND: u64 = 2;
+const RECEIVE_THROTTLED: u64 = 3;
+const TRANSMIT_THROTTLED: u64 = 4;
 
 /// Offset of `num_buffers` in the header (§5.1.6).
 const NUM_BUFFERS: usize = 10;
@@ -36,6 +40,10 @@ pub(super) struct NetHandler {
     taken: Vec<Chain>,
     /// Whether the back end may have frames.
     incoming: bool,
+    /// Whether the waiting frame has been admitted by the rate limit.
+    admitted: bool,
+    receive_throttle: Throttle,
+    transmit_throttle: Throttle,
     /// The frame being sent.
     outbox: Vec<u8>,
     /// Whether `outbox` waits for the back end to have room.
@@ -50,6 +58,7 @@ impl NetHandler {
         mergeable: bool,
         link: Arc<Link>,
         interrupt: Arc<dyn Interrupt>,
+        [receive_throttle, transmit_throttle]: [Throttle; 2],
     ) -> NetHandler {
         NetHandler {
             receive,
@@ -62,6 +71,9 @@ impl NetHandler {
             waiting: 0,
             taken: Vec::new(),
             incoming: true,
+            admitted: false,
+            receive_throttle,
+            transmit_throttle,
             outbox: Vec::new(),
             blocked: false,
         }
@@ -71,14 +83,22 @@ impl NetHandler {
         self.backend
     }
 
-    /// Moves frames to the guest while there are frames and buffers.
+    /// Moves frames to the guest while there are frames and buffers, and the rate limit allows.
     fn receive_all(&mut self) -> Result<(), Fault> {
-        while self.next_frame() {
+        while self.next_frame() && self.admit_waiting() {
             if !self.deliver()? {
                 break;
             }
+            self.admitted = false;
         }
         Ok(self.receive.signal()?)
+    }
+
+    /// Whether the waiting frame may go to the guest now; a frame pays once, however often the guest has no buffers for
+    /// it.
+    fn admit_waiting(&mut self) -> bool {
+        self.admitted = self.admitted || self.receive_throttle.admit((self.waiting - HEADER_BYTES) as u64);
+        self.admitted
     }
 
     /// Makes sure that a frame waits in the inbox, if the back end has one.
@@ -166,6 +186,10 @@ impl NetHandler {
                 }
                 break;
             };
+            if !self.transmit_throttle.admit(chain.readable.bytes().saturating_sub(HEADER_BYTES as u64)) {
+                self.transmit.undo_pop();
+                break;
+            }
             self.copy_out(&chain);
             self.transmit.push(chain.head, 0)?;
             self.send();
@@ -202,8 +226,14 @@ impl Handler for NetHandler {
         poller.add(self.receive.kick_fd(), RECEIVE, Ready::IN)?;
         poller.add(self.transmit.kick_fd(), TRANSMIT, Ready::IN)?;
         poller.add(self.backend.event(), BACKEND, Ready::IN | Ready::OUT | Ready::ET)?;
+        poller.add(self.receive_throttle.timer(), RECEIVE_THROTTLED, Ready::IN)?;
+        poller.add(self.transmit_throttle.timer(), TRANSMIT_THROTTLED, Ready::IN)?;
         self.receive_all()?;
         self.transmit_all()
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.transmit_throttle.is_waiting()
     }
 
     fn handle(&mut self, token: u64, ready: Ready, _poller: &Poller) -> Result<(), Fault> {
@@ -214,6 +244,14 @@ impl Handler for NetHandler {
             }
             TRANSMIT => {
                 self.transmit.clear_kick();
+                self.transmit_all()
+            }
+            RECEIVE_THROTTLED => {
+                self.receive_throttle.clear();
+                self.receive_all()
+            }
+            TRANSMIT_THROTTLED => {
+                self.transmit_throttle.clear();
                 self.transmit_all()
             }
             _ => {

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use queztl_network::{Backend, Mac, Offloads};
 
+use super::limit::{Limiter, Throttle};
 use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice, device_type, lock, read_config_bytes};
 use handler::NetHandler;
@@ -54,6 +55,9 @@ pub struct NetConfig {
     pub backend: Box<dyn Backend>,
     /// The card's address; [`Mac::derived`] makes one.
     pub mac: Mac,
+    /// What may come to the guest, and what may leave it; the bytes of frames, without our header.
+    pub receive_limiter: Arc<Limiter>,
+    pub transmit_limiter: Arc<Limiter>,
 }
 
 /// The network device.
@@ -62,6 +66,7 @@ pub struct Net {
     mtu: Option<u16>,
     offloads: Offloads,
     link: Arc<Link>,
+    limiters: [Arc<Limiter>; 2],
     state: Mutex<State>,
 }
 
@@ -86,6 +91,7 @@ impl NetConfig {
             mtu: self.backend.mtu(),
             offloads: self.backend.offloads(),
             link: Arc::new(Link { up: AtomicBool::new(true), generation: AtomicU32::new(0) }),
+            limiters: [self.receive_limiter, self.transmit_limiter],
             state: Mutex::new(State::Idle(self.backend)),
         }))
     }
@@ -102,15 +108,18 @@ impl Net {
         let queues = queues.and_then(|receive| Ok((receive, activation.take_queue(TRANSMIT_QUEUE)?)));
         let prepared = queues.and_then(|queues| {
             backend.set_guest_offloads(guest).map_err(ActivateError::Offloads)?;
-            Ok(queues)
+            let [receive, transmit] = self.limiters.each_ref().map(|limiter| Throttle::new(limiter.clone()));
+            let throttles = [receive.map_err(ActivateError::Thread)?, transmit.map_err(ActivateError::Thread)?];
+            Ok((queues, throttles))
         });
-        let (receive, transmit) = match prepared {
+        let ((receive, transmit), throttles) = match prepared {
             Ok(queues) => queues,
             Err(error) => return Err((error, State::Idle(backend))),
         };
         let mergeable = activation.has(F_MRG_RXBUF);
         let interrupt = activation.interrupt;
-        let handler = NetHandler::new(receive, transmit, backend, mergeable, self.link.clone(), interrupt.clone());
+        let link = self.link.clone();
+        let handler = NetHandler::new(receive, transmit, backend, mergeable, link, interrupt.clone(), throttles);
         match Worker::spawn("virtio-net", handler, interrupt) {
             Ok(worker) => Ok(State::Active(worker)),
             Err(error) => Err((ActivateError::Thread(error), State::Lost)),

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use queztl_network::{HEADER_BYTES, MAX_FRAME_BYTES, Received, Tap};
 
 use super::*;
+use crate::devices::virtio::limit::{Rate, RateLimit};
 use crate::devices::virtio::testing::{Driver, Part};
 
 /// Frames, headers included, as datagrams.
@@ -47,6 +48,15 @@ struct Setup {
     driver: Driver,
     peer: UnixDatagram,
     guest: Arc<Mutex<Offloads>>,
+    limiters: [Arc<Limiter>; 2],
+}
+
+/// A card without limits, and its limiters.
+fn card(backend: Box<dyn Backend>) -> (Arc<Net>, [Arc<Limiter>; 2]) {
+    let limiters = [(); 2].map(|()| Limiter::new(RateLimit::default()));
+    let [receive_limiter, transmit_limiter] = limiters.clone();
+    let config = NetConfig { backend, mac: Mac([2, 0, 0, 0, 0, 9]), receive_limiter, transmit_limiter };
+    (config.build().unwrap(), limiters)
 }
 
 fn setup(features: u64) -> Setup {
@@ -55,8 +65,8 @@ fn setup(features: u64) -> Setup {
     peer.set_read_timeout(Some(crate::devices::virtio::testing::PATIENCE)).unwrap();
     let guest = Arc::new(Mutex::new(Offloads::NONE));
     let backend = Box::new(Wire { socket, guest: guest.clone() });
-    let net = NetConfig { backend, mac: Mac([2, 0, 0, 0, 0, 9]) }.build().unwrap();
-    Setup { driver: Driver::ready(net, features), peer, guest }
+    let (net, limiters) = card(backend);
+    Setup { driver: Driver::ready(net, features), peer, guest, limiters }
 }
 
 fn frame(len: usize, seed: u8) -> Vec<u8> {
@@ -211,12 +221,12 @@ fn a_guest_reaches_the_host_through_a_tap() {
         if !status.is_ok_and(|status| status.success()) {
             return println!("skipped: the `ip` command is not installed");
         }
-        let net = NetConfig { backend: Box::new(tap), mac: Mac([2, 0, 0, 0, 0, 2]) }.build().unwrap();
+        let (net, _) = card(Box::new(tap));
         let features = FEATURES | F_CSUM | F_GUEST_CSUM | F_GUEST_TSO4 | F_HOST_TSO4;
         let mut driver = Driver::ready(net, features);
         let mut request = vec![0; HEADER_BYTES];
         request.extend([0xff; 6]);
-        request.extend([2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2, 10, 8, 0, 2]);
+        request.extend([2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 10, 8, 0, 2]);
         request.extend([0, 0, 0, 0, 0, 0, 10, 8, 0, 1]);
         driver.call(1, &[Part::Read(&request)]);
         loop {
@@ -229,4 +239,48 @@ fn a_guest_reaches_the_host_through_a_tap() {
         }
     };
     std::thread::spawn(test).join().unwrap();
+}
+
+/// A frame of 700 bytes, then nothing.
+fn one_frame() -> RateLimit {
+    RateLimit { bytes: Some(Rate { per_second: 1, burst: 700 }), requests: None }
+}
+
+#[test]
+fn frames_beyond_the_receive_limit_wait_in_order() {
+    let mut s = setup(FEATURES);
+    s.limiters[0].set(one_frame());
+    for _ in 0..2 {
+        s.driver.send(0, &[Part::Write(2000)]);
+    }
+    s.driver.kick(0);
+    for seed in [1, 2] {
+        s.peer.send(&frame(700, seed)).unwrap();
+    }
+    assert_eq!(s.driver.wait(0).1, 712);
+    let limiter = s.limiters[0].clone();
+    s.driver.wait_for("throttling", |_| (limiter.waits() > 0).then_some(()));
+    assert_eq!(s.driver.poll(0), None);
+
+    s.limiters[0].set(RateLimit::default());
+    assert_eq!(s.driver.wait(0).1, 712);
+}
+
+#[test]
+fn frames_beyond_the_transmit_limit_wait_in_the_ring() {
+    let mut s = setup(FEATURES);
+    s.limiters[1].set(RateLimit { bytes: None, requests: Some(Rate { per_second: 1, burst: 1 }) });
+    for seed in [1, 2] {
+        s.driver.send(1, &[Part::Read(&frame(100, seed))]);
+    }
+    s.driver.kick(1);
+    s.driver.wait(1);
+    let limiter = s.limiters[1].clone();
+    s.driver.wait_for("throttling", |_| (limiter.waits() > 0).then_some(()));
+    let mut received = [0; 200];
+    assert!(s.peer.recv(&mut received).unwrap() == 112 && received[12] == 1);
+
+    s.limiters[1].set(RateLimit::default());
+    s.driver.wait(1);
+    assert!(s.peer.recv(&mut received).unwrap() == 112 && received[12] == 2);
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::limit::{Limiter, RateLimit, Throttle};
 use super::worker::{Fault, Handler, Poller, Ready, Worker};
 use super::{ActivateError, Activation, VirtQueue, VirtioDevice, device_type, lock};
 use crate::confine::Kind;
@@ -17,27 +18,37 @@ const QUEUE_SIZE: u16 = 64;
 /// and the host's generator busy for seconds with each descriptor. Drivers cope with short answers.
 const MAX_REQUEST_BYTES: u64 = 64 << 10;
 
+const KICKED: u64 = 0;
+const THROTTLED: u64 = 1;
+
 /// The entropy device.
-#[derive(Default)]
 pub struct Rng {
     worker: Mutex<Option<Worker<RngHandler>>>,
     /// Where the sequence starts that takes the place of randomness.
     seed: Option<u64>,
+    limiter: Arc<Limiter>,
 }
 
 impl Rng {
     pub fn new() -> Arc<Rng> {
-        Arc::new(Rng::default())
+        Rng::limited(Limiter::new(RateLimit::default()))
+    }
+
+    /// A device that gives no more than `limiter` allows.
+    pub fn limited(limiter: Arc<Limiter>) -> Arc<Rng> {
+        Arc::new(Rng { worker: Mutex::new(None), seed: None, limiter })
     }
 
     /// A device that gives the same bytes in every run: no secret may be made of them.
     pub fn repeatable(seed: u64) -> Arc<Rng> {
-        Arc::new(Rng { seed: Some(seed), ..Rng::default() })
+        let limiter = Limiter::new(RateLimit::default());
+        Arc::new(Rng { worker: Mutex::new(None), seed: Some(seed), limiter })
     }
 }
 
 struct RngHandler {
     queue: VirtQueue,
+    throttle: Throttle,
     bytes: Vec<u8>,
     source: Source,
 }
@@ -85,11 +96,25 @@ fn next(state: &mut u64) -> u64 {
 }
 
 impl RngHandler {
-    /// Puts random bytes into as much of `wanted` as is allowed at once.
-    fn fill<'a>(source: &mut Source, bytes: &'a mut Vec<u8>, wanted: u64) -> &'a [u8] {
-        bytes.resize(wanted.min(MAX_REQUEST_BYTES) as usize, 0);
-        let filled = source.fill(bytes);
-        &bytes[..filled]
+    /// Fills buffers while there are some and the rate limit allows.
+    fn pump(&mut self) -> Result<(), Fault> {
+        loop {
+            self.queue.suppress()?;
+            while let Some(chain) = self.queue.pop()? {
+                let wanted = chain.writable.bytes().min(MAX_REQUEST_BYTES);
+                if !self.throttle.admit(wanted) {
+                    self.queue.undo_pop();
+                    return Ok(self.queue.signal()?);
+                }
+                self.bytes.resize(wanted as usize, 0);
+                let filled = self.source.fill(&mut self.bytes);
+                let written = chain.writable.write_at(self.queue.memory(), 0, &self.bytes[..filled]);
+                self.queue.push(chain.head, written as u32)?;
+            }
+            if !self.queue.rearm()? {
+                return Ok(self.queue.signal()?);
+            }
+        }
     }
 }
 
@@ -97,17 +122,21 @@ impl Handler for RngHandler {
     const THREAD: Kind = Kind::Rng;
 
     fn start(&mut self, poller: &Poller) -> Result<(), Fault> {
-        poller.add(self.queue.kick_fd(), 0, Ready::IN)?;
-        self.handle(0, Ready::IN, poller)
+        poller.add(self.queue.kick_fd(), KICKED, Ready::IN)?;
+        poller.add(self.throttle.timer(), THROTTLED, Ready::IN)?;
+        self.pump()
     }
 
-    fn handle(&mut self, _token: u64, _ready: Ready, _poller: &Poller) -> Result<(), Fault> {
-        self.queue.clear_kick();
-        let (source, bytes) = (&mut self.source, &mut self.bytes);
-        Ok(self.queue.serve(|memory, chain| {
-            let random = Self::fill(source, bytes, chain.writable.bytes());
-            Ok(chain.writable.write_at(memory, 0, random) as u32)
-        })?)
+    fn handle(&mut self, token: u64, _ready: Ready, _poller: &Poller) -> Result<(), Fault> {
+        match token {
+            KICKED => self.queue.clear_kick(),
+            _ => self.throttle.clear(),
+        }
+        self.pump()
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.throttle.is_waiting()
     }
 }
 
@@ -130,7 +159,8 @@ impl VirtioDevice for Rng {
 
     fn activate(&self, mut activation: Activation) -> Result<(), ActivateError> {
         let source = self.seed.map_or(Source::Host, Source::Sequence);
-        let handler = RngHandler { queue: activation.take_queue(0)?, bytes: Vec::new(), source };
+        let throttle = Throttle::new(self.limiter.clone()).map_err(ActivateError::Thread)?;
+        let handler = RngHandler { queue: activation.take_queue(0)?, throttle, bytes: Vec::new(), source };
         let worker = Worker::spawn("virtio-rng", handler, activation.interrupt).map_err(ActivateError::Thread)?;
         *lock(&self.worker) = Some(worker);
         Ok(())

@@ -1,4 +1,5 @@
 use super::*;
+use crate::devices::virtio::limit::Rate;
 use crate::devices::virtio::testing::{Driver, Part};
 
 #[test]
@@ -39,4 +40,17 @@ fn repeatable_devices_give_the_same_bytes_and_others_do_not() {
     assert_eq!(bytes(Rng::repeatable(7)), bytes(Rng::repeatable(7)));
     assert_ne!(bytes(Rng::repeatable(7)), bytes(Rng::repeatable(8)));
     assert_ne!(bytes(Rng::new()), bytes(Rng::new()));
+}
+
+#[test]
+fn no_more_random_bytes_than_the_limit_allows() {
+    let limiter = Limiter::new(RateLimit { bytes: Some(Rate { per_second: 1, burst: 64 }), requests: None });
+    let mut driver = Driver::ready(Rng::limited(limiter.clone()), 0);
+    assert_eq!(driver.call(0, &[Part::Write(64)]).0, 64);
+    driver.send(0, &[Part::Write(64)]);
+    driver.kick(0);
+    driver.wait_for("throttling", |_| (limiter.waits() > 0).then_some(()));
+    assert_eq!(driver.poll(0), None);
+    limiter.set(RateLimit::default());
+    assert_eq!(driver.wait(0).1, 64);
 }

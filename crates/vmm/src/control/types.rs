@@ -1,0 +1,165 @@
+//! The requests and answers, as values. Sizes are bytes, times are milliseconds or nanoseconds as their names say.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::RateLimit;
+
+/// What can be asked of a running machine: `{"command": "NAME", …}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How the machine is. Answered by [`Response::Status`].
+    Status {},
+    /// Stop all vCPUs and make the devices quiet. Nothing to do if they are.
+    Pause {},
+    /// Go on after a pause. Nothing to do if the machine runs.
+    Resume {},
+    /// End the machine at once, as a signal does.
+    Stop {},
+    /// Ask the guest to give up memory to the balloon until it holds this much.
+    Balloon { target_bytes: u64 },
+    /// Ask the guest to use this much of the memory that can be hot-plugged.
+    Memory { requested_bytes: u64 },
+    /// Put another rate limit on a device in force.
+    Limit {
+        /// The limit's name, as in [`Status::limits`].
+        device: String,
+        /// The whole new limit: what it leaves out is not limited.
+        limit: RateLimit,
+    },
+}
+
+/// An answer: `{"result": "KIND", …}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum Response {
+    /// It was done, or the guest was asked for it.
+    Done {},
+    Status(Box<Status>),
+    Error(Refusal),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub reason: Reason,
+    /// A sentence for people.
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Refusal {
+        Refusal { reason, message: message.into() }
+    }
+}
+
+/// The kinds of refusal, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The line is no request.
+    Malformed,
+    /// The request cannot be met by this machine: a wrong name or size.
+    Invalid,
+    /// The machine has no such device.
+    Missing,
+    /// The machine did not get there in time.
+    Timeout,
+    /// There are too many clients.
+    Busy,
+}
+
+/// How a machine is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub state: RunState,
+    /// The process that runs the machine.
+    pub pid: u32,
+    /// What executes the guest: `kvm` or `soft`.
+    pub accelerator: String,
+    /// Since the machine was made; restarts and pauses count.
+    pub uptime_ms: u64,
+    /// How often the guest has restarted.
+    pub restarts: u64,
+    pub vcpus: Vec<Vcpu>,
+    pub memory: Memory,
+    /// The rate limits that can be set, in force or not.
+    pub limits: Vec<DeviceLimit>,
+}
+
+/// Whether the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    Running,
+    Paused,
+    /// Between two runs.
+    Restarting,
+}
+
+/// A vCPU's figures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vcpu {
+    /// Processor time its thread has taken in this run.
+    pub cpu_ns: u64,
+}
+
+/// The guest's memory, from both sides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// RAM that the guest started with.
+    pub ram_bytes: u64,
+    /// RAM, hot-plugged included, that the host holds for the guest at the moment.
+    pub resident_bytes: u64,
+    pub balloon: Balloon,
+    /// Memory that can be hot-plugged; `None` if the machine has none.
+    pub hotplug: Option<Hotplug>,
+    /// What the guest says of its memory; `None` if it has not said anything.
+    pub guest: Option<GuestMemoryStats>,
+}
+
+/// The memory balloon.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// What the guest was asked to give up.
+    pub target_bytes: u64,
+    /// What it has given up.
+    pub actual_bytes: u64,
+}
+
+/// Memory that comes and goes while the guest runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hotplug {
+    /// How much there can be.
+    pub max_bytes: u64,
+    /// What the guest was asked to use.
+    pub requested_bytes: u64,
+    /// What it uses.
+    pub plugged_bytes: u64,
+}
+
+/// A guest's own view of its memory; `None` where it does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemoryStats {
+    /// When the guest said so, before now.
+    pub age_ms: u64,
+    pub total_bytes: Option<u64>,
+    pub free_bytes: Option<u64>,
+    /// What could be used without swapping.
+    pub available_bytes: Option<u64>,
+    pub disk_caches_bytes: Option<u64>,
+    pub major_faults: Option<u64>,
+    pub minor_faults: Option<u64>,
+    pub swapped_in_bytes: Option<u64>,
+    pub swapped_out_bytes: Option<u64>,
+}
+
+/// A rate limit by its name: `disk0`, `net0-rx`, `net0-tx`, `rng`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceLimit {
+    pub device: String,
+    pub limit: RateLimit,
+    /// How often a request had to wait.
+    pub waits: u64,
+}
