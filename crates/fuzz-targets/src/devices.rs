@@ -8,10 +8,13 @@ use queztl_storage::{RawConfig, RawFile};
 use queztl_vmm::bus::BusDevice;
 use queztl_vmm::devices::virtio::balloon::Balloon;
 use queztl_vmm::devices::virtio::block::BlockConfig;
+use queztl_vmm::devices::virtio::limit::{Limiter, RateLimit};
+use queztl_vmm::devices::virtio::mem::{BLOCK_BYTES, Mem};
+use queztl_vmm::devices::virtio::mmio::Ties;
 use queztl_vmm::devices::virtio::net::NetConfig;
 use queztl_vmm::devices::virtio::rng::Rng;
 use queztl_vmm::devices::virtio::vsock::VsockConfig;
-use queztl_vmm::devices::virtio::{MmioTransport, VirtioDevice, feature};
+use queztl_vmm::devices::virtio::{Lockstep, MmioTransport, VirtioDevice, feature};
 use queztl_vmm::irq::{InterruptSink, IrqLine};
 use vm_memory::{Bytes as _, GuestAddress};
 
@@ -69,20 +72,23 @@ impl Backend for Echo {
 /// The device of that number, with what must outlive it.
 fn device(number: u8) -> (Arc<dyn VirtioDevice>, Option<tempfile::TempDir>) {
     let folder = || tempfile::tempdir().expect("a folder");
-    match number % 5 {
+    let unlimited = || Limiter::new(RateLimit::default());
+    match number % 6 {
         0 => {
             let folder = folder();
             let path = folder.path().join("disk");
             std::fs::File::create(&path).and_then(|file| file.set_len(DISK_BYTES)).expect("a disk");
             let raw = RawConfig { path, read_only: number & 0x80 != 0, direct: false, in_order: true };
             let disk = Arc::new(RawFile::open(&raw).expect("the disk opens"));
-            let block = BlockConfig { disk, serial: "fuzz".into(), queues: 1 };
+            let block = BlockConfig { disk, serial: "fuzz".into(), queues: 1, limiter: unlimited() };
             (block.build().expect("a block device"), Some(folder))
         }
         1 => {
             let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).expect("an eventfd");
             let backend = Box::new(Echo { frames: Vec::new(), event });
-            (NetConfig { backend, mac: Mac::derived("fuzz", 0) }.build().expect("a network device"), None)
+            let (receive_limiter, transmit_limiter) = (unlimited(), unlimited());
+            let net = NetConfig { backend, mac: Mac::derived("fuzz", 0), receive_limiter, transmit_limiter };
+            (net.build().expect("a network device"), None)
         }
         2 => (Rng::repeatable(1), None),
         3 => {
@@ -90,7 +96,12 @@ fn device(number: u8) -> (Arc<dyn VirtioDevice>, Option<tempfile::TempDir>) {
             let vsock = VsockConfig { guest_cid: 3, path: folder.path().join("vsock") };
             (vsock.build().expect("a socket device"), Some(folder))
         }
-        _ => (Balloon::new().expect("a balloon"), None),
+        4 => (Balloon::new().expect("a balloon"), None),
+        _ => {
+            let mem = Mem::new(RAM_BYTES - BLOCK_BYTES, BLOCK_BYTES);
+            mem.set_requested_bytes(BLOCK_BYTES);
+            (mem, None)
+        }
     }
 }
 
@@ -200,7 +211,9 @@ pub fn drive(data: &[u8]) {
     let (device, _folder) = device(bytes.u8());
     let ram = GuestRam::new(RAM_BYTES).expect("memory for a guest");
     let line = IrqLine::new(Arc::new(NoLine), 20);
-    let transport = MmioTransport::in_lockstep(device, ram.memory().clone(), line).expect("a transport");
+    let lockstep = Some(Arc::new(Lockstep::new().expect("an eventfd")));
+    let ties = Ties { lockstep, gate: None };
+    let transport = MmioTransport::tied(device, ram.memory().clone(), line, ties).expect("a transport");
     let driver = Driver { ram, transport };
     driver.start(bytes.u64());
     for _ in 0..ACTIONS {

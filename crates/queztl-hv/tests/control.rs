@@ -114,7 +114,7 @@ fn control(guest: &Guest, arguments: &[&str]) -> Output {
 #[test]
 fn a_paused_guest_stands_still_and_goes_on_where_it_was() {
     let Some(mut guest) = Guest::start(&["--ram", "256M", "--vcpus", "2"]) else { return };
-    guest.run("i=0; (while :; do i=$((i+1)); echo $i > /tmp/i; done) & true");
+    guest.run("i=0; (while :; do i=$((i+1)); echo $i > /tmp/n; mv /tmp/n /tmp/i; done) & until [ -s /tmp/i ]; do sleep 0.1; done");
 
     for _ in 0..5 {
         guest.client().command(&Request::Pause {}).unwrap();
