@@ -133,6 +133,30 @@ fn a_paused_guest_stands_still_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_disk_in_use_loses_nothing_by_pauses() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    let content: Vec<u8> = (0..16 * MIB).map(|i| (i / 7 + i / 4096) as u8).collect();
+    std::fs::write(&disk, content).unwrap();
+    let Some(mut guest) = Guest::start(&["--ram", "128M", "--vcpus", "2", "--disk", disk.to_str().unwrap()]) else {
+        return;
+    };
+
+    guest.begin("for i in 1 2; do dd if=/dev/vda bs=16k iflag=direct 2>/dev/null | md5sum; done | uniq -c");
+    let mut client = guest.client();
+    for _ in 0..30 {
+        client.command(&Request::Pause {}).unwrap();
+        client.command(&Request::Resume {}).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+
+    let sums = guest.finish();
+    let here = std::process::Command::new("md5sum").arg(&disk).output().unwrap();
+    let sum = String::from_utf8(here.stdout).unwrap();
+    assert!(sums.contains(&format!("2 {}", &sum[..32])), "{sums} is not {sum}");
+}
+
+#[test]
 fn stop_ends_a_paused_machine_too_and_the_socket_goes() {
     let Some(mut guest) = Guest::start(&["--ram", "128M"]) else { return };
     assert!(control(&guest, &["pause"]).status.success());

@@ -100,18 +100,21 @@ impl Pass {
         &self.wake
     }
 
-    /// Stays quiet while the gate is closed, or until `stop` is readable.
-    pub(super) fn wait(&self, stop: BorrowedFd<'_>) {
+    /// Stays quiet while the gate is closed, or until `stop` is readable; false in the latter case.
+    pub(super) fn wait(&self, stop: BorrowedFd<'_>) -> bool {
         self.wake.clear();
+        let mut goes_on = true;
         while self.gate.note(self.id, true) {
             let mut waiting = [PollFd::new(&self.wake, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
             let stopped = poll(&mut waiting, None).is_ok() && !waiting[1].revents().is_empty();
             self.wake.clear();
             if stopped {
+                goes_on = false;
                 break;
             }
         }
         self.gate.note(self.id, false);
+        goes_on
     }
 }
 

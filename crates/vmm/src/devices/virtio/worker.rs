@@ -174,8 +174,9 @@ fn serve<H: Handler>(handler: &mut H, poller: &Poller, ties: &Ties) -> Result<()
                 (SETTLE, _) => {}
                 (GATE, Some(pass)) => {
                     handler.quiesce()?;
-                    pass.wait(ties.stop.as_fd());
-                    handler.resume()?;
+                    if pass.wait(ties.stop.as_fd()) {
+                        handler.resume()?;
+                    }
                 }
                 (token, _) => handler.handle(token, flags, poller)?,
             }
