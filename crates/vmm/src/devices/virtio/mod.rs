@@ -32,6 +32,7 @@ pub mod mmio;
 pub mod net;
 mod queue;
 pub mod rng;
+mod saved;
 #[cfg(test)]
 mod testing;
 pub mod vsock;
@@ -42,10 +43,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use queztl_guest_memory::GuestMemory;
 
+use crate::snapshot::Invalid;
+
 pub use gate::Gate;
 pub use lockstep::Lockstep;
 pub use mmio::MmioTransport;
 pub use queue::{Buffers, Chain, QueueError, VirtQueue};
+pub use saved::DeviceState;
 
 /// Device types (Virtio 1.2 §5).
 pub mod device_type {
@@ -94,6 +98,8 @@ pub struct Activation {
     /// The queues by number; `None` where the driver has not set one up.
     pub queues: Vec<Option<VirtQueue>>,
     pub interrupt: Arc<dyn Interrupt>,
+    /// The device goes on after a snapshot was restored: its driver believes that it has never stopped.
+    pub resumed: bool,
 }
 
 impl Activation {
@@ -113,6 +119,8 @@ impl Activation {
 pub enum ActivateError {
     #[error("the driver has not set up queue {0}")]
     NoQueue(u16),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     #[error("the device was activated twice without a reset")]
     Active,
     #[error("the device's back end is gone")]
@@ -149,6 +157,19 @@ pub trait VirtioDevice: Send + Sync {
     /// A number that changes whenever the configuration space has changed on its own (Virtio 1.2 §2.5.1).
     fn config_generation(&self) -> u32 {
         0
+    }
+
+    /// What a snapshot holds of the device. The machine stands still.
+    fn save(&self) -> DeviceState {
+        DeviceState::Stateless {}
+    }
+
+    /// Takes over such a state, before the device is activated.
+    fn restore(&self, state: DeviceState) -> Result<(), Invalid> {
+        match state {
+            DeviceState::Stateless {} => Ok(()),
+            _ => Err(Invalid::new("virtio device", "it cannot have the state of another")),
+        }
     }
 
     /// Starts the device's work.

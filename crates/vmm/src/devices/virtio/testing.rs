@@ -12,6 +12,7 @@ use super::mmio::MmioTransport;
 use super::{VirtioDevice, feature, lock};
 use crate::bus::BusDevice;
 use crate::irq::{InterruptSink, IrqLine};
+use crate::snapshot::Persist;
 
 /// Bytes of RAM in a test machine.
 pub const RAM_BYTES: u64 = 8 << 20;
@@ -102,6 +103,30 @@ impl Driver {
         driver
     }
 
+    /// The state of the transport and its device as a snapshot holds it.
+    pub fn saved(&self) -> serde_json::Value {
+        serde_json::to_value(self.transport.save()).unwrap()
+    }
+
+    /// The same machine, stopped, with `device` in its place in the state of the old one.
+    pub fn moved_to(self, device: Arc<dyn VirtioDevice>) -> Driver {
+        let saved = self.saved();
+        self.transport.reset();
+        let (driver, result) = self.restored(device, saved);
+        result.unwrap();
+        driver
+    }
+
+    /// The same machine with `device`, which is given the state `saved`.
+    pub fn restored(self, device: Arc<dyn VirtioDevice>, saved: serde_json::Value) -> (Driver, Result<(), String>) {
+        let line = Arc::new(Line::default());
+        let memory = self.ram.memory().clone();
+        let transport = MmioTransport::new(device, memory, IrqLine::new(line.clone(), 20)).unwrap();
+        let saved = serde_json::from_value(saved).map_err(|error| error.to_string());
+        let result = saved.and_then(|saved| transport.restore(saved).map_err(|error| error.to_string()));
+        (Driver { transport, line, ..self }, result)
+    }
+
     pub fn memory(&self) -> &GuestMemory {
         self.ram.memory()
     }
@@ -120,6 +145,11 @@ impl Driver {
         let mut data = [0; N];
         self.transport.read(0x100 + offset, &mut data);
         data
+    }
+
+    /// Writes a field of the configuration space.
+    pub fn transport_write_config(&self, offset: u64, value: u32) {
+        self.write32(0x100 + offset, value);
     }
 
     pub fn status(&self) -> u32 {

@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 use queztl_guest_memory::PAGE_SIZE;
 
 use super::worker::{Wake, Worker};
-use super::{ActivateError, Activation, Interrupt, VirtioDevice, device_type, lock, read_config_bytes};
+use super::{ActivateError, Activation, DeviceState, Interrupt, VirtioDevice, device_type, lock, read_config_bytes};
+use crate::snapshot::Invalid;
 use handler::{BalloonHandler, Queues};
 pub use stats::Stats;
 
@@ -150,6 +151,22 @@ impl VirtioDevice for Balloon {
 
     fn config_generation(&self) -> u32 {
         self.shared.generation.load(Ordering::Acquire)
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon {
+            target_pages: self.shared.target_pages.load(Ordering::Acquire),
+            actual_pages: self.shared.actual_pages.load(Ordering::Acquire),
+        }
+    }
+
+    fn restore(&self, state: DeviceState) -> Result<(), Invalid> {
+        let DeviceState::Balloon { target_pages, actual_pages } = state else {
+            return Err(Invalid::new("balloon", "it cannot have the state of another device"));
+        };
+        self.shared.target_pages.store(target_pages, Ordering::Release);
+        self.shared.actual_pages.store(actual_pages, Ordering::Release);
+        Ok(())
     }
 
     fn activate(&self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::worker::{Wake, Worker};
-use super::{ActivateError, Activation, Interrupt, VirtioDevice, device_type, lock, read_config_bytes};
+use super::{ActivateError, Activation, DeviceState, Interrupt, VirtioDevice, device_type, lock, read_config_bytes};
 use crate::devices::output::Output;
+use crate::snapshot::Invalid;
 use handler::{ConsoleHandler, Input, Screen};
 
 const RECEIVE_QUEUE: u16 = 0;
@@ -116,6 +117,19 @@ impl VirtioDevice for Console {
 
     fn config_generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    fn save(&self) -> DeviceState {
+        let size = self.size.load(Ordering::Acquire);
+        DeviceState::Console { columns: size as u16, rows: (size >> 16) as u16 }
+    }
+
+    fn restore(&self, state: DeviceState) -> Result<(), Invalid> {
+        let DeviceState::Console { columns, rows } = state else {
+            return Err(Invalid::new("console", "it cannot have the state of another device"));
+        };
+        self.size.store(pack(columns, rows), Ordering::Release);
+        Ok(())
     }
 
     fn activate(&self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -2,6 +2,8 @@
 //! the caller.
 
 use super::BLOCK_BYTES;
+use crate::devices::virtio::DeviceState;
+use crate::snapshot::Invalid;
 
 /// How far beyond the requested size the driver may go for its blocks: Linux wants whole memory blocks of 128 MiB, of which
 /// it may plug parts (as QEMU's device has it).
@@ -72,6 +74,35 @@ impl Blocks {
     pub(super) fn request(&mut self, bytes: u64) {
         self.requested_bytes = bytes.min(self.region_bytes());
         self.usable_bytes = self.usable_bytes.max(self.usable_for_request());
+    }
+
+    pub(super) fn save(&self) -> DeviceState {
+        let word = |blocks: &[bool]| blocks.iter().rev().fold(0, |word, plugged| word << 1 | u64::from(*plugged));
+        DeviceState::Mem {
+            requested_bytes: self.requested_bytes,
+            usable_bytes: self.usable_bytes,
+            plugged: self.plugged.chunks(64).map(word).collect(),
+        }
+    }
+
+    pub(super) fn restore(&mut self, state: DeviceState) -> Result<(), Invalid> {
+        const PART: &str = "hot-plug memory";
+        let DeviceState::Mem { requested_bytes, usable_bytes, plugged } = state else {
+            return Err(Invalid::new(PART, "it cannot have the state of another device"));
+        };
+        let count = self.plugged.len();
+        let bit = |block: usize| plugged.get(block / 64).is_some_and(|word| word >> (block % 64) & 1 == 1);
+        let usable_blocks = (usable_bytes / BLOCK_BYTES) as usize;
+        let sizes = requested_bytes <= self.region_bytes() && usable_bytes <= self.region_bytes();
+        let whole = requested_bytes.is_multiple_of(BLOCK_BYTES) && usable_bytes.is_multiple_of(BLOCK_BYTES);
+        Invalid::unless(sizes && whole, PART, "its sizes do not fit the region")?;
+        let inside =
+            plugged.len() == count.div_ceil(64) && (usable_blocks..plugged.len() * 64).all(|block| !bit(block));
+        Invalid::unless(inside, PART, "blocks are plugged that do not exist")?;
+        self.plugged = (0..count).map(bit).collect();
+        self.plugged_bytes = self.plugged.iter().filter(|plugged| **plugged).count() as u64 * BLOCK_BYTES;
+        (self.requested_bytes, self.usable_bytes) = (requested_bytes, usable_bytes);
+        Ok(())
     }
 
     /// The numbers of the `count` blocks at `address`, if they are whole ones of the usable part.

@@ -25,7 +25,8 @@ use queztl_guest_memory::GuestMemory;
 
 use super::discard::discard;
 use super::worker::Worker;
-use super::{ActivateError, Activation, Interrupt, VirtioDevice, device_type, lock, read_config_bytes};
+use super::{ActivateError, Activation, DeviceState, Interrupt, VirtioDevice, device_type, lock, read_config_bytes};
+use crate::snapshot::Invalid;
 use blocks::{Answer, Blocks};
 use handler::MemHandler;
 
@@ -156,6 +157,14 @@ impl VirtioDevice for Mem {
 
     fn config_generation(&self) -> u32 {
         self.shared.generation.load(Ordering::Acquire)
+    }
+
+    fn save(&self) -> DeviceState {
+        lock(&self.shared.blocks).save()
+    }
+
+    fn restore(&self, state: DeviceState) -> Result<(), Invalid> {
+        lock(&self.shared.blocks).restore(state)
     }
 
     fn activate(&self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -59,6 +59,12 @@ impl MmioInterrupt {
         self.change(|_| 0);
     }
 
+    /// Puts both back as they were.
+    pub(super) fn restore(&self, status: u32, broken: bool) {
+        self.broken.store(broken, Ordering::Release);
+        self.change(|_| status);
+    }
+
     fn change(&self, new: impl FnOnce(u32) -> u32) {
         let mut status = lock(&self.status);
         let before = *status;

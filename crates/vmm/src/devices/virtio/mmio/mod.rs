@@ -9,6 +9,7 @@
 //! rules does not stick. The interrupt line is high while InterruptStatus is not zero.
 
 mod interrupt;
+mod persist;
 mod registers;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::confine;
 use crate::irq::IrqLine;
 use interrupt::MmioInterrupt;
 pub use interrupt::Ties;
+pub use persist::SavedTransport;
 use registers as reg;
 
 /// Bytes of a transport's register window.
@@ -198,8 +200,12 @@ impl MmioTransport {
 
     fn activate(&self, state: &mut State) {
         state.active = true;
+        self.start(state, false);
+    }
+
+    fn start(&self, state: &State, resumed: bool) {
         let result = self
-            .activation(state)
+            .activation(state, resumed)
             .map_err(|error| error.to_string())
             .and_then(|activation| self.start_device(activation).map_err(|error| error.to_string()));
         if let Err(error) = result {
@@ -215,7 +221,7 @@ impl MmioTransport {
         confine::on_launcher(move || device.activate(activation))
     }
 
-    fn activation(&self, state: &State) -> Result<Activation, super::QueueError> {
+    fn activation(&self, state: &State, resumed: bool) -> Result<Activation, super::QueueError> {
         let mut queues = Vec::with_capacity(state.queues.len());
         for ((index, queue), kick) in (0..).zip(&state.queues).zip(&self.kicks) {
             queues.push(match queue.ready() {
@@ -224,7 +230,7 @@ impl MmioTransport {
             });
         }
         let interrupt = self.interrupt.clone();
-        Ok(Activation { memory: self.memory.clone(), features: state.driver_features, queues, interrupt })
+        Ok(Activation { memory: self.memory.clone(), features: state.driver_features, queues, interrupt, resumed })
     }
 
     fn queue(

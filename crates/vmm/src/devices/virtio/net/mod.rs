@@ -18,7 +18,8 @@ use queztl_network::{Backend, Mac, Offloads};
 
 use super::limit::{Limiter, Throttle};
 use super::worker::Worker;
-use super::{ActivateError, Activation, VirtioDevice, device_type, lock, read_config_bytes};
+use super::{ActivateError, Activation, DeviceState, VirtioDevice, device_type, lock, read_config_bytes};
+use crate::snapshot::Invalid;
 use handler::NetHandler;
 
 const RECEIVE_QUEUE: u16 = 0;
@@ -62,7 +63,7 @@ pub struct NetConfig {
 
 /// The network device.
 pub struct Net {
-    mac: Mac,
+    mac: Mutex<Mac>,
     mtu: Option<u16>,
     offloads: Offloads,
     link: Arc<Link>,
@@ -87,7 +88,7 @@ impl NetConfig {
     /// Makes the device.
     pub fn build(self) -> io::Result<Arc<Net>> {
         Ok(Arc::new(Net {
-            mac: self.mac,
+            mac: Mutex::new(self.mac),
             mtu: self.backend.mtu(),
             offloads: self.backend.offloads(),
             link: Arc::new(Link { up: AtomicBool::new(true), generation: AtomicU32::new(0) }),
@@ -152,7 +153,7 @@ impl VirtioDevice for Net {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // mac, status, max_virtqueue_pairs, mtu (§5.1.4).
         let mut space = [0; 12];
-        space[..6].copy_from_slice(&self.mac.0);
+        space[..6].copy_from_slice(&lock(&self.mac).0);
         let status = if self.link.up.load(Ordering::Acquire) { LINK_UP } else { 0 };
         space[6..8].copy_from_slice(&status.to_le_bytes());
         space[8..10].copy_from_slice(&1u16.to_le_bytes());
@@ -162,6 +163,18 @@ impl VirtioDevice for Net {
 
     fn config_generation(&self) -> u32 {
         self.link.generation.load(Ordering::Acquire)
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net { mac: lock(&self.mac).0 }
+    }
+
+    fn restore(&self, state: DeviceState) -> Result<(), Invalid> {
+        let DeviceState::Net { mac } = state else {
+            return Err(Invalid::new("network device", "it cannot have the state of another device"));
+        };
+        *lock(&self.mac) = Mac(mac);
+        Ok(())
     }
 
     fn activate(&self, activation: Activation) -> Result<(), ActivateError> {

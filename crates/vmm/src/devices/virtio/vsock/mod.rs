@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::worker::Worker;
-use super::{ActivateError, Activation, VirtioDevice, device_type, lock, read_config_bytes};
+use super::{ActivateError, Activation, VirtQueue, VirtioDevice, device_type, lock, read_config_bytes};
 use handler::VsockHandler;
 #[doc(hidden)]
 pub use handshake::parse_connect;
@@ -102,6 +102,16 @@ fn listen(path: &Path) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
+/// Tells the driver that all its connections are gone, as after a snapshot was restored (§5.10.6.7).
+fn tell_reset(events: &mut VirtQueue) -> Result<(), ActivateError> {
+    const TRANSPORT_RESET: u32 = 0;
+    // A driver that has offered no buffer finds out when its connections do not answer.
+    let Some(chain) = events.pop()? else { return Ok(()) };
+    let written = chain.writable.write_at(events.memory(), 0, &TRANSPORT_RESET.to_le_bytes());
+    events.push(chain.head, written as u32)?;
+    Ok(events.signal()?)
+}
+
 impl VirtioDevice for Vsock {
     fn device_type(&self) -> u32 {
         device_type::VSOCK
@@ -123,8 +133,10 @@ impl VirtioDevice for Vsock {
     fn activate(&self, mut activation: Activation) -> Result<(), ActivateError> {
         let receive = activation.take_queue(RECEIVE_QUEUE)?;
         let transmit = activation.take_queue(TRANSMIT_QUEUE)?;
-        // Events tell a guest that it was moved elsewhere; none is sent so far, but the driver sets up the queue.
-        activation.take_queue(EVENT_QUEUE)?;
+        let mut events = activation.take_queue(EVENT_QUEUE)?;
+        if activation.resumed {
+            tell_reset(&mut events)?;
+        }
         let muxer = Muxer::new(u64::from(self.guest_cid), self.path.clone(), self.listener.clone());
         let handler = VsockHandler::new(receive, transmit, muxer);
         let worker = Worker::spawn("virtio-vsock", handler, activation.interrupt).map_err(ActivateError::Thread)?;
