@@ -50,9 +50,10 @@ impl Drop for Running {
 
 #[track_caller]
 fn all_are_confined(machine: &Running, least: usize) {
-    // A thread that has only just started may not have come to it yet.
-    for _ in 0..200 {
-        if machine.threads().iter().all(|(_, filtered, no_privileges)| *filtered && *no_privileges) {
+    // A thread may not have started yet, or have started and not come to it yet.
+    for _ in 0..1000 {
+        let threads = machine.threads();
+        if threads.len() >= least && threads.iter().all(|(_, filtered, no_privileges)| *filtered && *no_privileges) {
             break;
         }
         std::thread::sleep(Duration::from_millis(10));
