@@ -57,7 +57,7 @@ pub(super) fn translate(block: *mut Block, pool: &NativePool, base: u64, context
     let offset = (unsafe { (*block).gpa() } % PAGE) as i32;
     let mut emitter = Emitter {
         context,
-        asm: Asm::default(),
+        asm: Asm { bytes: Vec::with_capacity(64 * instructions.len() + 512) },
         base,
         block,
         decoded_at: first.ip(),

@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpCodeOpe
 
 use super::asm::{Mem, host};
 use super::emit::{Emitter, Slow, Stub};
+use super::few::Few;
 use super::flags::{FlagUse, Flags, Recipe};
 use super::frame::place;
 use super::registers::{Home, home, is_high_byte, number, sized, state};
@@ -21,6 +22,7 @@ pub(super) struct Facts {
 }
 
 /// A guest register that an instruction names or implies, and the host register that stands for it.
+#[derive(Clone, Copy)]
 struct Carrier {
     guest: usize,
     host: u8,
@@ -33,7 +35,7 @@ struct Carrier {
 /// The host registers of one instruction.
 #[derive(Default)]
 struct Plan {
-    carriers: Vec<Carrier>,
+    carriers: Few<Carrier, 8>,
     /// Host register that points to the memory operand.
     pointer: Option<u8>,
 }
@@ -247,7 +249,9 @@ impl Emitter<'_> {
 /// Chooses a host register for each general register of the instruction.
 fn plan(insn: &Instruction, info: &InstructionInfo, accesses: bool, loads_flags: bool) -> Option<Plan> {
     let mut plan = Plan::default();
-    let mut free = vec![host::RAX, host::RCX];
+    let mut free = Few::<u8, 2>::default();
+    free.push(host::RAX)?;
+    free.push(host::RCX)?;
     let used = |guest: usize| {
         info.used_registers().iter().filter(move |used| used.register().is_gpr() && number(used.register()) == guest)
     };
@@ -255,32 +259,30 @@ fn plan(insn: &Instruction, info: &InstructionInfo, accesses: bool, loads_flags:
         let reads = partial || used(guest).any(|u| u.access() != OpAccess::Write || u.register().size() < 4);
         let writes = used(guest).any(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None));
         let moved = home(guest) != Home::Host(host);
-        plan.carriers.push(Carrier { guest, host, moved, reads, writes });
+        plan.carriers.push(Carrier { guest, host, moved, reads, writes })
     };
     // Registers that the encoding implies must be themselves.
-    for guest in implied(insn, info) {
+    for guest in implied(insn, info)?.iter() {
         match (guest, home(guest)) {
             (0 | 1, _) => {
-                free.retain(|register| usize::from(*register) != guest);
-                add(&mut plan, guest, guest as u8, false);
+                free.remove(guest as u8);
+                add(&mut plan, guest, guest as u8, false)?;
             }
-            (_, Home::Host(register)) if usize::from(register) == guest => add(&mut plan, guest, register, false),
+            (_, Home::Host(register)) if usize::from(register) == guest => add(&mut plan, guest, register, false)?,
             _ => return None,
         }
     }
     if accesses {
         // RAX is in the way of the flags.
-        let pointer =
-            *free.iter().find(|register| !(loads_flags && **register == host::RAX)).filter(|_| !free.is_empty())?;
-        free.retain(|register| *register != pointer);
+        let pointer = free.iter().find(|register| !(loads_flags && *register == host::RAX))?;
+        free.remove(pointer);
         plan.pointer = Some(pointer);
     }
-    let names: Vec<Register> = operands(insn).map(|(_, register)| register).collect();
-    let high = names.iter().any(|register| is_high_byte(*register));
-    if high && names.iter().any(|register| register.size() == 8) {
+    let high = operands(insn).any(|(_, register)| is_high_byte(register));
+    if high && operands(insn).any(|(_, register)| register.size() == 8) {
         return None;
     }
-    for register in names {
+    for (_, register) in operands(insn) {
         let guest = number(register);
         if plan.host(guest).is_some() {
             continue;
@@ -298,39 +300,40 @@ fn plan(insn: &Instruction, info: &InstructionInfo, accesses: bool, loads_flags:
             Some(own) => own,
             None => free.pop()?,
         };
-        add(&mut plan, guest, carrier, false);
+        add(&mut plan, guest, carrier, false)?;
     }
     Some(plan)
 }
 
 /// General registers, by number, that the instruction uses without naming them in a field of its encoding.
-fn implied(insn: &Instruction, info: &InstructionInfo) -> Vec<usize> {
+fn implied(insn: &Instruction, info: &InstructionInfo) -> Option<Few<usize, 8>> {
     let code = insn.op_code();
     let fixed = |operand: u32| {
         use OpCodeOperandKind::*;
         matches!(code.op_kind(operand), al | cl | ax | eax | rax | dx | es | cs | ss | ds | fs | gs)
     };
-    let named: Vec<usize> = operands(insn).filter(|(op, _)| !fixed(*op)).map(|(_, r)| number(r)).collect();
-    let address: Vec<usize> = [insn.memory_base(), insn.memory_index()]
-        .into_iter()
-        .filter(|register| register.is_gpr())
-        .map(number)
-        .collect();
+    let named = |guest: usize| operands(insn).any(|(op, register)| number(register) == guest && !fixed(op));
+    let address = |guest: usize| {
+        [insn.memory_base(), insn.memory_index()].iter().any(|r| r.is_gpr() && number(*r) == guest)
+    };
     // A register may be implied and named at once.
-    let mut result: Vec<usize> = (0..4).filter(|&guest| implies(insn, guest)).collect();
+    let mut result = Few::default();
+    for guest in (0..4).filter(|&guest| implies(insn, guest)) {
+        result.push(guest)?;
+    }
     for (operand, register) in operands(insn) {
-        if fixed(operand) && !result.contains(&number(register)) {
-            result.push(number(register));
+        if fixed(operand) && !result.contains(number(register)) {
+            result.push(number(register))?;
         }
     }
     for used in info.used_registers().iter().filter(|used| used.register().is_gpr()) {
         let guest = number(used.register());
-        let by_address_only = address.contains(&guest) && used.access() == OpAccess::Read && !implies(insn, guest);
-        if !named.contains(&guest) && !result.contains(&guest) && !by_address_only {
-            result.push(guest);
+        let by_address_only = address(guest) && used.access() == OpAccess::Read && !implies(insn, guest);
+        if !named(guest) && !result.contains(guest) && !by_address_only {
+            result.push(guest)?;
         }
     }
-    result
+    Some(result)
 }
 
 /// Whether an instruction reads a register by its nature, as distinct from its memory operand's address.
@@ -359,19 +362,18 @@ fn operands(insn: &Instruction) -> impl Iterator<Item = (u32, Register)> + '_ {
 
 /// Puts the plan's registers into the instruction.
 fn rename(insn: &mut Instruction, plan: &Plan) -> Option<()> {
-    let renamed: Vec<(u32, Register)> = operands(insn)
-        .map(|(operand, register)| {
-            let host = plan.host(number(register))?;
-            let new = if is_high_byte(register) {
-                (host < 4).then(|| Register::AH + u32::from(host))?
-            } else {
-                sized(host, register.size())
-            };
-            Some((operand, new))
-        })
-        .collect::<Option<_>>()?;
-    for (operand, register) in renamed {
-        insn.set_op_register(operand, register);
+    for operand in 0..insn.op_count() {
+        let register = insn.op_register(operand);
+        if insn.op_kind(operand) != OpKind::Register || !register.is_gpr() {
+            continue;
+        }
+        let host = plan.host(number(register))?;
+        let new = if is_high_byte(register) {
+            (host < 4).then(|| Register::AH + u32::from(host))?
+        } else {
+            sized(host, register.size())
+        };
+        insn.set_op_register(operand, new);
     }
     let memory = (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory);
     if memory {

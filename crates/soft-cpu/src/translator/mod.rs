@@ -30,6 +30,7 @@
 mod asm;
 mod block;
 mod emit;
+mod few;
 mod flags;
 mod frame;
 mod instruction;
@@ -51,7 +52,7 @@ use frame::{JUMPS, Jump, NO_JUMP, NOT_LOADED, jump_slot};
 use thunks::{Enter, Thunks, exit};
 
 /// Executions after which translating a block pays, for [`Cpu::set_translator`].
-pub const TRANSLATION_THRESHOLD: u32 = 24;
+pub const TRANSLATION_THRESHOLD: u32 = 100;
 /// Space for a CPU's code, bytes.
 const CAPACITY: usize = 32 << 20;
 /// Blocks start at multiples of this.
