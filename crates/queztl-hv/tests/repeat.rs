@@ -33,6 +33,30 @@ fn interpreted_and_translated_runs_are_identical() {
     compare("off", "on");
 }
 
+/// Both engines log a digest of the processor's state every few thousand instructions, from the first on.
+#[test]
+fn interpreter_and_translator_go_in_lockstep() {
+    let Some((kernel, initrd)) = linux() else { return };
+    let digests = |translator: &str| -> Vec<String> {
+        let mut command = queztl();
+        let accel = format!("soft,clock=instructions,translator={translator}");
+        command.args(["run", "--accel", &accel, "--timeout", "100"]).env("RUST_LOG", "queztl_soft_cpu::lockstep=trace");
+        command.arg("--kernel").arg(&kernel).arg("--initrd").arg(&initrd);
+        let script = "cat /proc/cpuinfo; for i in 1 2 3 4 5; do md5sum /bin/busybox; done; dmesg";
+        command.args(["--append", &format!("console=ttyS0 quiet queztl.run=\"{script}\"")]);
+        let log = String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned();
+        log.lines().filter_map(|line| line.find("instructions=").map(|at| line[at..].to_owned())).collect()
+    };
+
+    let (interpreted, translated) = (digests("off"), digests("eager"));
+
+    assert!(interpreted.len() > 1000, "the guest ran: {} digests", interpreted.len());
+    let parted = interpreted.iter().zip(&translated).position(|(a, b)| a != b);
+    let around = parted.map(|at| (&interpreted[at - 1], &interpreted[at], &translated[at]));
+    assert_eq!(around, None, "last common state, then the interpreter's and the translator's");
+    assert_eq!(interpreted.len(), translated.len());
+}
+
 fn compare(translator: &str, other: &str) {
     let Some((kernel, initrd)) = linux() else { return };
     let folder = tempfile::tempdir().unwrap();

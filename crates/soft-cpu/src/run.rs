@@ -8,6 +8,8 @@
 //!              └─ Sync  ──> look at everything again
 //! ```
 
+use std::hash::{Hash, Hasher};
+
 use iced_x86::Mnemonic;
 
 use crate::block::Block;
@@ -175,6 +177,7 @@ impl Cpu {
     /// Answers whatever asks for attention.
     fn attend(&mut self) -> Option<Exit> {
         if self.instructions >= self.instruction_limit {
+            self.trace_state();
             let instructions = self.instructions;
             self.instruction_limit = self.outside(|platform, id| platform.instruction_limit(id, instructions));
         }
@@ -190,6 +193,28 @@ impl Cpu {
             return self.take_event();
         }
         None
+    }
+
+    /// Logs a digest of the state, for comparing two runs that count instructions: the first line that differs tells
+    /// within how many instructions they parted.
+    fn trace_state(&self) {
+        const TARGET: &str = "queztl_soft_cpu::lockstep";
+        if !tracing::enabled!(target: TARGET, tracing::Level::TRACE) {
+            return;
+        }
+        let mut hasher = std::hash::DefaultHasher::new();
+        self.regs[..16].hash(&mut hasher);
+        self.regs[slot::SEGMENT_BASES..].hash(&mut hasher);
+        self.rflags().hash(&mut hasher);
+        [self.cr0, self.cr2, self.cr3, self.cr4].hash(&mut hasher);
+        self.fpu.vectors.iter().for_each(|vector| vector.0.hash(&mut hasher));
+        tracing::trace!(
+            target: TARGET,
+            cpu = self.id,
+            instructions = self.instructions,
+            rip = format_args!("{:#x}", self.rip),
+            digest = format_args!("{:#018x}", hasher.finish()),
+        );
     }
 
     fn take_event(&mut self) -> Option<Exit> {

@@ -313,9 +313,8 @@ fn implied(insn: &Instruction, info: &InstructionInfo) -> Option<Few<usize, 8>> 
         matches!(code.op_kind(operand), al | cl | ax | eax | rax | dx | es | cs | ss | ds | fs | gs)
     };
     let named = |guest: usize| operands(insn).any(|(op, register)| number(register) == guest && !fixed(op));
-    let address = |guest: usize| {
-        [insn.memory_base(), insn.memory_index()].iter().any(|r| r.is_gpr() && number(*r) == guest)
-    };
+    let address =
+        |guest: usize| [insn.memory_base(), insn.memory_index()].iter().any(|r| r.is_gpr() && number(*r) == guest);
     // A register may be implied and named at once.
     let mut result = Few::default();
     for guest in (0..4).filter(|&guest| implies(insn, guest)) {
