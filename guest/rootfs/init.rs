@@ -23,6 +23,7 @@ const SYS_READ: usize = 0;
 const SYS_WRITE: usize = 1;
 const SYS_OPEN: usize = 2;
 const SYS_CLOSE: usize = 3;
+const SYS_SIGPROCMASK: usize = 14;
 const SYS_IOCTL: usize = 16;
 const SYS_ACCESS: usize = 21;
 const SYS_DUP2: usize = 33;
@@ -34,6 +35,8 @@ const SYS_EXIT: usize = 60;
 const SYS_WAIT4: usize = 61;
 const SYS_CHDIR: usize = 80;
 const SYS_MKDIR: usize = 83;
+const SYS_SETPGID: usize = 109;
+const SYS_GETPGRP: usize = 111;
 const SYS_SETSID: usize = 112;
 const SYS_SYNC: usize = 162;
 const SYS_MOUNT: usize = 165;
@@ -43,7 +46,12 @@ const SYS_CLOCK_GETTIME: usize = 228;
 
 const O_RDWR: usize = 2;
 const TIOCSCTTY: usize = 0x540e;
+const TIOCSPGRP: usize = 0x5410;
 const TIOCOUTQ: usize = 0x5411;
+const SIG_BLOCK: usize = 0;
+const SIG_UNBLOCK: usize = 1;
+/// SIGTTOU, as a set of signals.
+static SET_OF_SIGTTOU: u64 = 1 << 21;
 const CLOCK_MONOTONIC: usize = 1;
 const REBOOT_MAGIC1: usize = 0xfee1_dead;
 const REBOOT_MAGIC2: usize = 672_274_793;
@@ -179,12 +187,15 @@ fn spawn(words: &[&CStr], foreground: bool) -> isize {
         c"TERM=linux".as_ptr(),
         core::ptr::null(),
     ];
+    if foreground {
+        take_console();
+    }
     let child = syscall(SYS_FORK, [0; 5]);
     if child != 0 {
         return child;
     }
     if foreground {
-        take_console();
+        become_foreground();
     }
     syscall(SYS_CHDIR, [c"/root".as_ptr() as usize, 0, 0, 0, 0]);
     let program = arguments[0] as usize;
@@ -194,7 +205,9 @@ fn spawn(words: &[&CStr], foreground: bool) -> isize {
     loop {}
 }
 
-/// Makes the last active console the controlling terminal of a new session: `/dev/console` itself cannot be one.
+/// Makes the last active console the controlling terminal of this process's session: `/dev/console` itself cannot be one.
+/// The session is ours, not the command's, since the end of a session's leader hangs the terminal up, and the kernel then
+/// drops what it has not sent yet.
 fn take_console() {
     let mut active = [0u8; 64];
     let length = read_file(c"/sys/class/tty/console/active", &mut active);
@@ -214,6 +227,17 @@ fn take_console() {
     if terminal > 2 {
         syscall(SYS_CLOSE, [terminal, 0, 0, 0, 0]);
     }
+}
+
+/// Makes this process a job of its own and the one that the terminal's keys reach.
+fn become_foreground() {
+    let change = |how| syscall(SYS_SIGPROCMASK, [how, &raw const SET_OF_SIGTTOU as usize, 0, 8, 0]);
+    syscall(SYS_SETPGID, [0; 5]);
+    let group = syscall(SYS_GETPGRP, [0; 5]) as u32;
+    // Taking the terminal from the background would stop a process that did not block this signal.
+    change(SIG_BLOCK);
+    syscall(SYS_IOCTL, [0, TIOCSPGRP, &raw const group as usize, 0, 0]);
+    change(SIG_UNBLOCK);
 }
 
 /// Reaps orphans until `child` has ended; its wait status, or 127 << 8 when it never started.
