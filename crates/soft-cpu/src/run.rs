@@ -96,34 +96,36 @@ impl Cpu {
     /// Executes exactly one instruction, without taking events; an exception is returned instead of delivered. For
     /// tests and debuggers.
     pub fn step(&mut self) -> Result<(), Exception> {
+        while !self.advance()? {}
+        Ok(())
+    }
+
+    /// Executes one instruction, or as much of a repeated one as is done at a time; gives whether it is complete. If not,
+    /// the registers are exact, and RIP is at the instruction still.
+    fn advance(&mut self) -> Result<bool, Exception> {
         native::enter_environment(self);
         self.enter_guest();
-        let pass = loop {
-            let before = self.instructions;
-            match self.single() {
-                // A repeated string instruction that paused is not done yet.
-                Pass::Look if self.instructions == before => {}
-                pass => break pass,
-            }
-        };
+        let before = self.instructions;
+        let pass = self.single();
         self.control.set_in_guest(false);
         native::leave_environment(self);
         match pass {
             Pass::Raised => Err(self.exception.take().expect("a raised exception is noted")),
             Pass::Halted => {
                 self.activity = Activity::Halted;
-                Ok(())
+                Ok(true)
             }
-            Pass::Look => Ok(()),
+            Pass::Look => Ok(self.instructions != before),
         }
     }
 
     /// Finishes the present instruction for another accelerator that cannot: executes it, exactly once, and delivers the
-    /// exception it raises, if any. RAM may have been written behind this CPU's back, so its code is decoded anew.
-    /// `Some` after a triple fault.
+    /// exception it raises, if any. A guest may repeat an instruction for hours, and the caller has other things to attend
+    /// to: a repeated one may be left at a point where the architecture allows interrupts, with RIP still at it. RAM may
+    /// have been written behind this CPU's back, so its code is decoded anew. `Some` after a triple fault.
     pub fn finish_instruction(&mut self) -> Option<Exit> {
         self.blocks.forget();
-        let exception = self.step().err()?;
+        let exception = self.advance().err()?;
         self.deliver_alone(Delivery::Exception(exception))
     }
 

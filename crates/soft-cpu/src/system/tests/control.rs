@@ -366,3 +366,17 @@ fn hypercalls_are_refused_to_programs_and_unknown_ones_to_all() {
     guest.set(gpr::RAX, 99).ok(VMMCALL);
     assert_eq!(guest.reg(gpr::RAX) as i64, -1000);
 }
+
+#[test]
+fn a_repeated_instruction_that_is_finished_for_others_leaves_time_for_them() {
+    let mut guest = Guest::kernel();
+    guest.code(&[0xf3, 0xac]).set(gpr::RCX, u64::MAX).set(gpr::RSI, 0);
+
+    let exit = guest.cpu.finish_instruction();
+
+    let state = guest.cpu.state();
+    assert_eq!((exit, state.rip), (None, KERNEL_CODE), "it is not done");
+    assert_eq!((state.gpr[gpr::RSI], state.gpr[gpr::RCX]), (1 << 16, u64::MAX - (1 << 16)));
+    guest.set(gpr::RCX, 5);
+    assert_eq!((guest.cpu.finish_instruction(), guest.cpu.rip), (None, KERNEL_CODE + 2));
+}
