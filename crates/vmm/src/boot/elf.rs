@@ -104,7 +104,8 @@ impl Elf {
             return Some(self.entry);
         }
         let segment = self.load.iter().find(|s| inside(s.linear, s))?;
-        Some(segment.physical + (self.entry - segment.linear))
+        // Linear addresses may wrap around where physical ones, which were checked, do not.
+        Some(segment.physical + self.entry.wrapping_sub(segment.linear))
     }
 
     /// Looks for a note of `owner`, of `kind` or of any kind, and gives its first bytes, at most eight, as a number.

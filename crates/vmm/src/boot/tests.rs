@@ -460,6 +460,17 @@ fn kernels_for_other_processors_are_refused() {
 }
 
 #[test]
+fn an_entry_before_linear_addresses_that_wrap_around_is_no_panic() {
+    let mut kernel = ElfBuilder::linux().build();
+    // The entry point, and the linear address of the first segment, whose program header is the second.
+    kernel[24..32].copy_from_slice(&8_u64.to_le_bytes());
+    kernel[64 + 56 + 16..64 + 56 + 24].copy_from_slice(&(u64::MAX - 7).to_le_bytes());
+    let bench = Bench::new(64 * MIB);
+    let state = bench.load(&kernel).unwrap();
+    assert_eq!(state.rip, TEXT + 16);
+}
+
+#[test]
 fn segments_outside_ram_say_how_much_ram_is_needed() {
     let bench = Bench::new(8 * MIB);
     assert!(message(bench.load(&ElfBuilder::linux().build())).contains("give the guest at least 17 MiB"));
