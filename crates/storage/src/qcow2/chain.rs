@@ -70,8 +70,11 @@ fn open_link(path: PathBuf, format: Format, hold: Hold) -> Result<Link, Error> {
         Format::Raw => None,
         Format::Qcow2 => Some(Header::read(&file).map_err(|source| Error::Qcow2 { path: path.clone(), source })?),
     };
-    if header.as_ref().is_some_and(|header| header.corrupt) && !read_only {
-        return Err(Error::MarkedCorrupt(path));
+    if let Some(header) = header.as_ref().filter(|_| !read_only) {
+        if header.corrupt {
+            return Err(Error::MarkedCorrupt(path));
+        }
+        header.check_writable(&file).map_err(|source| Error::Qcow2 { path: path.clone(), source })?;
     }
     if let Some(bytes) = header.as_ref().map(|h| h.disk_bytes).filter(|bytes| bytes % SECTOR_SIZE != 0 || *bytes == 0) {
         return Err(Error::DiskSize { path, bytes });

@@ -14,6 +14,8 @@ const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Most bytes of a backing file's name (specification).
 const MAX_NAME_BYTES: u32 = 1023;
+/// Bits of an entry of that table that are an offset.
+const REFCOUNT_BLOCK_MASK: u64 = !0x1ff;
 const HEADER_BYTES_V2: u32 = 72;
 const HEADER_BYTES_V3: u32 = 104;
 
@@ -91,6 +93,17 @@ impl Header {
         let header = header?;
         header.check_tables(file_bytes)?;
         header.with_names(file, &fixed)
+    }
+
+    /// Refuses an image in which nothing can be allocated: its first clusters, the header among them, must be counted. The
+    /// library would count them in a block of its own at offset 0, which stands for none, and go on making such blocks.
+    pub(crate) fn check_writable(&self, file: &File) -> Result<(), HeaderError> {
+        let mut entry = [0; 8];
+        read_up_to(file, &mut entry, self.refcount_table_offset)?;
+        match u64::from_be_bytes(entry) & REFCOUNT_BLOCK_MASK {
+            0 => Err(HeaderError::Damaged("it does not count its own header")),
+            _ => Ok(()),
+        }
     }
 
     /// Cluster size in bytes.

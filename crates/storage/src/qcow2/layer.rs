@@ -18,12 +18,15 @@ use crate::{Buffer, Operation};
 pub(crate) struct Layer {
     path: PathBuf,
     file: File,
+    /// It can become longer: it is no block device. Looked at here, since the threads that use it may not ask.
+    can_grow: bool,
     helper: CommonStorageHelper,
 }
 
 impl Layer {
     pub fn new(path: PathBuf, file: File) -> Layer {
-        Layer { path, file, helper: CommonStorageHelper::default() }
+        let can_grow = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        Layer { path, file, can_grow, helper: CommonStorageHelper::default() }
     }
 
     pub fn descriptor(&self) -> RawFd {
@@ -114,7 +117,7 @@ impl Layer {
     /// Makes the file reach to the end of a range: zeroing keeps the size.
     fn grow(&self, offset: u64, length: u64) -> io::Result<()> {
         let end = offset.checked_add(length).ok_or(io::ErrorKind::InvalidInput)?;
-        if self.file.metadata()?.is_file() && self.size()? < end {
+        if self.can_grow && self.size()? < end {
             self.file.set_len(end)?;
         }
         Ok(())

@@ -293,3 +293,40 @@ fn an_extent_tells_holes_from_data() {
     assert!(!hole.zeroes || hole.length_bytes <= MIB);
     assert!(!raw.extent(MIB).unwrap().zeroes);
 }
+
+#[test]
+fn an_image_that_does_not_count_its_header_is_only_read() {
+    let folder = TempDir::new().unwrap();
+    let path = qcow2(folder.path(), "disk.qcow2", MIB, None);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let table = Header::read(&file).unwrap().refcount_table_offset;
+    file.write_all_at(&[0; 8], table).unwrap();
+
+    let refused = Qcow2Image::open(&config(&path)).unwrap_err();
+
+    assert!(refused.to_string().contains("does not count its own header"), "{refused}");
+    assert_eq!(read_all(&path).len(), MIB as usize);
+}
+
+#[test]
+fn a_file_that_shrinks_gives_zeroes_or_errors_and_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let path = qcow2(folder.path(), "disk.qcow2", 4 * MIB, None);
+    write(&path, 0, &[5; 256 << 10]);
+    let image = Qcow2Image::open(&config(&path)).unwrap();
+    let mut queue = image.open_queue(16).unwrap();
+    let mut memory = vec![0; 256 << 10];
+    run(queue.as_mut(), request(Operation::Read, 0, &mut memory)).unwrap();
+    assert!(memory.iter().all(|byte| *byte == 5));
+
+    File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+
+    let read = run(queue.as_mut(), request(Operation::Read, 0, &mut memory));
+    assert!(read.is_err() || memory.iter().all(|byte| matches!(byte, 0 | 5)), "bytes from nowhere");
+    let _ = run(queue.as_mut(), request(Operation::Write { durable: true }, 2 * MIB, &mut [6; 4096]));
+    let _ = run(queue.as_mut(), range(Operation::Flush, 0, 0));
+    // It answers still.
+    let mut sector = [0; 512];
+    let _ = run(queue.as_mut(), request(Operation::Read, 2 * MIB, &mut sector));
+    assert!(matches!(sector[0], 0 | 6));
+}
