@@ -90,9 +90,21 @@ pub struct Driver {
 impl Driver {
     /// A machine with one device, not yet set up.
     pub fn new(device: Arc<dyn VirtioDevice>) -> Driver {
+        Driver::with(device, MmioTransport::new)
+    }
+
+    /// The same, where a notification waits until the device has nothing left to do.
+    pub fn in_lockstep(device: Arc<dyn VirtioDevice>) -> Driver {
+        Driver::with(device, MmioTransport::in_lockstep)
+    }
+
+    fn with<E: std::fmt::Debug>(
+        device: Arc<dyn VirtioDevice>,
+        transport: impl Fn(Arc<dyn VirtioDevice>, Arc<GuestMemory>, IrqLine) -> Result<Arc<MmioTransport>, E>,
+    ) -> Driver {
         let ram = GuestRam::new(RAM_BYTES).unwrap();
         let line = Arc::new(Line::default());
-        let transport = MmioTransport::new(device, ram.memory().clone(), IrqLine::new(line.clone(), 20)).unwrap();
+        let transport = transport(device, ram.memory().clone(), IrqLine::new(line.clone(), 20)).unwrap();
         Driver { ram, transport, line, rings: Vec::new(), heap: HEAP }
     }
 
@@ -338,7 +350,7 @@ impl Driver {
     /// Offers each kind of broken chain on a fresh device and expects DEVICE_NEEDS_RESET, then a working device again.
     pub fn every_broken_ring_stops_the_device(&mut self, queue: usize, features: u64) {
         type Breaker = fn(&mut Driver, usize);
-        let breakers: [(&str, Breaker); 9] = [
+        let breakers: [(&str, Breaker); 13] = [
             ("head outside of the table", |d, q| d.offer(q, 60000)),
             ("available index too far ahead", |d, q| d.set_available(q, 30000)),
             ("a loop", |d, q| {
@@ -367,6 +379,25 @@ impl Driver {
                 d.descriptor(HEAP, 0, HEAP + 64, 16, INDIRECT, 0);
                 d.offer(q, 0);
             }),
+            ("an indirect table outside of RAM", |d, q| {
+                d.descriptor(Self::table(q), 0, RAM_BYTES, 32, INDIRECT, 0);
+                d.offer(q, 0);
+            }),
+            ("an indirect table of 4 GiB", |d, q| {
+                d.descriptor(Self::table(q), 0, HEAP, !15, INDIRECT, 0);
+                d.descriptor(HEAP, 0, HEAP, 64, NEXT, 60000);
+                d.offer(q, 0);
+            }),
+            ("an indirect table with half a descriptor", |d, q| {
+                d.descriptor(Self::table(q), 0, HEAP, 24, INDIRECT, 0);
+                d.offer(q, 0);
+            }),
+            ("an indirect table that loops", |d, q| {
+                d.descriptor(Self::table(q), 0, HEAP, 32, INDIRECT, 0);
+                d.descriptor(HEAP, 0, HEAP + 64, 8, NEXT, 1);
+                d.descriptor(HEAP, 1, HEAP + 64, 8, NEXT, 0);
+                d.offer(q, 0);
+            }),
             ("readable after writable", |d, q| {
                 d.descriptor(Self::table(q), 0, HEAP, 64, NEXT | WRITE, 1);
                 d.descriptor(Self::table(q), 1, HEAP, 64, 0, 0);
@@ -382,6 +413,30 @@ impl Driver {
             println!("{name}");
             self.wait_broken();
             assert!(self.line.is_high());
+        }
+        self.reset();
+        self.start(features);
+        assert_eq!(self.status(), 15);
+    }
+    /// Offers chains whose buffers lie over each other and over the rings: the device does what it is told or asks for a
+    /// reset, but it touches no other memory, and works after a reset. For
+    /// a driver [`in lockstep`](Driver::in_lockstep).
+    pub fn overlapping_buffers_do_no_harm(&mut self, queue: usize, features: u64) {
+        const CANARY: u64 = HEAP - 0x1000;
+        let base = Self::base(queue);
+        // The same buffer twice; over its own descriptor; over the available ring; over the used ring.
+        for address in [HEAP, base, base + 0x1000, base + 0x2000] {
+            self.reset();
+            self.memory().write_slice(&[0xa5; 0x1000], GuestAddress(CANARY)).unwrap();
+            self.start(features);
+            let table = Self::table(queue);
+            self.descriptor(table, 0, address, 512, NEXT, 1);
+            self.descriptor(table, 1, address, 512, NEXT | WRITE, 2);
+            self.descriptor(table, 2, address + 8, 512, WRITE, 0);
+            self.offer(queue, 0);
+            self.offer(queue, 0);
+            self.kick(queue);
+            assert_eq!(self.read(CANARY, 0x1000), [0xa5; 0x1000], "{address:#x}");
         }
         self.reset();
         self.start(features);

@@ -134,3 +134,11 @@ fn broken_rings_stop_the_device_until_it_is_reset() {
         Driver::new(Balloon::new().unwrap()).every_broken_ring_stops_the_device(queue, features);
     }
 }
+
+#[test]
+fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
+    for queue in 0..4 {
+        let features = F_STATS_VQ | F_REPORTING;
+        Driver::in_lockstep(Balloon::new().unwrap()).overlapping_buffers_do_no_harm(queue, features);
+    }
+}

@@ -330,3 +330,13 @@ fn a_throttled_disk_can_be_reset() {
     s.driver.start(F_FLUSH);
     assert_eq!(s.driver.call(0, &[Part::Read(&header(0, 0)), Part::Write(512), Part::Write(1)]).0, 513);
 }
+
+#[test]
+fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(SECTORS * 512).unwrap();
+    let config = RawConfig { path: file.path().to_path_buf(), read_only: false, direct: false, in_order: true };
+    let disk = Arc::new(RawFile::open(&config).unwrap());
+    let block = BlockConfig { disk, serial: String::new(), queues: 1, limiter: Limiter::new(RateLimit::default()) }.build().unwrap();
+    Driver::in_lockstep(block).overlapping_buffers_do_no_harm(0, F_FLUSH);
+}

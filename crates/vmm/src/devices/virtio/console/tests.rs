@@ -135,3 +135,12 @@ fn broken_rings_stop_the_device_until_it_is_reset() {
         Driver::new(console).every_broken_ring_stops_the_device(queue, F_SIZE);
     }
 }
+
+#[test]
+fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
+    for queue in [0, 1] {
+        let (console, _) = console();
+        console.push_input(&[b'x'; 100]);
+        Driver::in_lockstep(console).overlapping_buffers_do_no_harm(queue, F_SIZE);
+    }
+}

@@ -240,3 +240,8 @@ proptest::proptest! {
         proptest::prop_assert_eq!(driver.call(0, &[Part::Read(b"x"), Part::Write(1)]).0, 1);
     }
 }
+
+#[test]
+fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
+    Driver::in_lockstep(echo()).overlapping_buffers_do_no_harm(0, feature::INDIRECT_DESC);
+}

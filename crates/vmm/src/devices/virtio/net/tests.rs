@@ -207,6 +207,38 @@ fn broken_rings_stop_the_device_until_it_is_reset() {
 }
 
 #[test]
+fn broken_rings_for_frames_to_the_guest_stop_the_device_until_it_is_reset() {
+    let mut s = setup(FEATURES);
+    s.peer.set_nonblocking(true).unwrap();
+    let test_runs = Arc::new(());
+    let runs = Arc::downgrade(&test_runs);
+    let peer = s.peer.try_clone().unwrap();
+    std::thread::spawn(move || {
+        while runs.strong_count() > 0 {
+            // A full socket is as good.
+            let _ = peer.send(&frame(100, 1));
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    });
+    s.driver.every_broken_ring_stops_the_device(0, FEATURES);
+    drop(test_runs);
+}
+
+#[test]
+fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
+    for queue in [0, 1] {
+        let (socket, peer) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        for seed in 0..4 {
+            peer.send(&frame(100, seed)).unwrap();
+        }
+        let backend = Box::new(Wire { socket, guest: Arc::new(Mutex::new(Offloads::NONE)) });
+        let net = NetConfig { backend, mac: Mac([2, 0, 0, 0, 0, 9]) }.build().unwrap();
+        Driver::in_lockstep(net).overlapping_buffers_do_no_harm(queue, FEATURES);
+    }
+}
+
+#[test]
 fn a_guest_reaches_the_host_through_a_tap() {
     let test = || {
         // SAFETY: a new network namespace for this thread changes no memory and no open file.

@@ -54,3 +54,8 @@ fn no_more_random_bytes_than_the_limit_allows() {
     limiter.set(RateLimit::default());
     assert_eq!(driver.wait(0).1, 64);
 }
+
+#[test]
+fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
+    Driver::in_lockstep(Rng::new()).overlapping_buffers_do_no_harm(0, 0);
+}

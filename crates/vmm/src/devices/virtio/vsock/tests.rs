@@ -425,6 +425,34 @@ fn broken_rings_stop_the_device_until_it_is_reset() {
     Driver::new(config.build().unwrap()).every_broken_ring_stops_the_device(1, 0);
 }
 
+#[test]
+fn broken_rings_for_packets_to_the_guest_stop_the_device_until_it_is_reset() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("v");
+    let mut driver = Driver::new(VsockConfig { guest_cid: 3, path: path.clone() }.build().unwrap());
+    let test_runs = std::sync::Arc::new(());
+    let runs = std::sync::Arc::downgrade(&test_runs);
+    std::thread::spawn(move || {
+        while runs.strong_count() > 0 {
+            // Each makes the device ask the guest for a connection. A device under reset refuses them.
+            let _ = std::os::unix::net::UnixStream::connect(&path)
+                .and_then(|mut stream| std::io::Write::write_all(&mut stream, b"CONNECT 1024\n"));
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    });
+    driver.every_broken_ring_stops_the_device(0, 0);
+    drop(test_runs);
+}
+
+#[test]
+fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
+    for queue in [0, 1] {
+        let directory = tempfile::tempdir().unwrap();
+        let config = VsockConfig { guest_cid: 3, path: directory.path().join("v") };
+        Driver::in_lockstep(config.build().unwrap()).overlapping_buffers_do_no_harm(queue, 0);
+    }
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::test_runner::Config::with_cases(48))]
 
