@@ -24,7 +24,12 @@ pub struct Signals {
 
 impl Signals {
     /// Holds the signals back. Called before any other thread exists, since threads inherit which signals are blocked.
+    ///
+    /// A write beyond the user's limit on the size of files is an error of that write (setrlimit(2), RLIMIT_FSIZE), which the
+    /// guest hears of as one of its disk; without this it would end the process by a signal.
     pub fn block() -> Signals {
+        // SAFETY: no handler is set: the signal is ignored.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         let set = signal_set();
         // SAFETY: `set` is initialised, and no old set is asked for.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
