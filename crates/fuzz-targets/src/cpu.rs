@@ -19,6 +19,8 @@ const IDT: u64 = 0x6000;
 const TABLES: u64 = 0x1000;
 /// Instructions executed at most.
 const STEPS: usize = 100;
+/// Rounds of repeated string instructions at most: billions are right, and no defect.
+const ROUNDS: u64 = 1 << 16;
 
 /// A board with nothing on it.
 struct Nothing;
@@ -75,12 +77,16 @@ pub fn execute(data: &[u8]) {
         state.gpr[register] = if mode & 0x80 != 0 { u64::from(value) << 32 | u64::from(value) } else { value.into() };
     }
     state.gpr[gpr::RSP] = STACK;
-    // A repeated string instruction is one step: billions of rounds are right, and no defect.
-    state.gpr[gpr::RCX] &= 0xffff;
     cpu.set_state(&state);
     write(CODE, bytes.take(RAM_BYTES as usize / 2));
+    let (mut rounds, mut count) = (0, state.gpr[gpr::RCX]);
     for _ in 0..STEPS {
-        if cpu.finish_instruction().is_some() || cpu.state().activity != Activity::Running {
+        let end = cpu.finish_instruction();
+        let after = cpu.state();
+        let left = after.gpr[gpr::RCX];
+        rounds += count.checked_sub(left).filter(|rounds| *rounds <= ROUNDS).unwrap_or(0);
+        count = left;
+        if end.is_some() || after.activity != Activity::Running || rounds >= ROUNDS {
             break;
         }
     }

@@ -6,8 +6,10 @@ use queztl_guest_memory::GuestRam;
 use queztl_network::{Backend, Mac, Offloads, Received};
 use queztl_storage::{RawConfig, RawFile};
 use queztl_vmm::bus::BusDevice;
+use queztl_vmm::devices::output::Output;
 use queztl_vmm::devices::virtio::balloon::Balloon;
 use queztl_vmm::devices::virtio::block::BlockConfig;
+use queztl_vmm::devices::virtio::console::{Console, ConsoleConfig};
 use queztl_vmm::devices::virtio::limit::{Limiter, RateLimit};
 use queztl_vmm::devices::virtio::mem::{BLOCK_BYTES, Mem};
 use queztl_vmm::devices::virtio::mmio::Ties;
@@ -69,38 +71,81 @@ impl Backend for Echo {
     }
 }
 
-/// The device of that number, with what must outlive it.
-fn device(number: u8) -> (Arc<dyn VirtioDevice>, Option<tempfile::TempDir>) {
-    let folder = || tempfile::tempdir().expect("a folder");
-    let unlimited = || Limiter::new(RateLimit::default());
-    match number % 6 {
-        0 => {
-            let folder = folder();
-            let path = folder.path().join("disk");
-            std::fs::File::create(&path).and_then(|file| file.set_len(DISK_BYTES)).expect("a disk");
-            let raw = RawConfig { path, read_only: number & 0x80 != 0, direct: false, in_order: true };
-            let disk = Arc::new(RawFile::open(&raw).expect("the disk opens"));
-            let block = BlockConfig { disk, serial: "fuzz".into(), queues: 1, limiter: unlimited() };
-            (block.build().expect("a block device"), Some(folder))
+/// A device as the host has it in hand.
+enum Device {
+    Balloon(Arc<Balloon>),
+    Console(Arc<Console>),
+    Memory(Arc<Mem>),
+    /// The host asks nothing of it.
+    Other(Arc<dyn VirtioDevice>),
+}
+
+impl Device {
+    /// The device of that number, with what must outlive it.
+    fn new(number: u8) -> (Device, Option<tempfile::TempDir>) {
+        let folder = || tempfile::tempdir().expect("a folder");
+        let unlimited = || Limiter::new(RateLimit::default());
+        match number % 7 {
+            0 => {
+                let folder = folder();
+                let path = folder.path().join("disk");
+                std::fs::File::create(&path).and_then(|file| file.set_len(DISK_BYTES)).expect("a disk");
+                let raw = RawConfig { path, read_only: number & 0x80 != 0, direct: false, in_order: true };
+                let disk = Arc::new(RawFile::open(&raw).expect("the disk opens"));
+                let block = BlockConfig { disk, serial: "fuzz".into(), queues: 1, limiter: unlimited() };
+                (Device::Other(block.build().expect("a block device")), Some(folder))
+            }
+            1 => {
+                let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).expect("an eventfd");
+                let backend = Box::new(Echo { frames: Vec::new(), event });
+                let (receive_limiter, transmit_limiter) = (unlimited(), unlimited());
+                let net = NetConfig { backend, mac: Mac::derived("fuzz", 0), receive_limiter, transmit_limiter };
+                (Device::Other(net.build().expect("a network device")), None)
+            }
+            2 => (Device::Other(Rng::repeatable(1)), None),
+            3 => {
+                let folder = folder();
+                let vsock = VsockConfig { guest_cid: 3, path: folder.path().join("vsock") };
+                (Device::Other(vsock.build().expect("a socket device")), Some(folder))
+            }
+            4 => (Device::Balloon(Balloon::new().expect("a balloon")), None),
+            5 => {
+                let mem = Mem::new(RAM_BYTES - BLOCK_BYTES, BLOCK_BYTES);
+                mem.set_requested_bytes(BLOCK_BYTES);
+                (Device::Memory(mem), None)
+            }
+            _ => {
+                let output = Output::nowhere();
+                let console = ConsoleConfig { output, repeatable: number & 0x80 != 0, columns: 80, rows: 25 };
+                (Device::Console(console.build().expect("a console")), None)
+            }
         }
-        1 => {
-            let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).expect("an eventfd");
-            let backend = Box::new(Echo { frames: Vec::new(), event });
-            let (receive_limiter, transmit_limiter) = (unlimited(), unlimited());
-            let net = NetConfig { backend, mac: Mac::derived("fuzz", 0), receive_limiter, transmit_limiter };
-            (net.build().expect("a network device"), None)
+    }
+
+    fn virtio(&self) -> Arc<dyn VirtioDevice> {
+        match self {
+            Device::Balloon(balloon) => balloon.clone(),
+            Device::Console(console) => console.clone(),
+            Device::Memory(mem) => mem.clone(),
+            Device::Other(device) => device.clone(),
         }
-        2 => (Rng::repeatable(1), None),
-        3 => {
-            let folder = folder();
-            let vsock = VsockConfig { guest_cid: 3, path: folder.path().join("vsock") };
-            (vsock.build().expect("a socket device"), Some(folder))
-        }
-        4 => (Balloon::new().expect("a balloon"), None),
-        _ => {
-            let mem = Mem::new(RAM_BYTES - BLOCK_BYTES, BLOCK_BYTES);
-            mem.set_requested_bytes(BLOCK_BYTES);
-            (mem, None)
+    }
+
+    /// What the host may do at any time.
+    fn bother(&self, choice: u8, bytes: &mut Bytes) {
+        match self {
+            Device::Balloon(balloon) if choice & 1 == 0 => {
+                balloon.refresh_stats(std::time::Duration::ZERO);
+                let _ = (balloon.stats(), balloon.actual_bytes());
+            }
+            Device::Balloon(balloon) => balloon.set_target_bytes(bytes.u32().into()),
+            Device::Console(console) if choice & 1 == 0 => {
+                let input = bytes.take(usize::from(choice));
+                assert!(console.push_input(input) <= input.len());
+            }
+            Device::Console(console) => console.resize(bytes.u16(), bytes.u16()),
+            Device::Memory(mem) => mem.set_requested_bytes(u64::from(choice & 1) * BLOCK_BYTES),
+            Device::Other(_) => {}
         }
     }
 }
@@ -160,11 +205,11 @@ impl Driver {
         self.write(0x70, 15);
     }
 
-    /// One thing that a driver may do, rightly or wrongly.
-    fn act(&self, bytes: &mut Bytes) {
+    /// One thing that a driver may do, rightly or wrongly, or that the host does meanwhile.
+    fn act(&self, device: &Device, bytes: &mut Bytes) {
         let action = bytes.u8();
         let queue = bytes.u8();
-        match action % 10 {
+        match action % 11 {
             // A descriptor.
             0..=2 => {
                 let slot = u64::from(bytes.u8() % 16);
@@ -200,7 +245,8 @@ impl Driver {
                 let mut value = vec![0; usize::from(queue % 9)];
                 self.transport.read(u64::from(bytes.u16() % 0x200), &mut value);
             }
-            _ => self.start(bytes.u64()),
+            9 => self.start(bytes.u64()),
+            _ => device.bother(queue, bytes),
         }
     }
 }
@@ -208,19 +254,19 @@ impl Driver {
 /// The first byte chooses the device, then come the features, then what the driver does.
 pub fn drive(data: &[u8]) {
     let mut bytes = Bytes(data);
-    let (device, _folder) = device(bytes.u8());
+    let (device, _folder) = Device::new(bytes.u8());
     let ram = GuestRam::new(RAM_BYTES).expect("memory for a guest");
     let line = IrqLine::new(Arc::new(NoLine), 20);
     let lockstep = Some(Arc::new(Lockstep::new().expect("an eventfd")));
     let ties = Ties { lockstep, gate: None };
-    let transport = MmioTransport::tied(device, ram.memory().clone(), line, ties).expect("a transport");
+    let transport = MmioTransport::tied(device.virtio(), ram.memory().clone(), line, ties).expect("a transport");
     let driver = Driver { ram, transport };
     driver.start(bytes.u64());
     for _ in 0..ACTIONS {
         if bytes.is_empty() {
             break;
         }
-        driver.act(&mut bytes);
+        driver.act(&device, &mut bytes);
     }
     driver.transport.reset();
     // A reset device answers as a fresh one.

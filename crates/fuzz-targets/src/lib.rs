@@ -9,18 +9,22 @@ mod cpu;
 mod devices;
 mod frames;
 mod handshake;
+mod qcow2;
 pub mod seeds;
+mod states;
 
 /// A target: its name and what it calls.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 7] = [
     ("boot", boot::load),
     ("cpu", cpu::execute),
     ("devices", devices::drive),
     ("frames", frames::receive),
     ("handshake", handshake::connect),
+    ("qcow2", qcow2::image),
+    ("states", states::restore),
 ];
 
 /// Calls the target `name`.

@@ -10,6 +10,8 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "handshake" => {
             [&b"CONNECT 1024\n"[..], b"connect 4294967295\r\n", b"CONNECT\n", b"CONNECT 1 2\n"].map(Vec::from).into()
         }
+        "qcow2" => qcow2(),
+        "states" => states(),
         _ => Vec::new(),
     }
 }
@@ -121,8 +123,86 @@ fn devices() -> Vec<Vec<u8>> {
     let huge = [vec![0x40, 0, 0, 0, 0, 1, 0], vec![0xff; 4], vec![0, 0], offer(0)].concat();
     let outside = [vec![0x80, 0, 0], vec![0xff; 8], vec![8, 0, 2, 0], offer(0)].concat();
     let again = [vec![9, 0], vec![0xff; 8], offer(1)].concat();
-    let scripts =
-        [request(0), request(1), request(4), request(8), request(11), looping, indirect, huge, outside, again];
+    let mut scripts =
+        vec![request(0), request(1), request(4), request(8), request(11), looping, indirect, huge, outside, again];
     let start = |device: u8| [vec![device], vec![0xff; 8]].concat();
-    (0..5).flat_map(|device| scripts.iter().map(move |script| [start(device), script.clone()].concat())).collect()
+    let statistics = [
+        vec![5],
+        vec![0],
+        0x2_0000_u32.to_le_bytes().to_vec(),
+        vec![20, 4, 0, 1, 0, 0, 0, 0, 0, 0, 0, 6, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+        [&[0, 2][..], &descriptor(0, 0x2_0000, 20, 0, 0)[2..]].concat(),
+        offer(2),
+        vec![10, 0],
+    ];
+    let typed =
+        [vec![10, 8], b"console\n".to_vec(), descriptor(0, 0x2_0000, 64, 2, 0), offer(0), vec![10, 1, 90, 0, 30]];
+    scripts.extend([statistics.concat(), typed.concat()]);
+    (0..7).flat_map(|device| scripts.iter().map(move |script| [start(device), script.clone()].concat())).collect()
+}
+
+/// An image of 512-byte clusters: header, reference counts and their table, both levels of tables, data.
+fn qcow2() -> Vec<Vec<u8>> {
+    const CLUSTER: usize = 512;
+    const COPIED: u64 = 1 << 63;
+    let cluster = |number: u64| number * CLUSTER as u64;
+    let image = |version: u32, disk_bytes: u64, entry: u64| {
+        let mut file = vec![0; 7 * CLUSTER];
+        let mut put = |offset: usize, value: &[u8]| file[offset..offset + value.len()].copy_from_slice(value);
+        put(0, b"QFI\xfb");
+        put(4, &version.to_be_bytes());
+        put(20, &9_u32.to_be_bytes());
+        put(24, &disk_bytes.to_be_bytes());
+        // Level one: entries, place. Reference counts: place of their table, its clusters.
+        put(36, &1_u32.to_be_bytes());
+        put(40, &cluster(3).to_be_bytes());
+        put(48, &cluster(1).to_be_bytes());
+        put(56, &1_u32.to_be_bytes());
+        if version == 3 {
+            put(96, &4_u32.to_be_bytes());
+            put(100, &104_u32.to_be_bytes());
+        }
+        put(CLUSTER, &cluster(2).to_be_bytes());
+        (0..7).for_each(|cluster| put(2 * CLUSTER + cluster * 2, &1_u16.to_be_bytes()));
+        put(3 * CLUSTER, &(cluster(4) | COPIED).to_be_bytes());
+        put(4 * CLUSTER, &(cluster(5) | COPIED).to_be_bytes());
+        put(4 * CLUSTER + 8, &entry.to_be_bytes());
+        put(5 * CLUSTER, &[0xa5; 2 * CLUSTER]);
+        file
+    };
+    let request = |kind: u8, sector: u8| [&[kind, sector][..], &[0; 7]].concat();
+    let scripts = [
+        vec![],
+        vec![request(0x00, 0), request(0x70, 0), request(0x12, 0), request(0xf2, 1), request(0x15, 0)],
+        vec![request(0x13, 0), request(0x1b, 1), request(0x14, 2), request(0x0a, 63), request(0x05, 0)],
+    ];
+    // A cluster of data, zeroes, a compressed one, one outside of the file.
+    let entries = [cluster(6) | COPIED, 1, (1 << 62) | cluster(6), (1 << 40) | COPIED, 0];
+    let images = entries.map(|entry| image(3, cluster(64), entry));
+    let images = images.into_iter().chain([image(2, cluster(64), 0), image(3, cluster(1), 0)]);
+    images
+        .flat_map(|image| {
+            scripts.each_ref().map(|script| [vec![script.len() as u8], script.concat(), image.clone()].concat())
+        })
+        .collect()
+}
+
+/// Some changes with numbers at the edges, and a guest that goes on.
+fn states() -> Vec<Vec<u8>> {
+    let change = |place: u16, value: u64| [&place.to_le_bytes()[..], &value.to_le_bytes()].concat();
+    let guest = [
+        vec![0, 0x43, 0x00, 0x34, 0, 0x40, 0x00, 0x10, 0, 0x40, 0x00, 0x27],
+        vec![2, 0x14, 0x30, 0, 0, 0, 3, 0x0f, 0xff, 1, 0, 0, 3, 0x32, 0x40, 0, 2, 0, 3, 0x38, 0xff, 0xff, 0, 0],
+        vec![0x44, 4, 0x04, 4, 5, b'x', 7, 0, 0, 0x10, 0, 6, 0x86, 7, 0xff, 0xff, 0xff, 0],
+    ]
+    .concat();
+    let mut seeds = vec![[vec![0], guest.clone()].concat()];
+    for place in (0..400).step_by(4) {
+        for value in [0, u64::MAX] {
+            let changes =
+                [change(place, value), change(place + 1, 1), change(place + 2, 0xff), change(place + 3, value)];
+            seeds.push([vec![4], changes.concat(), guest.clone()].concat());
+        }
+    }
+    seeds
 }

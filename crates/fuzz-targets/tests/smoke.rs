@@ -78,3 +78,13 @@ fn frames() {
 fn handshakes() {
     smoke("handshake", 10_000);
 }
+
+#[test]
+fn disk_images() {
+    smoke("qcow2", 3000);
+}
+
+#[test]
+fn saved_states() {
+    smoke("states", 2000);
+}

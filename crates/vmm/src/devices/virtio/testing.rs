@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use queztl_guest_memory::{GuestMemory, GuestRam};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::mmio::MmioTransport;
-use super::{VirtioDevice, feature, lock};
+use super::mmio::{MmioTransport, Ties};
+use super::{Lockstep, VirtioDevice, feature, lock};
 use crate::bus::BusDevice;
 use crate::irq::{InterruptSink, IrqLine};
 use crate::snapshot::Persist;
@@ -90,21 +90,19 @@ pub struct Driver {
 impl Driver {
     /// A machine with one device, not yet set up.
     pub fn new(device: Arc<dyn VirtioDevice>) -> Driver {
-        Driver::with(device, MmioTransport::new)
+        Driver::tied(device, Ties::default())
     }
 
     /// The same, where a notification waits until the device has nothing left to do.
     pub fn in_lockstep(device: Arc<dyn VirtioDevice>) -> Driver {
-        Driver::with(device, MmioTransport::in_lockstep)
+        Driver::tied(device, Ties { lockstep: Some(Arc::new(Lockstep::new().unwrap())), gate: None })
     }
 
-    fn with<E: std::fmt::Debug>(
-        device: Arc<dyn VirtioDevice>,
-        transport: impl Fn(Arc<dyn VirtioDevice>, Arc<GuestMemory>, IrqLine) -> Result<Arc<MmioTransport>, E>,
-    ) -> Driver {
+    fn tied(device: Arc<dyn VirtioDevice>, ties: Ties) -> Driver {
         let ram = GuestRam::new(RAM_BYTES).unwrap();
         let line = Arc::new(Line::default());
-        let transport = transport(device, ram.memory().clone(), IrqLine::new(line.clone(), 20)).unwrap();
+        let interrupt = IrqLine::new(line.clone(), 20);
+        let transport = MmioTransport::tied(device, ram.memory().clone(), interrupt, ties).unwrap();
         Driver { ram, transport, line, rings: Vec::new(), heap: HEAP }
     }
 

@@ -337,6 +337,8 @@ fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
     file.as_file().set_len(SECTORS * 512).unwrap();
     let config = RawConfig { path: file.path().to_path_buf(), read_only: false, direct: false, in_order: true };
     let disk = Arc::new(RawFile::open(&config).unwrap());
-    let block = BlockConfig { disk, serial: String::new(), queues: 1, limiter: Limiter::new(RateLimit::default()) }.build().unwrap();
+    let block = BlockConfig { disk, serial: String::new(), queues: 1, limiter: Limiter::new(RateLimit::default()) }
+        .build()
+        .unwrap();
     Driver::in_lockstep(block).overlapping_buffers_do_no_harm(0, F_FLUSH);
 }

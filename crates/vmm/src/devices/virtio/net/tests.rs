@@ -233,7 +233,7 @@ fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
             peer.send(&frame(100, seed)).unwrap();
         }
         let backend = Box::new(Wire { socket, guest: Arc::new(Mutex::new(Offloads::NONE)) });
-        let net = NetConfig { backend, mac: Mac([2, 0, 0, 0, 0, 9]) }.build().unwrap();
+        let (net, _) = card(backend);
         Driver::in_lockstep(net).overlapping_buffers_do_no_harm(queue, FEATURES);
     }
 }
