@@ -1,7 +1,7 @@
 //! The first user process of the small root file system.
 //!
-//! Promises: marks the end of boot before anything else, mounts what programs expect, brings the network up when there
-//! is one, runs what the kernel command line asks for (or a shell on the console), reports how it ended in one line, and
+//! Promises: marks the end of boot before anything else, mounts what programs expect, starts the agent when the machine
+//! has a socket device and again when it ends, brings the network up when there is one, runs what the kernel command line asks for (or a shell on the console), reports how it ended in one line, and
 //! powers the machine off. It never returns and never panics the kernel by exiting.
 //!
 //! No standard library and no C library: on a CPU in software the start-up of a C library would be a visible part of the
@@ -14,6 +14,7 @@ mod params;
 
 use core::arch::{asm, global_asm};
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicIsize, AtomicU32, Ordering};
 
 /// The monitor's port for `--boot-timer`; `BOOT_MARK_PORT` in the machine's layout.
 const BOOT_MARK_PORT: u16 = 0x510;
@@ -58,6 +59,16 @@ const REBOOT_MAGIC2: usize = 672_274_793;
 const REBOOT_POWER_OFF: usize = 0x4321_fedc;
 const REBOOT_HALT: usize = 0xcdef_0123;
 
+/// `IOCTL_VM_SOCKETS_GET_LOCAL_CID` of include/uapi/linux/vm_sockets.h; the address of a machine without a device.
+const GET_LOCAL_CID: usize = 0x7b9;
+const VMADDR_CID_ANY: u32 = u32::MAX;
+/// An agent that ends this often is left alone: it would only take time from the guest.
+const MAX_AGENT_STARTS: u32 = 8;
+
+/// The agent's process; 0 when there is none.
+static AGENT: AtomicIsize = AtomicIsize::new(0);
+static AGENT_STARTS: AtomicU32 = AtomicU32::new(0);
+
 const MS_NOSUID: usize = 2;
 const MS_NODEV: usize = 4;
 const MS_NOEXEC: usize = 8;
@@ -70,6 +81,7 @@ extern "C" fn main() -> ! {
     mark_boot();
     mount_all();
     install_applets();
+    start_agent();
     let mut buffer = [0u8; 4096];
     let length = read_file(c"/proc/cmdline", &mut buffer);
     let command_line = buffer.get(..length).unwrap_or(&[]);
@@ -110,6 +122,18 @@ fn mount_all() {
 /// long for each link.
 fn install_applets() {
     wait_for(spawn(&[c"/bin/busybox", c"--install", c"-s"], false));
+}
+
+/// Starts the agent if the machine has a socket device. Nobody waits for it.
+fn start_agent() {
+    let device = syscall(SYS_OPEN, [c"/dev/vsock".as_ptr() as usize, 0, 0, 0, 0]);
+    let Ok(device) = usize::try_from(device) else { return };
+    let mut address = VMADDR_CID_ANY;
+    let result = syscall(SYS_IOCTL, [device, GET_LOCAL_CID, &raw mut address as usize, 0, 0]);
+    syscall(SYS_CLOSE, [device, 0, 0, 0, 0]);
+    if result == 0 && address != VMADDR_CID_ANY && AGENT_STARTS.fetch_add(1, Ordering::Relaxed) < MAX_AGENT_STARTS {
+        AGENT.store(spawn(&[c"/sbin/queztl-agent"], false), Ordering::Relaxed);
+    }
 }
 
 /// Loopback always; the first network card by DHCP.
@@ -240,7 +264,8 @@ fn become_foreground() {
     change(SIG_UNBLOCK);
 }
 
-/// Reaps orphans until `child` has ended; its wait status, or 127 << 8 when it never started.
+/// Reaps orphans, and starts an agent that ended again, until `child` has ended; its wait status, or 127 << 8 when it never
+/// started.
 fn wait_for(child: isize) -> u32 {
     if child < 0 {
         return 127 << 8;
@@ -250,6 +275,10 @@ fn wait_for(child: isize) -> u32 {
         let ended = syscall(SYS_WAIT4, [usize::MAX, &raw mut status as usize, 0, 0, 0]);
         if ended == child {
             return status;
+        }
+        if ended > 0 && ended == AGENT.load(Ordering::Relaxed) {
+            AGENT.store(0, Ordering::Relaxed);
+            start_agent();
         }
         const EINTR: isize = -4;
         if ended < 0 && ended != EINTR {

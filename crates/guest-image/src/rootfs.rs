@@ -1,4 +1,4 @@
-//! The small root file system: busybox and an init of our own, as an initramfs.
+//! The small root file system: busybox, an init of our own and the agent, as an initramfs.
 //!
 //! Promises: the same busybox gives the same bytes; no privileges and no tools are needed to make it. What init does with
 //! the kernel command line is told in `guest/rootfs/init.rs`: `queztl.run="COMMAND"` runs a command and powers off.
@@ -14,6 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
+/// `queztl-agent`, which serves the host once there is a vsock device; init starts it.
+const AGENT: &[u8] = include_bytes!(env!("QUEZTL_AGENT"));
 const NETWORK: &[u8] = include_bytes!("../../../guest/rootfs/network");
 const NEEDS: &[Need] = &[Need::file(BUSYBOX, "busybox-static")];
 const BUSYBOX: &str = "/bin/busybox";
@@ -143,6 +145,7 @@ fn archive(busybox: &[u8], extra: &[ExtraFile]) -> Result<Vec<u8>> {
     archive.character_device("dev/null", 0o666, 1, 3);
     archive.file("init", 0o755, INIT);
     archive.file("bin/busybox", 0o755, busybox);
+    archive.file("sbin/queztl-agent", 0o755, AGENT);
     // Init has busybox install its other links.
     archive.symlink("bin/sh", "/bin/busybox");
     for (path, text) in TEXTS {

@@ -47,6 +47,14 @@ fn init_is_static_and_small() {
 }
 
 #[test]
+fn the_agent_is_static_and_small() {
+    assert!(AGENT.starts_with(b"\x7fELF"));
+    assert!(!has_interpreter(AGENT));
+    assert!(AGENT.len() < 1536 << 10, "{} bytes", AGENT.len());
+    assert!(contains(&sample(&[]).unwrap(), "sbin/queztl-agent\0"));
+}
+
+#[test]
 fn a_dynamic_program_and_a_truncated_one_are_told_apart() {
     let dynamic = fs::read("/proc/self/exe").unwrap();
     assert!(has_interpreter(&dynamic));
