@@ -22,7 +22,7 @@ impl Agent {
     /// Connects to the agent of the virtual machine whose vsock socket is at `path`.
     ///
     /// # Errors
-    /// [`Error::Socket`] at once when there is no such socket; [`Error::NoAgent`] after [`Limits::connect`].
+    /// [`Error::Socket`] within a second when there is no such socket; [`Error::NoAgent`] after [`Limits::connect`].
     pub fn connect(path: &Path, limits: &Limits) -> Result<Agent, Error> {
         let deadline = Instant::now() + limits.connect;
         let missing = || Error::NoAgent { path: path.to_owned(), limit: limits.connect };

@@ -12,14 +12,27 @@ use crate::Error;
 
 /// Between attempts while the guest boots.
 const RETRY: Duration = Duration::from_millis(20);
+/// How long the socket itself may be missing: a machine that is just being started makes it in milliseconds, and a path
+/// that is wrong is to be told soon.
+const SOCKET_GRACE: Duration = Duration::from_secs(1);
 /// `OK 4294967295` and the line feed are shorter.
 const MAX_ANSWER_BYTES: usize = 32;
 
 /// Connects to a port of the guest, trying again until `deadline`. `None` when nobody answered.
 pub fn connect(path: &Path, port: u32, deadline: Instant) -> Result<Option<UnixStream>, Error> {
     let failed = |source| Error::Socket { path: path.to_owned(), source };
+    let grace = deadline.min(Instant::now() + SOCKET_GRACE);
     loop {
-        let mut stream = UnixStream::connect(path).map_err(failed)?;
+        let mut stream = match UnixStream::connect(path) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+                    && Instant::now() < grace =>
+            {
+                std::thread::sleep(RETRY);
+                continue;
+            }
+            result => result.map_err(failed)?,
+        };
         if ask(&mut stream, port, deadline).is_some() {
             return Ok(Some(stream));
         }

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use queztl_vmm::config::{AccelChoice, ConsoleChoice, DiskConfig, Format, Pages, Protocol, RateLimit, SerialOutput};
 use queztl_vmm::confine::Mode;
 
+use crate::guest::{CopyArgs, ExecArgs};
 use crate::topology::{self, NumaArg, PinArg};
 use crate::values::{self, NetArg};
 
@@ -21,6 +22,15 @@ Exit statuses:
   12  stopped from outside: Ctrl-A x, SIGINT, SIGTERM or SIGHUP
   14  a thread made a system call that is not on its list, and the process was ended (--seccomp)
  odd  the guest wrote v to the --debug-exit port: the status is (v << 1) | 1, of which a host keeps eight bits";
+
+const EXEC_STATUSES: &str = "\
+Exit status: the command's; 125 if queztl-hv failed, 126 if the program cannot be run, 127 if there is none, 128 + n if
+signal n ended it. Wrong arguments of queztl-hv itself: 2.
+
+Examples:
+  queztl-hv run --vsock /tmp/vm.vsock
+  queztl-hv exec --vsock /tmp/vm.vsock -- uname -a
+  queztl-hv exec --vsock /tmp/vm.vsock --tty -- sh";
 
 const RUN_KEYS: &str = "\
 Keys, when standard input is a terminal (it is put into raw mode, so Ctrl-C goes to the guest):
@@ -74,6 +84,13 @@ pub enum Command {
     /// Look at a running virtual machine and change it, through the socket of `run --control`
     #[command(after_help = CONTROL_EXAMPLES)]
     Control(ControlArgs),
+
+    /// Run a command in a guest, through its agent; the exit status is the command's
+    #[command(after_help = EXEC_STATUSES)]
+    Exec(Box<ExecArgs>),
+
+    /// Copy files and directories into a guest and out of it, through its agent
+    Copy(Box<CopyArgs>),
 
     /// Check whether this host can run virtual machines, and name the mend for what is missing
     Doctor {

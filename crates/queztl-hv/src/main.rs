@@ -6,6 +6,7 @@
 mod cli;
 mod control;
 mod doctor;
+mod guest;
 mod image;
 mod kernel;
 mod report;
@@ -46,6 +47,8 @@ fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
         Command::Kernel { command } => kernel::execute(command),
         Command::Image { command } => image::execute(command),
         Command::Control(args) => control::execute(args),
+        Command::Exec(args) => guest::exec(&args),
+        Command::Copy(args) => guest::copy(&args),
         Command::Doctor { output } => Ok(doctor::execute(output)),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -1,6 +1,6 @@
 //! Exit statuses of the program, as its help lists them.
 //!
-//! All are even, because the debug exit port gives odd ones.
+//! All are even, because the debug exit port gives odd ones; `exec` alone passes on what its command gave.
 
 use std::process::ExitCode;
 
@@ -27,6 +27,8 @@ pub enum Status {
     Confinement,
     /// The guest wrote this value to the debug exit port.
     DebugExit(u8),
+    /// What a command in a guest ended with; `exec` has statuses of its own.
+    Command(u8),
 }
 
 impl Status {
@@ -42,6 +44,7 @@ impl Status {
             Status::Stopped => 12,
             Status::Confinement => 14,
             Status::DebugExit(value) => value << 1 | 1,
+            Status::Command(status) => status,
         }
     }
 }

@@ -12,7 +12,7 @@ mod engine;
 mod escape;
 mod input;
 mod signals;
-mod terminal;
+pub(crate) mod terminal;
 mod trim;
 
 use std::time::{Duration, Instant};
