@@ -368,6 +368,35 @@ mod tests {
         assert!(numbers(Kind::Launcher).is_subset(&machine));
     }
 
+    /// The number of calls that `docs/security.md` gives for the row that begins with `thread`.
+    fn told(thread: &str) -> usize {
+        const PAGE: &str = include_str!("../../../../docs/security.md");
+        let row = PAGE.lines().find(|line| line.starts_with(&format!("| {thread} |"))).expect("a row");
+        row.split('|').nth(2).and_then(|number| number.trim().parse().ok()).expect("a number")
+    }
+
+    #[test]
+    fn the_page_on_security_tells_the_numbers_of_these_lists() {
+        let rows = [
+            ("vCPU, soft", Kind::VcpuSoft),
+            ("vCPU, KVM", Kind::VcpuKvm),
+            ("timers, input, output", Kind::Timers),
+            ("passt's messages", Kind::PasstLog),
+            ("signals", Kind::Signals),
+            ("entropy, console, other devices", Kind::Device),
+            ("balloon, hot-plugged memory", Kind::Balloon),
+            ("control socket", Kind::Control),
+            ("network", Kind::Net),
+            ("socket device", Kind::Vsock),
+            ("block", Kind::Block),
+            ("launcher", Kind::Launcher),
+            ("main", Kind::Machine),
+        ];
+        let wrong: Vec<_> = rows.iter().filter(|(row, kind)| told(row) != kind.calls()).collect();
+        let right: Vec<_> = rows.iter().map(|(row, kind)| (row, kind.calls())).collect();
+        assert!(wrong.is_empty(), "wrong in docs/security.md: {wrong:?}; right is {right:?}");
+    }
+
     #[test]
     fn every_list_compiles() {
         for kind in Kind::ALL {
