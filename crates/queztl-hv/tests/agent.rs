@@ -6,10 +6,10 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{linux, one_line, queztl};
-use queztl_agent_client::{Agent, Identity, Limits, Shutdown, Time};
+use queztl_agent_client::{Agent, Exec, Exit, Identity, Io, Limits, Policy, Shutdown, Time};
 use tempfile::TempDir;
 
 /// A guest with an agent, ended when dropped.
@@ -258,4 +258,41 @@ fn what_is_wrong_is_told_in_one_line() {
     assert!(one_line(&both).contains("exactly one"), "{}", one_line(&both));
     let relative = common::output(["exec", "--vsock", none, "--cwd", "a", "--", "true"]);
     assert_eq!(relative.status.code(), Some(2), "{}", one_line(&relative));
+}
+
+/// The median of so many runs, in milliseconds.
+fn median_ms(runs: usize, mut run: impl FnMut()) -> f64 {
+    let mut times: Vec<f64> = (0..runs)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[runs / 2]
+}
+
+/// `cargo test --release -p queztl-hv --test agent the_cost_of_a_command -- --ignored --nocapture`
+#[test]
+#[ignore = "it measures, and promises nothing"]
+fn the_cost_of_a_command_and_of_a_copy() {
+    let Some(guest) = Guest::start("1") else { return };
+    let limits = Limits { connect: Duration::from_secs(100), answer: Duration::from_secs(100) };
+    let connect = || Agent::connect(&guest.path("vsock"), &limits).unwrap();
+    let exec = Exec { argv: vec![b"/bin/true".to_vec()], ..Exec::default() };
+    let mut agent = connect();
+    let run = |agent: &mut Agent| assert_eq!(agent.exec(&exec, Io::default()).unwrap(), Exit::Status(0));
+    run(&mut agent);
+    let show = |what: &str, ms: f64| println!("{what:<30} {ms:8.2} ms");
+    show("ping", median_ms(200, || assert!(agent.ping().is_ok())));
+    show("exec true, open session", median_ms(100, || run(&mut agent)));
+    show("exec true, new session", median_ms(100, || run(&mut connect())));
+    show("queztl-hv exec -- true", median_ms(50, || assert_success(&guest.exec(&["--", "true"]))));
+    let (here, back) = (guest.path("here"), guest.path("back"));
+    noise(&here, 64 << 20);
+    let show = |what: &str, ms: f64| println!("{what:<30} {:8.0} MiB/s", 64.0 / (ms / 1e3));
+    show("copy 64 MiB into the guest", median_ms(5, || assert!(agent.put(&here, "/root/there".as_ref()).is_ok())));
+    let there = "/root/there".as_ref();
+    show("copy 64 MiB out of the guest", median_ms(5, || assert!(agent.get(there, &back, Policy::WARY).is_ok())));
 }
