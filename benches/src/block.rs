@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use queztl_storage::{RawConfig, RawFile};
 use queztl_vmm::devices::virtio::block::BlockConfig;
+use queztl_vmm::devices::virtio::limit::{Limiter, RateLimit};
 
 use crate::monitor::median;
 use crate::virtqueue::{Direction, Driver};
@@ -139,7 +140,13 @@ fn fio(path: &Path, pattern: &Pattern, direct: bool, arguments: &BlockArgs) -> R
 /// Our requests a second.
 fn at_the_queue(path: &Path, pattern: &Pattern, direct: bool, arguments: &BlockArgs) -> Result<f64> {
     let disk = RawFile::open(&RawConfig { path: path.to_owned(), read_only: false, direct, in_order: false })?;
-    let device = BlockConfig { disk: Arc::new(disk), serial: String::new(), queues: 1 }.build()?;
+    let device = BlockConfig {
+        disk: Arc::new(disk),
+        serial: String::new(),
+        queues: 1,
+        limiter: Limiter::new(RateLimit::default()),
+    }
+    .build()?;
     let mut driver = Driver::new(device, arguments.depth, pattern.block_bytes)?;
     let mut blocks = Blocks::new(pattern, arguments.size << 20);
     let start = Instant::now();
@@ -200,7 +207,10 @@ mod tests {
         fill(file.path(), 1 << 20).unwrap();
         let config = RawConfig { path: file.path().to_owned(), read_only: false, direct: false, in_order: false };
         let disk = Arc::new(RawFile::open(&config).unwrap());
-        let device = BlockConfig { disk, serial: String::new(), queues: 1 }.build().unwrap();
+        let device =
+            BlockConfig { disk, serial: String::new(), queues: 1, limiter: Limiter::new(RateLimit::default()) }
+                .build()
+                .unwrap();
         let mut driver = Driver::new(device, 8, 4096).unwrap();
         // A place's buffer takes block 3 and then writes it to block 9.
         for (direction, sector) in [(Direction::Read, 3 * 8), (Direction::Write, 9 * 8)] {
