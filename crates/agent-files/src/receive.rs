@@ -152,6 +152,10 @@ impl Receiver {
     }
 
     fn root(&mut self, entry: &Entry) -> Result<(), Error> {
+        // Nothing that a root could lead to is in its tree.
+        if matches!(entry.kind, EntryKind::Link { .. }) {
+            return Err(Error::Peer("a link in the place of the root"));
+        }
         let mut target = self.destination.clone();
         if target.is_dir() && !self.name.is_empty() {
             target.push(&self.name);

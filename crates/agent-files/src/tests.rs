@@ -164,8 +164,9 @@ fn links_that_lead_out_are_left_out() {
 #[test]
 fn a_sender_that_breaks_the_order_is_refused() {
     let size = |size| EntryKind::File { size };
-    let cases: [(&str, Vec<Message>); 8] = [
+    let cases: [(&str, Vec<Message>); 9] = [
         ("nothing", vec![]),
+        ("a link for a root", vec![link("", "sibling")]),
         ("no root", vec![directory("a")]),
         ("two roots", vec![directory(""), directory("")]),
         ("below a file", [file("", "x"), file("a", "y")].concat()),
@@ -178,6 +179,7 @@ fn a_sender_that_breaks_the_order_is_refused() {
         let target = tempdir().unwrap();
         let result = receive(&messages, &target.path().join("copy"), Policy::WARY);
         assert!(matches!(result, Err(Error::Peer(_))), "{name}: {result:?}");
+        assert!(!target.path().join("copy").is_symlink(), "{name}");
         let left = fs::read_dir(target.path()).unwrap().filter(|e| e.as_ref().unwrap().path().is_file()).count();
         assert_eq!(left, usize::from(name == "below a file"), "{name}: a half file was left");
     }
