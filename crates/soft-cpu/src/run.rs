@@ -352,13 +352,15 @@ impl Cpu {
                 if self.wants_attention() {
                     return Err(Pass::Look);
                 }
-                let cleared = self.blocks.cleared;
+                let (cleared, dropped) = (self.blocks.cleared, self.translations_dropped());
                 let next = self.next_block(block, flow).ok_or(Pass::Raised)?;
                 // SAFETY: the cache returned a live block.
                 let linkable = unsafe { (*next).is_linkable() };
                 if self.blocks.cleared == cleared
                     && linkable
                     && let Some(entries) = self.translation(next)
+                    // Translating may have dropped the code with the link in it.
+                    && self.translations_dropped() == dropped
                 {
                     self.patch_link(link, next, entries);
                 }

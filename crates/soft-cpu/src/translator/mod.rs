@@ -35,8 +35,6 @@ mod flags;
 mod frame;
 mod instruction;
 mod registers;
-#[cfg(test)]
-mod tests;
 mod thunks;
 
 use std::time::{Duration, Instant};
@@ -108,6 +106,8 @@ pub(crate) struct Translator {
     last_tag: u64,
     /// [`crate::block::BlockCache::cleared`] when the present code was begun.
     cleared: u64,
+    /// How often all code was dropped, for whatever reason.
+    dropped: u64,
     statistics: TranslatorStatistics,
 }
 
@@ -142,6 +142,7 @@ impl Default for Translator {
             slots: Slots::default(),
             last_tag: 0,
             cleared: 0,
+            dropped: 0,
             statistics: TranslatorStatistics::default(),
         }
     }
@@ -283,11 +284,17 @@ impl Cpu {
         })
     }
 
+    /// How often all code was dropped: links are numbered anew each time.
+    pub(crate) fn translations_dropped(&self) -> u64 {
+        self.translator.dropped
+    }
+
     /// Drops all code. None of it is running.
     fn drop_translations(&mut self) {
         self.blocks.forget_translations();
         let translator = &mut self.translator;
         translator.cleared = self.blocks.cleared;
+        translator.dropped += 1;
         translator.sites.clear();
         translator.links.clear();
         translator.jumps.fill(NO_JUMP);

@@ -1,1 +1,0 @@
-//! Translated code against the interpreter.
