@@ -204,18 +204,26 @@ impl Cpu {
         if !tracing::enabled!(target: TARGET, tracing::Level::TRACE) {
             return;
         }
-        let mut hasher = std::hash::DefaultHasher::new();
-        self.regs[..16].hash(&mut hasher);
-        self.regs[slot::SEGMENT_BASES..].hash(&mut hasher);
-        self.rflags().hash(&mut hasher);
-        [self.cr0, self.cr2, self.cr3, self.cr4].hash(&mut hasher);
-        self.fpu.vectors.iter().for_each(|vector| vector.0.hash(&mut hasher));
+        let digest = |hash: &dyn Fn(&mut std::hash::DefaultHasher)| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            hash(&mut hasher);
+            hasher.finish()
+        };
+        let registers = digest(&|hasher| self.regs[..16].hash(hasher));
+        let system = digest(&|hasher| {
+            self.regs[slot::SEGMENT_BASES..].hash(hasher);
+            [self.cr0, self.cr2, self.cr3, self.cr4].hash(hasher);
+        });
+        let vectors = digest(&|hasher| self.fpu.vectors.iter().for_each(|vector| vector.0.hash(hasher)));
         tracing::trace!(
             target: TARGET,
             cpu = self.id,
             instructions = self.instructions,
             rip = format_args!("{:#x}", self.rip),
-            digest = format_args!("{:#018x}", hasher.finish()),
+            flags = format_args!("{:#x}", self.rflags()),
+            registers = format_args!("{registers:#018x}"),
+            system = format_args!("{system:#018x}"),
+            vectors = format_args!("{vectors:#018x}"),
         );
     }
 

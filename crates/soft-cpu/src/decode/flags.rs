@@ -25,8 +25,9 @@ pub(crate) fn flags_live(instructions: &[Instruction]) -> (Vec<u32>, u32) {
     let mut result = vec![live; instructions.len()];
     for (index, insn) in instructions.iter().enumerate().rev() {
         result[index] = live;
-        // A conditional writer, such as a shift by CL, may leave them all.
-        let certain = if is_variable_shift(insn) { 0 } else { insn.rflags_modified() };
+        // A conditional writer, such as a shift by CL, may leave them all; what is undefined may pass through.
+        let certain = insn.rflags_modified() & !insn.rflags_undefined();
+        let certain = if is_variable_shift(insn) { 0 } else { certain };
         live &= !certain;
         live |= insn.rflags_read() & ARITHMETIC;
         if may_fault(insn) {
