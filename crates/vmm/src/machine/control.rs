@@ -1,7 +1,7 @@
 //! What the control socket asks of a running machine.
 //!
-//! Promise: what is changed here (balloon, hot-plugged memory, limits) holds across restarts of the guest, since the configuration changes
-//! with it.
+//! Promise: what is changed here (balloon, hot-plugged memory, limits) holds across restarts of the guest, since the
+//! configuration changes with it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -47,7 +47,8 @@ impl Vcpus {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a thread for each vCPU, on the host's CPUs that `pins` says; they give how many instructions they executed, where that is counted.
+    /// Starts a thread for each vCPU, on the host's CPUs that `pins` says; they give how many instructions they executed,
+    /// where that is counted.
     pub fn begin(
         self: &Arc<Self>,
         vcpus: Vec<Box<dyn Vcpu>>,
