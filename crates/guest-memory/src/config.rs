@@ -1,12 +1,15 @@
 //! What RAM a guest gets, and why it cannot get it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::PAGE_SIZE;
 
 /// Bytes in a huge page.
 pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// The host pages that guest RAM is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Pages {
     /// As the host hands them out: pages of 4 KiB, unless its administrator has decided otherwise.
     #[default]
@@ -14,6 +17,7 @@ pub enum Pages {
     /// Huge pages wherever the host can make them, pages of 4 KiB elsewhere.
     Transparent,
     /// Only pages of 2 MiB, reserved at once from the host's pool (`vm.nr_hugepages`).
+    #[serde(rename = "huge-2m")]
     Huge2M,
 }
 

@@ -6,11 +6,14 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::qcow2::{Header, HeaderError, Qcow2Config, Qcow2Image};
 use crate::{Disk, Error, RawConfig, RawFile};
 
 /// How a disk lies in its file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// Byte n of the disk is byte n of the file.
     Raw,
@@ -40,7 +43,8 @@ impl FromStr for Format {
 }
 
 /// Which backing files an image may lead to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Backing {
     /// Those in the image's own folder or below it.
     #[default]

@@ -1,12 +1,15 @@
 //! What a machine is made of and how its run can end: plain values, read by the command line and later by the API.
 //!
-//! A configuration is a wish; [`crate::machine`] checks it against the host and says which wish cannot be granted.
+//! A configuration is a wish; [`crate::machine`] checks it against the host and says which wish cannot be granted. It has
+//! one form as JSON: fields by their names here, choices in kebab-case, sizes in bytes; what has a default may be left
+//! out, and what is not known is refused.
 
 use std::path::PathBuf;
 
 use queztl_guest_memory::HUGE_PAGE_SIZE;
 pub use queztl_guest_memory::Pages;
 pub use queztl_storage::{Backing, Format};
+use serde::{Deserialize, Serialize};
 
 pub use crate::affinity::Pin;
 use crate::affinity::{self, PinError};
@@ -27,50 +30,74 @@ pub const MIN_RAM_BYTES: u64 = 2 << 20;
 pub const MAX_RAM_BYTES: u64 = 512 << 30;
 
 /// One virtual machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MachineConfig {
     /// ELF, bzImage or Multiboot kernel.
     pub kernel: PathBuf,
     /// Initial RAM disks (Linux: concatenated) or modules (Multiboot), in this order.
+    #[serde(default)]
     pub initrd: Vec<PathBuf>,
     /// The kernel's command line, without the parts the machine adds itself.
+    #[serde(default)]
     pub cmdline: String,
     /// virtio block devices, in this order.
+    #[serde(default)]
     pub disks: Vec<DiskConfig>,
     /// virtio network devices, in this order.
+    #[serde(default)]
     pub nets: Vec<NetConfig>,
     /// What the entropy device gives at most.
+    #[serde(default)]
     pub rng_limit: RateLimit,
     /// What the guest is asked to give up to the balloon, in bytes.
+    #[serde(default)]
     pub balloon_bytes: u64,
     /// How much memory can be hot-plugged above the RAM, in bytes, a multiple of 2 MiB; zero for none.
+    #[serde(default)]
     pub hotplug_bytes: u64,
     /// How much of it the guest is asked to use.
+    #[serde(default)]
     pub hotplug_requested_bytes: u64,
     /// Host side of the virtio socket device: the path that guest ports are reached by.
+    #[serde(default)]
     pub vsock: Option<PathBuf>,
     /// Number of vCPUs, `1..=`[`MAX_VCPUS`].
+    #[serde(default = "one")]
     pub vcpus: u32,
     /// RAM in bytes, from [`MIN_RAM_BYTES`] to [`MAX_RAM_BYTES`], a multiple of 4096.
     pub ram_bytes: u64,
     /// The host pages that RAM is made of.
+    #[serde(default)]
     pub pages: Pages,
     /// NUMA nodes, which then make up all of the RAM and have all of the vCPUs; none for a machine without NUMA.
+    #[serde(default)]
     pub numa: Vec<NumaNode>,
     /// vCPUs that stay on some of the host's CPUs; the others run anywhere.
+    #[serde(default)]
     pub pins: Vec<Pin>,
     /// How the kernel is entered.
+    #[serde(default)]
     pub protocol: Protocol,
     /// What executes the guest.
+    #[serde(default)]
     pub accel: AccelChoice,
     /// Which of the guest's consoles the terminal's input and size are for.
+    #[serde(default)]
     pub console: ConsoleChoice,
     /// Where the first serial port leads.
+    #[serde(default)]
     pub serial: SerialOutput,
     /// An I/O port whose writes end the run as [`Outcome::DebugExit`].
+    #[serde(default)]
     pub debug_exit: Option<u16>,
     /// Report when the guest's first user process starts.
+    #[serde(default)]
     pub boot_timer: bool,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl MachineConfig {
@@ -183,29 +210,38 @@ fn host_ram_bytes() -> Option<u64> {
 }
 
 /// A disk of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// Image or block device.
     pub path: PathBuf,
     /// How the disk lies in the file, if that is said.
+    #[serde(default)]
     pub format: Option<Format>,
     /// Which backing files a qcow2 image may lead to.
+    #[serde(default)]
     pub backing: Backing,
     /// The guest cannot write, and other readers may share the file.
+    #[serde(default)]
     pub read_only: bool,
     /// The disk's serial number as the guest reads it, at most 20 bytes (Virtio 1.2 §5.2.6).
+    #[serde(default)]
     pub serial: Option<String>,
     /// What the guest may do to the disk.
+    #[serde(default)]
     pub limit: RateLimit,
 }
 
 /// A network device of the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetConfig {
     /// Its other end.
     pub backend: NetBackend,
     /// What may come to the guest, and what may leave it.
+    #[serde(default)]
     pub receive_limit: RateLimit,
+    #[serde(default)]
     pub transmit_limit: RateLimit,
 }
 
@@ -217,7 +253,8 @@ impl NetConfig {
 }
 
 /// A network device's other end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum NetBackend {
     /// The host's network through user-mode address translation (passt); needs no privilege.
     User,
@@ -226,9 +263,11 @@ pub enum NetBackend {
 }
 
 /// What executes the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AccelChoice {
     /// The accelerator on which Linux will run fastest on this host.
+    #[default]
     Auto,
     /// The host's KVM.
     Kvm,
@@ -237,7 +276,8 @@ pub enum AccelChoice {
 }
 
 /// How the software CPU behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct SoftOptions {
     /// What the guest's time is made of.
     pub clock: SoftClock,
@@ -246,7 +286,8 @@ pub struct SoftOptions {
 }
 
 /// Which code becomes host code instead of being interpreted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SoftTranslator {
     /// None.
     Off,
@@ -258,7 +299,8 @@ pub enum SoftTranslator {
 }
 
 /// What the guest's time is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SoftClock {
     /// The host's clock.
     #[default]
@@ -268,9 +310,11 @@ pub enum SoftClock {
 }
 
 /// Which of the guest's consoles has the terminal: its input through the machine's handle, and its size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ConsoleChoice {
     /// The first serial port. Its output goes where [`MachineConfig::serial`] says.
+    #[default]
     Serial,
     /// A virtio console, whose output goes to standard output. It alone knows the terminal's size.
     Virtio,
@@ -279,9 +323,11 @@ pub enum ConsoleChoice {
 }
 
 /// Where the first serial port leads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SerialOutput {
     /// Standard output.
+    #[default]
     Stdio,
     /// A file, created or truncated.
     File(PathBuf),
@@ -290,7 +336,8 @@ pub enum SerialOutput {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The guest switched itself off.
     PowerOff,
@@ -338,6 +385,73 @@ mod tests {
 
     fn disk(path: &str, read_only: bool) -> DiskConfig {
         DiskConfig { path: path.into(), read_only, ..DiskConfig::default() }
+    }
+
+    /// One of everything, none of it as by default.
+    fn odd() -> MachineConfig {
+        let limit =
+            RateLimit { bytes: Some(Rate::per_second(1 << 20)), requests: Some(Rate { per_second: 9, burst: 3 }) };
+        let disk = DiskConfig {
+            path: "disks/a b".into(),
+            format: Some(Format::Qcow2),
+            backing: Backing::Any,
+            read_only: true,
+            serial: Some("s1".into()),
+            limit,
+        };
+        let tap = NetConfig { backend: NetBackend::Tap("t0".into()), receive_limit: limit, transmit_limit: limit };
+        let soft = SoftOptions { clock: SoftClock::Instructions, translator: SoftTranslator::Eager };
+        MachineConfig {
+            kernel: "vmlinux".into(),
+            initrd: vec!["one".into(), "two".into()],
+            cmdline: "quiet \"x\"".into(),
+            disks: vec![disk],
+            nets: vec![tap, NetConfig::new(NetBackend::User)],
+            rng_limit: limit,
+            balloon_bytes: 4096,
+            hotplug_bytes: 4 << 20,
+            hotplug_requested_bytes: 2 << 20,
+            vsock: Some("vsock.sock".into()),
+            vcpus: 3,
+            ram_bytes: u64::MAX,
+            pages: Pages::Huge2M,
+            numa: vec![NumaNode { vcpus: vec![0, 2], ram_bytes: 7, host_node: Some(1), distances: vec![(1, 20)] }],
+            pins: vec![Pin { vcpu: 0, cpus: vec![1, 3] }],
+            protocol: Protocol::Pvh,
+            accel: AccelChoice::Soft(soft),
+            console: ConsoleChoice::Virtio,
+            serial: SerialOutput::File("log".into()),
+            debug_exit: Some(0xf4),
+            boot_timer: true,
+        }
+    }
+
+    #[test]
+    fn a_machine_comes_back_from_json_as_it_was() {
+        for machine in [machine(), odd()] {
+            let text = serde_json::to_string(&machine).unwrap();
+            assert_eq!(serde_json::from_str::<MachineConfig>(&text).unwrap(), machine, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_has_a_default_may_be_left_out_and_what_is_not_known_is_refused() {
+        let read = |text: &str| serde_json::from_str::<MachineConfig>(text);
+        let text = format!(r#"{{"kernel":"vmlinux","ram_bytes":{}}}"#, 64 << 20);
+        assert_eq!(read(&text).unwrap(), machine());
+        assert!(read(r#"{"kernel":"vmlinux"}"#).unwrap_err().to_string().contains("ram_bytes"));
+        for (field, value) in [
+            ("colour", "1"),
+            ("disks", r#"[{"path":"a","colour":1}]"#),
+            ("nets", r#"[{"backend":"user","colour":1}]"#),
+            ("numa", r#"[{"colour":1}]"#),
+            ("pins", r#"[{"vcpu":0,"cpus":[0],"colour":1}]"#),
+            ("accel", r#"{"soft":{"colour":1}}"#),
+            ("pages", r#""colour""#),
+        ] {
+            let text = format!(r#"{{"kernel":"vmlinux","ram_bytes":1,"{field}":{value}}}"#);
+            assert!(read(&text).unwrap_err().to_string().contains("colour"), "{text}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! ```
 
 use queztl_guest_memory::{GuestRam, HUGE_PAGE_SIZE, Pages, RamConfig, RamNode};
+use serde::{Deserialize, Serialize};
 
 use crate::acpi;
 
@@ -20,7 +21,8 @@ const REMOTE: u8 = 20;
 const REMOTE_RANGE: std::ops::RangeInclusive<u8> = LOCAL + 1..=254;
 
 /// One NUMA node of the guest, numbered by its place.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct NumaNode {
     /// Its vCPUs; may be none.
     pub vcpus: Vec<u32>,

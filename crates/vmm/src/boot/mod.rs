@@ -38,6 +38,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use queztl_guest_memory::GuestMemory;
+use serde::{Deserialize, Serialize};
 
 pub use error::{Error, KernelError};
 pub use state::{CODE_SELECTOR, DATA_SELECTOR, InitialState, Mode, Segment, TASK_SELECTOR, Table};
@@ -66,7 +67,8 @@ pub struct BootConfig<'a> {
 }
 
 /// How the kernel is entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// As the file suggests, see [the table](self).
     #[default]
