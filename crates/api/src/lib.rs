@@ -1,0 +1,37 @@
+//! The types of the API: what the daemon takes and gives, for the server, the client and the command line alike.
+//!
+//! Promises:
+//! - a value that has been parsed has the right shape; whether it can be granted is the manager's to say, in a
+//!   [`Problem`] that names the field;
+//! - unknown fields of requests are refused, unknown fields of answers are ignored, so that an older client understands a
+//!   newer daemon;
+//! - sizes are bytes, times are RFC 3339 in UTC, durations say their unit in their name.
+
+mod event;
+mod image;
+mod metrics;
+mod name;
+mod operation;
+mod problem;
+mod snapshot;
+mod token;
+mod vm;
+
+pub use event::{Event, EventKind};
+pub use image::{CheckReport, ConvertImage, CreateImage, Image, ImageFormat, ImportImage, ResizeImage};
+pub use jiff::Timestamp;
+pub use metrics::{
+    DiskMetrics, ExitCount, HISTOGRAM_BUCKETS, Histogram, MemoryMetrics, NetMetrics, Sample, VcpuMetrics, VmMetrics,
+};
+pub use name::{MAX_NAME_BYTES, Name, NameError};
+pub use operation::{Operation, OperationKind, OperationState, Progress};
+pub use problem::{Code, FieldProblem, Problem};
+pub use snapshot::{CloneRequest, Snapshot, SnapshotKind, SnapshotRequest};
+pub use token::{CreateToken, NewToken, Scope, Token};
+pub use vm::{
+    Checkpoints, CpuLimits, CreateVm, Disk, Ending, EndingReason, Limits, Net, NetKind, OnCrash, Origin, Pin, Rate,
+    RateLimit, RuntimeState, StopRequest, UpdateVm, Vm, VmSpec, VmState,
+};
+
+/// The prefix of every path of this version.
+pub const PREFIX: &str = "/v1";

@@ -1,0 +1,75 @@
+//! Long work.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::Problem;
+
+/// Something that takes time: it goes on whether or not anybody waits for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Operation {
+    pub id: String,
+    pub kind: OperationKind,
+    pub state: OperationState,
+    /// The machine or image it is about: its identifier or name.
+    pub target: Option<String>,
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub ended_at: Option<Timestamp>,
+    pub progress: Option<Progress>,
+    /// Can it be cancelled now?
+    pub cancellable: bool,
+    /// What it made, once it has succeeded: a machine, a snapshot, a list of machines, …
+    #[schema(value_type = Option<Object>)]
+    pub result: Option<serde_json::Value>,
+    /// Why it failed.
+    pub problem: Option<Problem>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationKind {
+    Create,
+    Start,
+    Stop,
+    Kill,
+    Pause,
+    Resume,
+    Reboot,
+    Delete,
+    Snapshot,
+    DeleteSnapshot,
+    Restore,
+    Clone,
+    ImportImage,
+    CreateImage,
+    CheckImage,
+    ConvertImage,
+    ResizeImage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationState {
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl OperationState {
+    pub fn is_over(self) -> bool {
+        self != OperationState::Running
+    }
+}
+
+/// How far it is, in units that depend on the kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+    /// `bytes`, `machines`, …
+    pub unit: String,
+}

@@ -1,0 +1,103 @@
+//! What the API asks of the manager.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use queztl_api::{
+    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, Name, NewToken,
+    Operation, Problem, ResizeImage, Sample, Scope, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm,
+    Vm, VmMetrics,
+};
+
+/// Events from a place in their sequence on, in order; ends when the manager does.
+#[async_trait]
+pub trait EventStream: Send {
+    /// The next event; [`queztl_api::EventKind::Lost`] where the reader was too slow.
+    async fn next(&mut self) -> Option<Event>;
+}
+
+/// How a running machine is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Its console's viewers.
+    pub console: PathBuf,
+    /// Its virtio sockets; the agent listens behind it.
+    pub vsock: PathBuf,
+    /// What its console has printed; the older part is beside it as `console.log.1`.
+    pub log: PathBuf,
+}
+
+/// The answer to a request that came with an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// blake3 of method, path and body.
+    pub request: [u8; 32],
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+/// The manager, as the API sees it. A machine is named by its identifier or its name.
+///
+/// What takes time gives an [`Operation`] at once and goes on by itself. Cancelling a future loses nothing: work that has
+/// begun is finished or undone by the manager.
+#[async_trait]
+pub trait Service: Send + Sync + 'static {
+    async fn vms(&self) -> Result<Vec<Vm>, Problem>;
+    async fn vm(&self, vm: &str) -> Result<Vm, Problem>;
+    async fn create(&self, request: CreateVm) -> Result<Operation, Problem>;
+    async fn update(&self, vm: &str, request: UpdateVm) -> Result<Vm, Problem>;
+    /// Also ends it if it runs and `force` is set.
+    async fn delete(&self, vm: &str, force: bool) -> Result<Operation, Problem>;
+    async fn start(&self, vm: &str) -> Result<Operation, Problem>;
+    async fn stop(&self, vm: &str, request: StopRequest) -> Result<Operation, Problem>;
+    async fn kill(&self, vm: &str) -> Result<Operation, Problem>;
+    async fn pause(&self, vm: &str) -> Result<Operation, Problem>;
+    async fn resume(&self, vm: &str) -> Result<Operation, Problem>;
+    async fn reboot(&self, vm: &str, request: StopRequest) -> Result<Operation, Problem>;
+
+    async fn snapshots(&self, vm: &str) -> Result<Vec<Snapshot>, Problem>;
+    async fn snapshot(&self, vm: &str, request: SnapshotRequest) -> Result<Operation, Problem>;
+    async fn delete_snapshot(&self, vm: &str, snapshot: &Name) -> Result<Operation, Problem>;
+    /// Puts the machine back to where it was; it runs afterwards.
+    async fn restore(&self, vm: &str, snapshot: &Name) -> Result<Operation, Problem>;
+    async fn clone_vm(&self, vm: &str, request: CloneRequest) -> Result<Operation, Problem>;
+
+    async fn images(&self) -> Result<Vec<Image>, Problem>;
+    async fn image(&self, name: &Name) -> Result<Image, Problem>;
+    async fn import_image(&self, request: ImportImage) -> Result<Operation, Problem>;
+    async fn create_image(&self, request: CreateImage) -> Result<Operation, Problem>;
+    /// Gives a [`queztl_api::CheckReport`] as its result.
+    async fn check_image(&self, name: &Name) -> Result<Operation, Problem>;
+    async fn convert_image(&self, name: &Name, request: ConvertImage) -> Result<Operation, Problem>;
+    async fn resize_image(&self, name: &Name, request: ResizeImage) -> Result<Operation, Problem>;
+    async fn delete_image(&self, name: &Name) -> Result<(), Problem>;
+
+    /// Those that run and those that ended in the last day, newest first.
+    async fn operations(&self) -> Result<Vec<Operation>, Problem>;
+    async fn operation(&self, id: &str) -> Result<Operation, Problem>;
+    /// The operation once it is over, or as it is after `limit`.
+    async fn wait_operation(&self, id: &str, limit: Duration) -> Result<Operation, Problem>;
+    async fn cancel_operation(&self, id: &str) -> Result<Operation, Problem>;
+
+    /// The last `limit` events before now, oldest first.
+    async fn past_events(&self, limit: usize) -> Result<Vec<Event>, Problem>;
+    /// Events after number `after`, or from now on.
+    async fn events(&self, after: Option<u64>) -> Result<Box<dyn EventStream>, Problem>;
+
+    async fn endpoints(&self, vm: &str) -> Result<Endpoints, Problem>;
+    async fn metrics(&self) -> Result<Vec<VmMetrics>, Problem>;
+    async fn vm_metrics(&self, vm: &str) -> Result<VmMetrics, Problem>;
+    /// At most 2,000 points between the two times; the interval grows with the span.
+    async fn history(&self, vm: &str, from: Timestamp, to: Timestamp) -> Result<Vec<Sample>, Problem>;
+
+    async fn tokens(&self) -> Result<Vec<Token>, Problem>;
+    async fn create_token(&self, request: CreateToken) -> Result<NewToken, Problem>;
+    async fn delete_token(&self, name: &Name) -> Result<(), Problem>;
+    /// The scope of the token with this secret, or [`queztl_api::Code::Unauthenticated`].
+    async fn authenticate(&self, secret: &str) -> Result<Scope, Problem>;
+
+    /// What was answered to this idempotency key in the last day.
+    async fn recall(&self, key: &str) -> Result<Option<Recorded>, Problem>;
+    async fn record(&self, key: &str, recorded: Recorded) -> Result<(), Problem>;
+}
