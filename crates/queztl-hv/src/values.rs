@@ -209,7 +209,7 @@ pub fn net(text: &str) -> Result<NetArg, String> {
         }
     }
     let (receive_limit, transmit_limit) = (receive.finish()?, transmit.finish()?);
-    Ok(NetArg(Some(NetConfig { backend, receive_limit, transmit_limit })))
+    Ok(NetArg(Some(NetConfig { receive_limit, transmit_limit, ..NetConfig::new(backend) })))
 }
 
 fn interface_name(name: &str) -> Result<String, String> {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use queztl_guest_memory::HUGE_PAGE_SIZE;
 pub use queztl_guest_memory::Pages;
+pub use queztl_network::Mac;
 pub use queztl_storage::{Backing, Format};
 use serde::{Deserialize, Serialize};
 
@@ -238,6 +239,9 @@ pub struct DiskConfig {
 pub struct NetConfig {
     /// Its other end.
     pub backend: NetBackend,
+    /// The card's address; if none is given, one that no other process of this host makes.
+    #[serde(default)]
+    pub mac: Option<Mac>,
     /// What may come to the guest, and what may leave it.
     #[serde(default)]
     pub receive_limit: RateLimit,
@@ -248,7 +252,7 @@ pub struct NetConfig {
 impl NetConfig {
     /// A device without limits.
     pub fn new(backend: NetBackend) -> NetConfig {
-        NetConfig { backend, receive_limit: RateLimit::default(), transmit_limit: RateLimit::default() }
+        NetConfig { backend, mac: None, receive_limit: RateLimit::default(), transmit_limit: RateLimit::default() }
     }
 }
 
@@ -399,7 +403,9 @@ mod tests {
             serial: Some("s1".into()),
             limit,
         };
-        let tap = NetConfig { backend: NetBackend::Tap("t0".into()), receive_limit: limit, transmit_limit: limit };
+        let mac = Some(Mac([2, 0, 0, 0, 0, 9]));
+        let backend = NetBackend::Tap("t0".into());
+        let tap = NetConfig { backend, mac, receive_limit: limit, transmit_limit: limit };
         let soft = SoftOptions { clock: SoftClock::Instructions, translator: SoftTranslator::Eager };
         MachineConfig {
             kernel: "vmlinux".into(),

@@ -31,12 +31,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use serde::{Deserialize, Serialize};
 
 pub use launcher::on_launcher;
 pub use report::Report;
 
 /// What becomes of a call that is not on the list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// It ends the process.
     #[default]
@@ -177,13 +179,27 @@ thread_local! {
 /// # Errors
 /// The kernel has no such filters, a thread cannot be started, or this is the second call.
 pub fn start(mode: Mode, report: Report) -> Result<(), Error> {
+    declare(mode, report)?;
+    start_launcher()
+}
+
+/// The first half of [`start`], which starts no thread: for a program that takes rights from its own thread in between,
+/// which threads that it started before would keep.
+pub fn declare(mode: Mode, report: Report) -> Result<(), Error> {
     if mode == Mode::Off {
         return Ok(());
     }
     check_support()?;
     keep_one_arena();
     report::install_handler();
-    POLICY.set(Policy { mode, report }).map_err(|_| Error::Started)?;
+    POLICY.set(Policy { mode, report }).map_err(|_| Error::Started)
+}
+
+/// The second half of [`start`]. Does nothing where there are no lists.
+pub fn start_launcher() -> Result<(), Error> {
+    if POLICY.get().is_none() {
+        return Ok(());
+    }
     launcher::start().map_err(Error::Launcher)
 }
 

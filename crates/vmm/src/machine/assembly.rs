@@ -1,6 +1,7 @@
 //! Putting a machine together: everything inside it is made here, in the order in which the parts need each other.
 
 use std::fs::File;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,13 +104,13 @@ struct Outputs {
 
 impl Outputs {
     /// A file for the serial line is started anew if `fresh`, else goes on at its end.
-    fn new(config: &MachineConfig, fresh: bool) -> Result<Outputs, Error> {
+    fn new(config: &MachineConfig, terminal: &Terminal, fresh: bool) -> Result<Outputs, Error> {
         let has_virtio = config.console == ConsoleChoice::Virtio;
-        let needs_stdout = has_virtio || config.serial == SerialOutput::Stdio;
-        let stdout =
-            if needs_stdout { Output::start(Box::new(std::io::stdout())).map_err(device)? } else { Output::nowhere() };
+        let needs_terminal = has_virtio || config.serial == SerialOutput::Stdio;
+        let terminal =
+            if needs_terminal { Output::start(terminal.writer()).map_err(device)? } else { Output::nowhere() };
         let serial = match &config.serial {
-            SerialOutput::Stdio => stdout.clone(),
+            SerialOutput::Stdio => terminal.clone(),
             SerialOutput::None => Output::nowhere(),
             SerialOutput::File(path) => {
                 let mut options = File::options();
@@ -119,7 +120,7 @@ impl Outputs {
                 Output::start(Box::new(file)).map_err(device)?
             }
         };
-        Ok(Outputs { serial, virtio: if has_virtio { stdout } else { Output::nowhere() } })
+        Ok(Outputs { serial, virtio: if has_virtio { terminal } else { Output::nowhere() } })
     }
 }
 
@@ -147,11 +148,19 @@ pub(super) struct Assembly {
 
 /// What of the host a machine keeps over restarts of its guest: what could not be had again by a confined process, and
 /// connections that need not break.
-pub(super) struct Host {
+pub struct Host {
     accelerator: Box<dyn Accelerator>,
     options: SoftOptions,
-    nets: Vec<Network>,
+    nets: Networks,
+    terminal: Terminal,
 }
+
+/// The other ends of a machine's network devices: the part of a [`Host`] that other programs and privileges make.
+pub struct Networks(Vec<Network>);
+
+/// The other end of the consoles that lead to the terminal.
+#[derive(Clone)]
+pub struct Terminal(Arc<dyn Fn() -> Box<dyn Write + Send> + Send + Sync>);
 
 /// A network device with its limits, to the guest and from it.
 struct Network {
@@ -162,9 +171,43 @@ struct Network {
 impl Host {
     /// Chooses the accelerator and starts the networks.
     pub fn open(config: &MachineConfig) -> Result<Host, Error> {
+        Host::with_networks(Networks::open(config)?, config)
+    }
+
+    /// Chooses the accelerator; `networks` were opened for the same configuration.
+    pub fn with_networks(networks: Networks, config: &MachineConfig) -> Result<Host, Error> {
         let (accelerator, options) = choose(config.accel)?;
+        Ok(Host { accelerator, options, nets: networks, terminal: Terminal::stdout() })
+    }
+
+    /// Leads the consoles to another terminal than standard output.
+    pub fn with_terminal(mut self, terminal: Terminal) -> Host {
+        self.terminal = terminal;
+        self
+    }
+}
+
+impl Networks {
+    /// Starts the networks: passt, TAP interfaces.
+    pub fn open(config: &MachineConfig) -> Result<Networks, Error> {
         let nets = (0..).zip(&config.nets).map(|(number, net)| network(net, number, config));
-        Ok(Host { accelerator, options, nets: nets.collect::<Result<_, _>>()? })
+        Ok(Networks(nets.collect::<Result<_, _>>()?))
+    }
+}
+
+impl Terminal {
+    /// `writer` is called for each run of the guest; what it gives may block without harm to the guest.
+    pub fn new(writer: impl Fn() -> Box<dyn Write + Send> + Send + Sync + 'static) -> Terminal {
+        Terminal(Arc::new(writer))
+    }
+
+    /// Standard output.
+    pub fn stdout() -> Terminal {
+        Terminal::new(|| Box::new(std::io::stdout()))
+    }
+
+    fn writer(&self) -> Box<dyn Write + Send> {
+        (self.0)()
     }
 }
 
@@ -180,7 +223,7 @@ impl Assembly {
 
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         irqchip.insert_into(&mut ports, &mut mmio).map_err(device)?;
-        let outputs = Outputs::new(config, fresh)?;
+        let outputs = Outputs::new(config, &host.terminal, fresh)?;
         let legacy_config = LegacyConfig {
             serial_output: Some(outputs.serial.clone()),
             debug_exit_port: config.debug_exit,
@@ -321,7 +364,7 @@ fn add_devices(
         let limiter = slots.limiter(format!("disk{number}"), disk.limit);
         slots.add(block(disk, limiter, config)?)?;
     }
-    for (number, Network { device, limiters: [receive, transmit] }) in host.nets.iter().enumerate() {
+    for (number, Network { device, limiters: [receive, transmit] }) in host.nets.0.iter().enumerate() {
         slots.limiters.push((format!("net{number}-rx"), receive.clone()));
         slots.limiters.push((format!("net{number}-tx"), transmit.clone()));
         slots.add(device.clone())?;
@@ -379,7 +422,8 @@ fn network(config: &NetConfig, number: u32, machine: &MachineConfig) -> Result<N
     };
     // One process runs one machine, so its number tells the machines of a host apart.
     let host_wide = std::process::id().to_string();
-    let mac = Mac::derived(if is_repeatable(machine) { "repeatable" } else { &host_wide }, number);
+    let derived = || Mac::derived(if is_repeatable(machine) { "repeatable" } else { &host_wide }, number);
+    let mac = config.mac.unwrap_or_else(derived);
     let limiters = [config.receive_limit, config.transmit_limit].map(Limiter::new);
     let [receive_limiter, transmit_limiter] = limiters.clone();
     let net = net::NetConfig { backend, mac, receive_limiter, transmit_limiter };

@@ -23,7 +23,8 @@ use crate::accel;
 use crate::boot;
 use crate::config::{ConfigError, MachineConfig, Outcome};
 use crate::confine;
-use assembly::{Assembly, Host, Live};
+use assembly::{Assembly, Live};
+pub use assembly::{Host, Networks, Terminal};
 use events::{End, Events};
 use vcpus::Vcpus;
 
@@ -86,8 +87,14 @@ impl Machine {
     /// Makes the machine and loads its kernel.
     pub fn new(config: MachineConfig) -> Result<Machine, Error> {
         config.check()?;
-        let events = Arc::new(Events::default());
         let host = Host::open(&config)?;
+        Machine::on(host, config)
+    }
+
+    /// The same on what was opened for this configuration before.
+    pub fn on(host: Host, config: MachineConfig) -> Result<Machine, Error> {
+        config.check()?;
+        let events = Arc::new(Events::default());
         let assembly = Assembly::new(&config, &host, events.clone(), true)?;
         let shared = Shared {
             config: Mutex::new(config),
