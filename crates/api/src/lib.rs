@@ -8,23 +8,32 @@
 //! - sizes are bytes, times are RFC 3339 in UTC, durations say their unit in their name.
 
 mod event;
+mod exec;
 mod image;
+mod info;
 mod metrics;
 mod name;
 mod operation;
+mod page;
 mod problem;
 mod snapshot;
 mod token;
 mod vm;
 
 pub use event::{Event, EventKind};
+pub use exec::{
+    ConsoleControl, Content, EXEC_STDERR, EXEC_STDOUT, Encoding, ExecControl, ExecNotice, ExecRequest, ExecResult,
+    ExecStart, MAX_EXEC_OUTPUT, MAX_EXEC_SECONDS, TerminalSize,
+};
 pub use image::{CheckReport, ConvertImage, CreateImage, Image, ImageFormat, ImportImage, ResizeImage};
+pub use info::{AcceleratorInfo, HostInfo, Info};
 pub use jiff::Timestamp;
 pub use metrics::{
     DiskMetrics, ExitCount, HISTOGRAM_BUCKETS, Histogram, MemoryMetrics, NetMetrics, Sample, VcpuMetrics, VmMetrics,
 };
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use operation::{Operation, OperationKind, OperationState, Progress};
+pub use page::{MAX_PAGE, Page, PageQuery};
 pub use problem::{Code, FieldProblem, Problem};
 pub use snapshot::{CloneRequest, Snapshot, SnapshotKind, SnapshotRequest};
 pub use token::{CreateToken, NewToken, Scope, Token};

@@ -42,7 +42,12 @@ pub enum Code {
     Unauthenticated,
     /// The credentials do not suffice.
     Forbidden,
+    /// There is no such thing, or no such path.
     NotFound,
+    /// The path knows other methods.
+    Method,
+    /// The body is of a kind that is not understood here.
+    MediaType,
     /// There is one of this name already.
     Exists,
     /// The thing is in a state in which this cannot be done.
@@ -72,6 +77,8 @@ impl Code {
             Code::Unauthenticated => (401, "Credentials are missing or wrong"),
             Code::Forbidden => (403, "The credentials do not suffice"),
             Code::NotFound => (404, "There is no such thing"),
+            Code::Method => (405, "The method is not known here"),
+            Code::MediaType => (415, "The body is of another kind"),
             Code::Exists => (409, "The name is taken"),
             Code::State => (409, "Not in this state"),
             Code::InUse => (409, "It is in use"),
