@@ -1,0 +1,215 @@
+//! One method for each route.
+
+use std::time::Duration;
+
+use hyper::body::{Bytes, Incoming};
+use queztl_api::{
+    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, Name, NewToken,
+    Operation, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::body::{self, Body};
+use crate::path::Path;
+use crate::{Client, Error};
+
+/// The daemon and its host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// The daemon's version.
+    pub version: String,
+    /// All that it tells besides.
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Errors of all methods: those of the connection, and the daemon's refusal.
+impl Client {
+    pub async fn info(&self) -> Result<Info, Error> {
+        self.get(&Path::new(&["info"])).await
+    }
+
+    pub async fn vms(&self) -> Result<Vec<Vm>, Error> {
+        self.get(&Path::new(&["vms"])).await
+    }
+
+    pub async fn vm(&self, vm: &str) -> Result<Vm, Error> {
+        self.get(&Path::new(&["vms", vm])).await
+    }
+
+    pub async fn create(&self, request: &CreateVm) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms"]), request).await
+    }
+
+    pub async fn update(&self, vm: &str, request: &UpdateVm) -> Result<Vm, Error> {
+        self.patch(&Path::new(&["vms", vm]), request).await
+    }
+
+    /// Also ends it if it runs and `force` is set.
+    pub async fn delete_vm(&self, vm: &str, force: bool) -> Result<Operation, Error> {
+        let path = Path::new(&["vms", vm]);
+        self.delete(&if force { path.with("force", true) } else { path }).await
+    }
+
+    pub async fn start(&self, vm: &str) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "start"]), &json!({})).await
+    }
+
+    pub async fn stop(&self, vm: &str, request: &StopRequest) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "stop"]), request).await
+    }
+
+    pub async fn kill(&self, vm: &str) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "kill"]), &json!({})).await
+    }
+
+    pub async fn pause(&self, vm: &str) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "pause"]), &json!({})).await
+    }
+
+    pub async fn resume(&self, vm: &str) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "resume"]), &json!({})).await
+    }
+
+    pub async fn reboot(&self, vm: &str, request: &StopRequest) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "reboot"]), request).await
+    }
+
+    pub async fn snapshots(&self, vm: &str) -> Result<Vec<Snapshot>, Error> {
+        self.get(&Path::new(&["vms", vm, "snapshots"])).await
+    }
+
+    pub async fn snapshot(&self, vm: &str, request: &SnapshotRequest) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "snapshots"]), request).await
+    }
+
+    pub async fn delete_snapshot(&self, vm: &str, snapshot: &Name) -> Result<Operation, Error> {
+        self.delete(&Path::new(&["vms", vm, "snapshots", snapshot.as_str()])).await
+    }
+
+    /// Puts the machine back to where it was; it runs afterwards.
+    pub async fn restore(&self, vm: &str, snapshot: &Name) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "snapshots", snapshot.as_str(), "restore"]), &json!({})).await
+    }
+
+    pub async fn clone_vm(&self, vm: &str, request: &CloneRequest) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "clones"]), request).await
+    }
+
+    pub async fn images(&self) -> Result<Vec<Image>, Error> {
+        self.get(&Path::new(&["images"])).await
+    }
+
+    pub async fn image(&self, name: &Name) -> Result<Image, Error> {
+        self.get(&Path::new(&["images", name.as_str()])).await
+    }
+
+    pub async fn import_image(&self, request: &ImportImage) -> Result<Operation, Error> {
+        self.post(&Path::new(&["images", "import"]), request).await
+    }
+
+    pub async fn create_image(&self, request: &CreateImage) -> Result<Operation, Error> {
+        self.post(&Path::new(&["images"]), request).await
+    }
+
+    /// Gives a [`queztl_api::CheckReport`] as its result.
+    pub async fn check_image(&self, name: &Name) -> Result<Operation, Error> {
+        self.post(&Path::new(&["images", name.as_str(), "check"]), &json!({})).await
+    }
+
+    pub async fn convert_image(&self, name: &Name, request: &ConvertImage) -> Result<Operation, Error> {
+        self.post(&Path::new(&["images", name.as_str(), "convert"]), request).await
+    }
+
+    pub async fn resize_image(&self, name: &Name, request: &ResizeImage) -> Result<Operation, Error> {
+        self.post(&Path::new(&["images", name.as_str(), "resize"]), request).await
+    }
+
+    pub async fn delete_image(&self, name: &Name) -> Result<(), Error> {
+        self.remove(&Path::new(&["images", name.as_str()])).await
+    }
+
+    /// Those that run and those that ended in the last day, newest first.
+    pub async fn operations(&self) -> Result<Vec<Operation>, Error> {
+        self.get(&Path::new(&["operations"])).await
+    }
+
+    pub async fn operation(&self, id: &str) -> Result<Operation, Error> {
+        self.get(&Path::new(&["operations", id])).await
+    }
+
+    /// The operation once it is over, or as it is after `limit`, in whole seconds.
+    pub async fn wait_operation(&self, id: &str, limit: Duration) -> Result<Operation, Error> {
+        let path = Path::new(&["operations", id, "wait"]).with("timeout_seconds", limit.as_secs());
+        self.get_within(&path, limit).await
+    }
+
+    pub async fn cancel_operation(&self, id: &str) -> Result<Operation, Error> {
+        self.delete(&Path::new(&["operations", id])).await
+    }
+
+    /// The last events, oldest first.
+    pub async fn past_events(&self, limit: usize) -> Result<Vec<Event>, Error> {
+        self.get(&Path::new(&["events"]).with("limit", limit)).await
+    }
+
+    pub async fn metrics(&self) -> Result<Vec<VmMetrics>, Error> {
+        self.get(&Path::new(&["metrics"])).await
+    }
+
+    pub async fn vm_metrics(&self, vm: &str) -> Result<VmMetrics, Error> {
+        self.get(&Path::new(&["vms", vm, "metrics"])).await
+    }
+
+    pub async fn history(&self, vm: &str, from: Timestamp, to: Timestamp) -> Result<Vec<Sample>, Error> {
+        self.get(&Path::new(&["vms", vm, "history"]).with("from", from).with("to", to)).await
+    }
+
+    /// What the machine's console has printed, oldest first; with `follow`, also what it prints from now on.
+    pub async fn log(&self, vm: &str, follow: bool) -> Result<Parts, Error> {
+        let path = Path::new(&["vms", vm, "log"]);
+        self.stream(&if follow { path.with("follow", true) } else { path }).await.map(Parts)
+    }
+
+    /// A file of the guest.
+    pub async fn read_file(&self, vm: &str, path: &str) -> Result<Parts, Error> {
+        self.stream(&Path::new(&["vms", vm, "files"]).with("path", path)).await.map(Parts)
+    }
+
+    /// Makes a file of the guest out of parts as they come.
+    pub async fn write_file(
+        &self,
+        vm: &str,
+        path: &str,
+        parts: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>,
+    ) -> Result<(), Error> {
+        self.upload(&Path::new(&["vms", vm, "files"]).with("path", path), Body::Parts(parts)).await
+    }
+
+    pub async fn tokens(&self) -> Result<Vec<Token>, Error> {
+        self.get(&Path::new(&["tokens"])).await
+    }
+
+    pub async fn create_token(&self, request: &CreateToken) -> Result<NewToken, Error> {
+        self.post(&Path::new(&["tokens"]), request).await
+    }
+
+    pub async fn delete_token(&self, name: &Name) -> Result<(), Error> {
+        self.remove(&Path::new(&["tokens", name.as_str()])).await
+    }
+}
+
+/// An answer that is read part by part.
+#[derive(Debug)]
+pub struct Parts(Incoming);
+
+impl Parts {
+    /// The next part; `None` at the end.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        body::part(&mut self.0).await
+    }
+}
