@@ -80,11 +80,35 @@ impl Client {
     }
 
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &Path, value: &impl Serialize) -> Result<T, Error> {
-        let mut request = self.request(Method::POST, path, Some(json(value, path)?))?;
+        self.post_json(path, Some(json(value, path)?), ANSWER).await
+    }
+
+    /// The same where the request itself asks the daemon to wait so long.
+    pub(crate) async fn post_within<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        value: &impl Serialize,
+        wait: Duration,
+    ) -> Result<T, Error> {
+        self.post_json(path, Some(json(value, path)?), ANSWER + wait).await
+    }
+
+    /// A POST that says all by its path.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &Path) -> Result<T, Error> {
+        self.post_json(path, None, ANSWER).await
+    }
+
+    async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        json: Option<Vec<u8>>,
+        limit: Duration,
+    ) -> Result<T, Error> {
+        let mut request = self.request(Method::POST, path, json)?;
         let key = uuid::Uuid::new_v4().to_string();
         let key = HeaderValue::try_from(key).map_err(|error| Error::answer(path.as_str(), error))?;
         request.headers_mut().insert(IDEMPOTENCY_KEY, key);
-        self.answer(request, path, ANSWER).await
+        self.answer(request, path, limit).await
     }
 
     pub(crate) async fn patch<T: DeserializeOwned>(&self, path: &Path, value: &impl Serialize) -> Result<T, Error> {

@@ -53,7 +53,9 @@ pub async fn connect(address: &Address, connector: Option<&TlsConnector>) -> Res
 async fn unix(path: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(Duration::from_millis(10)).await
+            }
             result => return result,
         }
     }

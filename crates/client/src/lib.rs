@@ -32,5 +32,5 @@ mod tls;
 pub use address::{Address, AddressError};
 pub use client::{ANSWER, Client, Options};
 pub use error::Error;
-pub use routes::{Info, Parts};
-pub use stream::{Events, Message, Session, Window};
+pub use routes::Parts;
+pub use stream::{Events, Message, Session};

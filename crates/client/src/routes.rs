@@ -4,25 +4,18 @@ use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use queztl_api::{
-    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, Name, NewToken,
-    Operation, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
+    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, ExecRequest, ExecResult, Image, ImportImage,
+    Info, Name, NewToken, Operation, Page, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
+    Token, UpdateVm, Vm, VmMetrics,
 };
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde::de::DeserializeOwned;
 
 use crate::body::{self, Body};
 use crate::path::Path;
 use crate::{Client, Error};
 
-/// The daemon and its host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Info {
-    /// The daemon's version.
-    pub version: String,
-    /// All that it tells besides.
-    #[serde(flatten)]
-    pub more: serde_json::Map<String, serde_json::Value>,
-}
+/// The most items of a list that is read as a whole.
+const MAX_ITEMS: usize = 1_000_000;
 
 /// Errors of all methods: those of the connection, and the daemon's refusal.
 impl Client {
@@ -31,7 +24,7 @@ impl Client {
     }
 
     pub async fn vms(&self) -> Result<Vec<Vm>, Error> {
-        self.get(&Path::new(&["vms"])).await
+        self.list(&Path::new(&["vms"])).await
     }
 
     pub async fn vm(&self, vm: &str) -> Result<Vm, Error> {
@@ -53,7 +46,7 @@ impl Client {
     }
 
     pub async fn start(&self, vm: &str) -> Result<Operation, Error> {
-        self.post(&Path::new(&["vms", vm, "start"]), &json!({})).await
+        self.ask(&Path::new(&["vms", vm, "start"])).await
     }
 
     pub async fn stop(&self, vm: &str, request: &StopRequest) -> Result<Operation, Error> {
@@ -61,15 +54,15 @@ impl Client {
     }
 
     pub async fn kill(&self, vm: &str) -> Result<Operation, Error> {
-        self.post(&Path::new(&["vms", vm, "kill"]), &json!({})).await
+        self.ask(&Path::new(&["vms", vm, "kill"])).await
     }
 
     pub async fn pause(&self, vm: &str) -> Result<Operation, Error> {
-        self.post(&Path::new(&["vms", vm, "pause"]), &json!({})).await
+        self.ask(&Path::new(&["vms", vm, "pause"])).await
     }
 
     pub async fn resume(&self, vm: &str) -> Result<Operation, Error> {
-        self.post(&Path::new(&["vms", vm, "resume"]), &json!({})).await
+        self.ask(&Path::new(&["vms", vm, "resume"])).await
     }
 
     pub async fn reboot(&self, vm: &str, request: &StopRequest) -> Result<Operation, Error> {
@@ -77,7 +70,7 @@ impl Client {
     }
 
     pub async fn snapshots(&self, vm: &str) -> Result<Vec<Snapshot>, Error> {
-        self.get(&Path::new(&["vms", vm, "snapshots"])).await
+        self.list(&Path::new(&["vms", vm, "snapshots"])).await
     }
 
     pub async fn snapshot(&self, vm: &str, request: &SnapshotRequest) -> Result<Operation, Error> {
@@ -90,7 +83,7 @@ impl Client {
 
     /// Puts the machine back to where it was; it runs afterwards.
     pub async fn restore(&self, vm: &str, snapshot: &Name) -> Result<Operation, Error> {
-        self.post(&Path::new(&["vms", vm, "snapshots", snapshot.as_str(), "restore"]), &json!({})).await
+        self.ask(&Path::new(&["vms", vm, "snapshots", snapshot.as_str(), "restore"])).await
     }
 
     pub async fn clone_vm(&self, vm: &str, request: &CloneRequest) -> Result<Operation, Error> {
@@ -98,7 +91,7 @@ impl Client {
     }
 
     pub async fn images(&self) -> Result<Vec<Image>, Error> {
-        self.get(&Path::new(&["images"])).await
+        self.list(&Path::new(&["images"])).await
     }
 
     pub async fn image(&self, name: &Name) -> Result<Image, Error> {
@@ -115,7 +108,7 @@ impl Client {
 
     /// Gives a [`queztl_api::CheckReport`] as its result.
     pub async fn check_image(&self, name: &Name) -> Result<Operation, Error> {
-        self.post(&Path::new(&["images", name.as_str(), "check"]), &json!({})).await
+        self.ask(&Path::new(&["images", name.as_str(), "check"])).await
     }
 
     pub async fn convert_image(&self, name: &Name, request: &ConvertImage) -> Result<Operation, Error> {
@@ -132,7 +125,7 @@ impl Client {
 
     /// Those that run and those that ended in the last day, newest first.
     pub async fn operations(&self) -> Result<Vec<Operation>, Error> {
-        self.get(&Path::new(&["operations"])).await
+        self.list(&Path::new(&["operations"])).await
     }
 
     pub async fn operation(&self, id: &str) -> Result<Operation, Error> {
@@ -151,11 +144,12 @@ impl Client {
 
     /// The last events, oldest first.
     pub async fn past_events(&self, limit: usize) -> Result<Vec<Event>, Error> {
-        self.get(&Path::new(&["events"]).with("limit", limit)).await
+        let page: Page<Event> = self.get(&Path::new(&["events"]).with("limit", limit)).await?;
+        Ok(page.items)
     }
 
     pub async fn metrics(&self) -> Result<Vec<VmMetrics>, Error> {
-        self.get(&Path::new(&["metrics"])).await
+        self.list(&Path::new(&["metrics"])).await
     }
 
     pub async fn vm_metrics(&self, vm: &str) -> Result<VmMetrics, Error> {
@@ -163,12 +157,19 @@ impl Client {
     }
 
     pub async fn history(&self, vm: &str, from: Timestamp, to: Timestamp) -> Result<Vec<Sample>, Error> {
-        self.get(&Path::new(&["vms", vm, "history"]).with("from", from).with("to", to)).await
+        self.list(&Path::new(&["vms", vm, "history"]).with("from", from).with("to", to)).await
     }
 
-    /// What the machine's console has printed, oldest first; with `follow`, also what it prints from now on.
-    pub async fn log(&self, vm: &str, follow: bool) -> Result<Parts, Error> {
-        let path = Path::new(&["vms", vm, "log"]);
+    /// Runs a command in the guest to its end.
+    pub async fn run(&self, vm: &str, request: &ExecRequest) -> Result<ExecResult, Error> {
+        let wait = Duration::from_secs(request.timeout_seconds.unwrap_or(60).into());
+        self.post_within(&Path::new(&["vms", vm, "exec"]), request, wait).await
+    }
+
+    /// What the machine's console has printed, oldest first, or its last `tail` lines; with `follow`, also what it prints
+    /// from now on.
+    pub async fn log(&self, vm: &str, tail: Option<u64>, follow: bool) -> Result<Parts, Error> {
+        let path = Path::new(&["vms", vm, "log"]).with_some("tail", tail);
         self.stream(&if follow { path.with("follow", true) } else { path }).await.map(Parts)
     }
 
@@ -177,18 +178,23 @@ impl Client {
         self.stream(&Path::new(&["vms", vm, "files"]).with("path", path)).await.map(Parts)
     }
 
-    /// Makes a file of the guest out of parts as they come.
+    /// Makes a file of the guest, with these permissions, out of parts as they come.
     pub async fn write_file(
         &self,
         vm: &str,
         path: &str,
+        mode: u32,
         parts: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>,
     ) -> Result<(), Error> {
-        self.upload(&Path::new(&["vms", vm, "files"]).with("path", path), Body::Parts(parts)).await
+        self.upload(
+            &Path::new(&["vms", vm, "files"]).with("path", path).with("mode", format_args!("{mode:o}")),
+            Body::Parts(parts),
+        )
+        .await
     }
 
     pub async fn tokens(&self) -> Result<Vec<Token>, Error> {
-        self.get(&Path::new(&["tokens"])).await
+        self.list(&Path::new(&["tokens"])).await
     }
 
     pub async fn create_token(&self, request: &CreateToken) -> Result<NewToken, Error> {
@@ -197,6 +203,24 @@ impl Client {
 
     pub async fn delete_token(&self, name: &Name) -> Result<(), Error> {
         self.remove(&Path::new(&["tokens", name.as_str()])).await
+    }
+
+    /// All parts of a list.
+    async fn list<T: DeserializeOwned>(&self, path: &Path) -> Result<Vec<T>, Error> {
+        let mut all = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page: Page<T> = self.get(&path.clone().with_some("after", after.as_deref())).await?;
+            all.extend(page.items);
+            if page.next.is_none() {
+                return Ok(all);
+            }
+            // A daemon that gives the same part again and again would never be done.
+            if page.next == after || all.len() > MAX_ITEMS {
+                return Err(Error::answer(path.as_str(), "the list has no end"));
+            }
+            after = page.next;
+        }
     }
 }
 

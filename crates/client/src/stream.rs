@@ -2,7 +2,7 @@
 
 use futures_util::{SinkExt, StreamExt};
 use queztl_api::Event;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -15,13 +15,6 @@ use crate::{Client, Error};
 
 /// The most that one message may have.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
-
-/// The size of a terminal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Window {
-    pub columns: u16,
-    pub rows: u16,
-}
 
 /// A message of a console or a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +44,7 @@ impl Client {
         self.session(&if read_only { path.with("read_only", true) } else { path }).await
     }
 
-    /// A command in a guest; its description is the first message.
+    /// A command in a guest; its [`queztl_api::ExecStart`] must be the first message.
     ///
     /// # Errors
     /// As for [`Client::events`].
