@@ -1,0 +1,99 @@
+//! The command line: what can be asked, and how it explains itself.
+
+mod control;
+mod image;
+mod kernel;
+mod output;
+mod run;
+
+use clap::{ArgAction, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use control::{ControlArgs, ControlCommand};
+pub use image::ImageCommand;
+pub use kernel::{KernelBuildArgs, KernelCommand, ProfileArg};
+pub use output::OutputFormat;
+pub use run::RunArgs;
+
+use crate::guest::{CopyArgs, ExecArgs};
+use control::CONTROL_EXAMPLES;
+use run::RUN_KEYS;
+
+const EXIT_STATUSES: &str = "\
+Exit statuses:
+   0  the guest powered itself off, or the command succeeded
+   2  the arguments are wrong, or a file they name cannot be used
+   4  the host or the VMM failed
+   6  the guest panicked
+   8  triple fault in the guest
+  10  the time given with --timeout is over
+  12  stopped from outside: Ctrl-A x, SIGINT, SIGTERM or SIGHUP
+  14  a thread made a system call that is not on its list, and the process was ended (--seccomp)
+ odd  the guest wrote v to the --debug-exit port: the status is (v << 1) | 1, of which a host keeps eight bits";
+
+const EXEC_STATUSES: &str = "\
+Exit status: the command's; 125 if queztl-hv failed, 126 if the program cannot be run, 127 if there is none, 128 + n if
+signal n ended it. Wrong arguments of queztl-hv itself: 2.
+
+Examples:
+  queztl-hv run --vsock /tmp/vm.vsock
+  queztl-hv exec --vsock /tmp/vm.vsock -- uname -a
+  queztl-hv exec --vsock /tmp/vm.vsock --tty -- sh";
+
+/// Runs Linux virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "queztl-hv", version, about, after_help = EXIT_STATUSES, max_term_width = 120)]
+pub struct Cli {
+    /// Tell more on standard error: once for what is done, twice for debugging, thrice for everything
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
+    pub verbose: u8,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one virtual machine in the foreground, its console on the terminal
+    #[command(after_help = RUN_KEYS, after_long_help = format!("{RUN_KEYS}\n\n{EXIT_STATUSES}"))]
+    Run(Box<RunArgs>),
+
+    /// Build guest kernels and list them
+    Kernel {
+        #[command(subcommand)]
+        command: KernelCommand,
+    },
+
+    /// Make, describe, check, convert and resize disk images
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+
+    /// Look at a running virtual machine and change it, through the socket of `run --control`
+    #[command(after_help = CONTROL_EXAMPLES)]
+    Control(ControlArgs),
+
+    /// Run a command in a guest, through its agent; the exit status is the command's
+    #[command(after_help = EXEC_STATUSES)]
+    Exec(Box<ExecArgs>),
+
+    /// Copy files and directories into a guest and out of it, through its agent
+    Copy(Box<CopyArgs>),
+
+    /// Check whether this host can run virtual machines, and name the mend for what is missing
+    Doctor {
+        /// How to print the findings
+        #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+        output: OutputFormat,
+    },
+
+    /// Print a completion script for a shell
+    Completion {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+
+    /// Print the manual page, as troff
+    Man,
+}
