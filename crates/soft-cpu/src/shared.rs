@@ -43,6 +43,11 @@ impl Shared {
         })
     }
 
+    /// What CPUID tells.
+    pub fn cpuid(&self) -> &CpuidTable {
+        &self.cpuid
+    }
+
     /// The handle of CPU `id`.
     ///
     /// # Panics

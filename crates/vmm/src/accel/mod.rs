@@ -22,6 +22,8 @@ mod tests;
 use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
+use queztl_soft_cpu::cpuid::CpuidResult;
+use queztl_soft_cpu::state::BadState;
 pub use queztl_soft_cpu::State;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -66,6 +68,12 @@ pub trait Accelerator: Send + Sync {
 pub trait Vm: Send + Sync {
     /// Makes vCPU `id`, in its state after reset: the first one running, the others waiting to be started.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error>;
+
+    /// What CPUID tells the guest by leaf and subleaf, in ascending order, less what differs from vCPU to vCPU.
+    fn processor(&self) -> Vec<((u32, u32), CpuidResult)>;
+
+    /// Whether a vCPU here can be in `state`, which may come from a stranger.
+    fn check_state(&self, state: &State) -> Result<(), BadState>;
 
     /// Starts the dirty log, empty: every write to RAM that begins after this returns will be in it, whether a vCPU makes
     /// it or a device.
@@ -123,6 +131,12 @@ pub trait Vcpu: Send {
     /// Replaces the registers. The time-stamp counter becomes [`Clock::tsc`](crate::clock::Clock::tsc) plus
     /// `msrs.tsc_adjust`, where the accelerator can move it (KVM without hardware virtualization cannot).
     fn set_state(&mut self, state: &State);
+
+    /// [`Vcpu::set_state`] that tells when the accelerator refuses the registers; then the vCPU is of no use.
+    fn try_set_state(&mut self, state: &State) -> Result<(), Error> {
+        self.set_state(state);
+        Ok(())
+    }
 
     /// The local APIC with what is on its way to the vCPU, whoever keeps it.
     fn local_apic(&self) -> Result<LapicState, Error>;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::cpuid::{CpuidPolicy, CpuidTable};
+use queztl_soft_cpu::cpuid::{CpuidPolicy, CpuidResult, CpuidTable};
 use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
-use queztl_soft_cpu::state::Activity;
+use queztl_soft_cpu::state::{Activity, BadState};
 use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State, TRANSLATION_THRESHOLD};
 
 use super::{Accelerator, DirtyPages, Error, Vcpu, VcpuExit, VcpuHandle, Vm, dirty};
@@ -99,6 +99,14 @@ impl Vm for SoftVm {
             cpu.set_state(&State { activity: Activity::WaitForStartup, ..State::default() });
         }
         Ok(Box::new(SoftVcpu { cpu, id, board: self.board.clone() }))
+    }
+
+    fn processor(&self) -> Vec<((u32, u32), CpuidResult)> {
+        self.shared.cpuid().leaves().collect()
+    }
+
+    fn check_state(&self, state: &State) -> Result<(), BadState> {
+        self.shared.cpuid().check(state)
     }
 
     fn start_dirty_log(&self) -> Result<(), Error> {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::state::{Segment, State, Table, seg};
+use queztl_soft_cpu::cpuid::CpuidResult;
+use queztl_soft_cpu::state::{BadState, Segment, State, Table, seg};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -111,6 +112,14 @@ pub fn accelerators() -> Vec<(String, Box<dyn Accelerator>)> {
 impl Vm for Box<dyn Vm> {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
         (**self).create_vcpu(id)
+    }
+
+    fn processor(&self) -> Vec<((u32, u32), CpuidResult)> {
+        (**self).processor()
+    }
+
+    fn check_state(&self, state: &State) -> Result<(), BadState> {
+        (**self).check_state(state)
     }
 
     fn start_dirty_log(&self) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 //!              │   └── end: stop each, threads end <────────────────┤
 //!              └──────────────────── resume ────────────────────────┘
 //! ```
+//! A vCPU belongs to its thread, so a parked thread tells the state itself when it is asked ([`Vcpus::states`]).
 //! A pause outlives a restart: the threads of the next run park before their first instruction.
 
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -18,6 +19,7 @@ use super::events::{End, Events};
 use crate::accel::{Vcpu, VcpuExit, VcpuHandle};
 use crate::affinity::{self, Pin};
 use crate::confine;
+use crate::snapshot::VcpuState;
 
 /// What all vCPU threads have in common.
 #[derive(Default)]
@@ -40,6 +42,32 @@ struct Thread {
     tid: Arc<AtomicI32>,
     /// Parked, or at its end: it executes nothing.
     quiet: bool,
+    question: Question,
+}
+
+/// What is asked of a parked thread.
+#[derive(Default)]
+enum Question {
+    #[default]
+    None,
+    /// The vCPU's state.
+    State,
+    Answered(Result<Box<VcpuState>, crate::accel::Error>),
+    /// There will be no answer: the thread is at its end.
+    Over,
+}
+
+/// Why there are no states.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoStates {
+    #[error("vCPU {0} has stopped for good: the machine is about to end")]
+    Over(usize),
+    #[error("the vCPUs run: pause them first")]
+    Running,
+    #[error("a vCPU did not tell its state within {} s", .0.as_secs())]
+    Late(Duration),
+    #[error("vCPU {vcpu} cannot tell its state: {source}")]
+    Accelerator { vcpu: usize, source: crate::accel::Error },
 }
 
 impl Vcpus {
@@ -55,7 +83,7 @@ impl Vcpus {
         pins: &[Pin],
         events: &Arc<Events>,
     ) -> Result<Vec<JoinHandle<Option<u64>>>, Error> {
-        let thread = |handle| Thread { handle, tid: Arc::default(), quiet: false };
+        let thread = |handle| Thread { handle, tid: Arc::default(), quiet: false, question: Question::None };
         {
             let mut state = self.lock();
             state.ended = false;
@@ -95,7 +123,7 @@ impl Vcpus {
                     events.note(End::Failed);
                 }
             }
-            vcpus.note_quiet(id, true);
+            vcpus.note_end(id);
             vcpu.instructions()
         };
         std::thread::Builder::new().name(format!("vcpu-{id}")).spawn(body).map_err(Error::Thread)
@@ -110,7 +138,7 @@ impl Vcpus {
 
     /// Runs the vCPU from pause to pause until the run ends.
     fn drive(&self, id: usize, vcpu: &mut dyn Vcpu, events: &Events) {
-        while self.may_run(id) {
+        while self.may_run(id, vcpu) {
             match vcpu.run() {
                 VcpuExit::Stopped => {}
                 VcpuExit::Shutdown => {
@@ -123,22 +151,53 @@ impl Vcpus {
         }
     }
 
-    /// Parks while the machine is paused; false when the run is over.
-    fn may_run(&self, id: usize) -> bool {
+    /// Parks while the machine is paused, and tells the vCPU's state when asked; false when the run is over.
+    fn may_run(&self, id: usize, vcpu: &dyn Vcpu) -> bool {
         let mut state = self.lock();
-        if state.paused && !state.ended {
+        while state.paused && !state.ended {
             set_quiet(&mut state, id, true);
             self.changed.notify_all();
-            let parked = |state: &mut State| state.paused && !state.ended;
+            let parked = |state: &mut State| state.paused && !state.ended && !is_asked(state, id);
             state = self.changed.wait_while(state, parked).unwrap_or_else(PoisonError::into_inner);
-            set_quiet(&mut state, id, false);
+            if is_asked(&state, id) {
+                drop(state);
+                let answer = vcpu.local_apic().map(|local_apic| VcpuState { registers: vcpu.state(), local_apic });
+                state = self.lock();
+                state.threads[id].question = Question::Answered(answer.map(Box::new));
+                self.changed.notify_all();
+            }
         }
+        set_quiet(&mut state, id, false);
         !state.ended
     }
 
-    fn note_quiet(&self, id: usize, quiet: bool) {
-        set_quiet(&mut self.lock(), id, quiet);
+    fn note_end(&self, id: usize) {
+        let mut state = self.lock();
+        set_quiet(&mut state, id, true);
+        if let Some(thread) = state.threads.get_mut(id) {
+            thread.question = Question::Over;
+        }
         self.changed.notify_all();
+    }
+
+    /// The states of all vCPUs, which must be paused and stay so; waits for `limit` at the longest.
+    pub fn states(&self, limit: Duration) -> Result<Vec<VcpuState>, NoStates> {
+        let mut state = self.lock();
+        if !state.paused || state.threads.iter().any(|thread| !thread.quiet) {
+            return Err(NoStates::Running);
+        }
+        state.threads.iter_mut().filter(|thread| !thread.question.is_over()).for_each(Thread::ask);
+        self.changed.notify_all();
+        let waits = |state: &mut State| !state.ended && state.threads.iter().any(|thread| thread.question.is_open());
+        let waited = self.changed.wait_timeout_while(state, limit, waits);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let answers = state.threads.iter_mut().enumerate().map(|(vcpu, thread)| match thread.question.take() {
+            Question::Answered(Ok(answer)) => Ok(*answer),
+            Question::Answered(Err(source)) => Err(NoStates::Accelerator { vcpu, source }),
+            Question::Over => Err(NoStates::Over(vcpu)),
+            Question::None | Question::State => Err(NoStates::Late(limit)),
+        });
+        answers.collect()
     }
 
     /// Stops all vCPUs where they are and waits until they have, for `limit` at the longest; true if they all have. If
@@ -174,6 +233,31 @@ impl Vcpus {
     pub fn cpu_times_ns(&self) -> Vec<u64> {
         self.lock().threads.iter().map(|thread| thread_time_ns(thread.tid.load(Ordering::Relaxed))).collect()
     }
+}
+
+impl Thread {
+    fn ask(&mut self) {
+        self.question = Question::State;
+    }
+}
+
+impl Question {
+    fn is_open(&self) -> bool {
+        matches!(self, Question::State)
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self, Question::Over)
+    }
+
+    /// The answer; the next question can be asked.
+    fn take(&mut self) -> Question {
+        if self.is_over() { Question::Over } else { std::mem::take(self) }
+    }
+}
+
+fn is_asked(state: &State, id: usize) -> bool {
+    state.threads.get(id).is_some_and(|thread| thread.question.is_open())
 }
 
 fn set_quiet(state: &mut State, id: usize, quiet: bool) {
@@ -225,7 +309,7 @@ mod tests {
 
     impl Vcpu for Fake {
         fn state(&self) -> Registers {
-            Registers::default()
+            Registers { instructions: self.0.count.load(Ordering::SeqCst), ..Registers::default() }
         }
         fn set_state(&mut self, _: &Registers) {}
         fn thread(&self) -> confine::Kind {
@@ -302,6 +386,25 @@ mod tests {
         }
         assert!(bench.vcpus.cpu_times_ns().iter().all(|time| *time > 0));
         bench.end(threads);
+    }
+
+    #[test]
+    fn parked_threads_tell_their_vcpus_states_as_often_as_they_are_asked() {
+        let bench = Bench::new();
+        let threads = bench.begin();
+        assert!(matches!(bench.vcpus.states(LONG), Err(NoStates::Running)));
+        for _ in 0..50 {
+            assert!(bench.vcpus.pause(LONG));
+            for _ in 0..2 {
+                let counts = bench.vcpus.states(LONG).unwrap().into_iter().map(|state| state.registers.instructions);
+                assert_eq!(counts.collect::<Vec<_>>(), bench.counts());
+            }
+            bench.vcpus.resume();
+        }
+        assert!(bench.vcpus.pause(LONG));
+        bench.vcpus.end();
+        threads.into_iter().for_each(|thread| assert!(thread.join().is_ok()));
+        assert!(matches!(bench.vcpus.states(LONG), Err(NoStates::Over(0))));
     }
 
     #[test]

@@ -89,6 +89,11 @@ impl Policy {
         Policy { leaves: places.into_iter().map(|place| (place, table.get(place.0, place.1))).collect() }
     }
 
+    /// What all vCPUs are told alike.
+    pub fn leaves(&self) -> &[((u32, u32), CpuidResult)] {
+        &self.leaves
+    }
+
     /// The leaves of vCPU `id`.
     pub fn for_vcpu(&self, id: u32) -> CpuId {
         let entries: Vec<_> = self.leaves.iter().map(|(place, result)| entry(*place, *result, id)).collect();

@@ -401,16 +401,18 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_state(&mut self, state: &State) {
-        let stored = self.complete().and_then(|()| {
-            self.transfer().forget_events()?;
-            let before = self.load(Extent::All)?;
-            self.store(&before, state, Extent::All)?;
-            self.set_tsc_adjust(state.msrs.tsc_adjust);
-            Ok(())
-        });
-        if let Err(error) = stored {
+        if let Err(error) = self.try_set_state(state) {
             tracing::error!("{error}");
         }
+    }
+
+    fn try_set_state(&mut self, state: &State) -> Result<(), Error> {
+        self.complete()?;
+        self.transfer().forget_events()?;
+        let before = self.load(Extent::All)?;
+        self.store(&before, state, Extent::All)?;
+        self.set_tsc_adjust(state.msrs.tsc_adjust);
+        Ok(())
     }
 
     fn local_apic(&self) -> Result<LapicState, Error> {

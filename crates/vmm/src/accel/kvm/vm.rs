@@ -9,8 +9,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use queztl_guest_memory::GuestRam;
-use queztl_soft_cpu::Shared;
-use queztl_soft_cpu::cpuid::CpuidConfig;
+use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy, CpuidResult};
+use queztl_soft_cpu::state::BadState;
+use queztl_soft_cpu::{Shared, State};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::apics::{self, KernelApics, Routes};
@@ -160,6 +161,16 @@ impl Vm for KvmVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
         let kick = self.kicks[id as usize].clone();
         Ok(Box::new(KvmVcpu::new(id, self.inner.clone(), kick)?))
+    }
+
+    fn processor(&self) -> Vec<((u32, u32), CpuidResult)> {
+        self.inner.policy.leaves().to_vec()
+    }
+
+    /// Where the software CPU finishes instructions, the state must do for it too; else the processor itself refuses what
+    /// cannot be.
+    fn check_state(&self, state: &State) -> Result<(), BadState> {
+        if self.inner.native { Ok(()) } else { CpuidPolicy::new(&self.inner.cpuid_config).check(state) }
     }
 
     fn start_dirty_log(&self) -> Result<(), Error> {
