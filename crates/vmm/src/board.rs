@@ -50,6 +50,10 @@ impl Board {
         &self.parts.timers
     }
 
+    pub fn kvmclock(&self) -> &KvmClock {
+        &self.parts.kvmclock
+    }
+
     /// What CPUID tells of a machine of `vcpus` processors on this board.
     pub fn cpuid_config(&self, vcpus: u32) -> CpuidConfig {
         CpuidConfig { vcpus, socket_vcpus: self.parts.socket_vcpus, tsc_hz: self.parts.clock.tsc_hz() }

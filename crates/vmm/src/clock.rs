@@ -16,6 +16,11 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 const SCALE_BITS: u32 = 40;
 /// Wall-clock time at which an instruction-counted machine starts: 2025-01-01 00:00:00 UTC, in nanoseconds since 1970.
 pub const COUNTED_EPOCH_NS: u64 = 1_735_689_600 * NS_PER_SECOND;
+/// Frequencies that a guest's counter can go on with.
+pub const RESUMABLE_HZ: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_000_000;
+/// How far the host's counter may be (in parts per thousand) from the frequency that a resumed guest knows and yet be its
+/// counter: two measurements of the same host differ by less.
+const SAME_PER_MILLE: u64 = 1;
 /// How long the host's counter is compared with its monotonic clock.
 const CALIBRATION: Duration = Duration::from_millis(5);
 /// A frequency that the host reports is believed when it is this close (in parts per thousand) to the measured one.
@@ -73,6 +78,16 @@ impl Clock {
         Clock { source, tsc_hz, ns_per_tick, ticks_per_ns }
     }
 
+    /// A clock in real time that goes on from `ticks`, at the frequency that its guest knows, one of [`RESUMABLE_HZ`]. It
+    /// follows the host's counter where that runs at the same frequency, else the host's monotonic clock.
+    pub fn resumed(ticks: u64, tsc_hz: u64) -> Clock {
+        let source = match host_tsc_hz() {
+            Some(hz) if hz.abs_diff(tsc_hz) <= hz / 1000 * SAME_PER_MILLE => Source::HostTsc { start: host_tsc() },
+            _ => Source::Monotonic { start: Instant::now(), before: 0 },
+        };
+        Clock::with(source, tsc_hz).resumed_at(ticks)
+    }
+
     /// Goes on from `ticks` instead of from zero, in real time. Before anything has looked at the clock.
     pub fn resumed_at(self, ticks: u64) -> Clock {
         let source = match self.source {
@@ -99,7 +114,8 @@ impl Clock {
                 if ticks as i64 >= 0 { ticks } else { 0 }
             }
             Source::Monotonic { start, before } => {
-                before.saturating_add(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+                let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                before.saturating_add(self.ns_to_tsc(ns))
             }
             Source::Counted { instructions, ns_per_instruction } => {
                 instructions.load(Ordering::Relaxed).saturating_mul(*ns_per_instruction)
@@ -266,6 +282,19 @@ mod tests {
             let clock = Clock::real_time().resumed_at(ticks);
             let passed = clock.tsc() - ticks;
             assert!(passed < clock.tsc_hz() * 60, "{ticks}: {passed} ticks passed");
+        }
+    }
+
+    #[test]
+    fn a_resumed_clock_keeps_the_frequency_that_its_guest_knows() {
+        let own = Clock::real_time().tsc_hz();
+        for hz in [own, own + own / 2000, 1_000_000, 2_345_678_901] {
+            let clock = Clock::resumed(1 << 40, hz);
+            let (start, ticks) = (Instant::now(), clock.tsc());
+            std::thread::sleep(Duration::from_millis(50));
+            let (elapsed, passed) = (start.elapsed().as_nanos() as u64, clock.tsc_to_ns(clock.tsc() - ticks));
+            assert_eq!(clock.tsc_hz(), hz);
+            assert!(ticks >= 1 << 40 && elapsed.abs_diff(passed) < elapsed / 20, "{hz}: {elapsed} ns, {passed} ns");
         }
     }
 

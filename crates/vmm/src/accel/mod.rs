@@ -22,9 +22,9 @@ mod tests;
 use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
+pub use queztl_soft_cpu::State;
 use queztl_soft_cpu::cpuid::CpuidResult;
 use queztl_soft_cpu::state::BadState;
-pub use queztl_soft_cpu::State;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use self::dirty::DirtyPages;

@@ -22,7 +22,8 @@ mod types;
 pub use client::{Client, ClientError};
 pub use server::{Server, ServerError, Target};
 pub use types::{
-    Balloon, DeviceLimit, GuestMemoryStats, Hotplug, Memory, Reason, Refusal, Request, Response, RunState, Status, Vcpu,
+    Balloon, DeviceLimit, GuestMemoryStats, Hotplug, Memory, Reason, Refusal, Request, Response, RunState,
+    SnapshotReport, Status, Vcpu,
 };
 
 /// The longest request, in bytes, its line feed included.

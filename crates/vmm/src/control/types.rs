@@ -39,6 +39,17 @@ pub enum Response {
     Error(Refusal),
 }
 
+/// A snapshot that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// How long the machine stood still.
+    pub pause_ns: u64,
+    /// From the request to the end.
+    pub total_ns: u64,
+    /// Memory that was written; what is zero is not.
+    pub memory_bytes: u64,
+}
+
 /// Why a request was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -66,8 +77,10 @@ pub enum Reason {
     Missing,
     /// The machine did not get there in time.
     Timeout,
-    /// There are too many clients.
+    /// There are too many clients, or something else is under way that must end first.
     Busy,
+    /// The host or the machine could not do it.
+    Failed,
 }
 
 /// How a machine is.

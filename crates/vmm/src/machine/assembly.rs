@@ -11,6 +11,7 @@ use queztl_storage::{ImageConfig, open_disk};
 
 use super::Error;
 use super::events::Events;
+use super::restore::{self, Restoration};
 use crate::accel::kvm::Kvm;
 use crate::accel::probe::KvmSupport;
 use crate::accel::soft::Soft;
@@ -136,14 +137,31 @@ pub(super) struct Live {
     /// The rate limits by name: `disk0`, `net0-rx`, `net0-tx`, `rng`.
     pub limiters: Vec<(String, Arc<Limiter>)>,
     pub gate: Arc<Gate>,
+    pub vm: Arc<dyn Vm>,
+    pub board: Arc<Board>,
+    pub legacy: Arc<LegacyDevices>,
+    /// virtio devices by their windows, the disks first.
+    pub transports: Vec<Arc<MmioTransport>>,
+}
+
+/// How a machine begins.
+pub(super) enum Start<'a> {
+    /// As after power-up. A serial line to a file starts the file anew if `fresh`, else goes on at its end.
+    Boot { fresh: bool },
+    /// Where a saved machine was.
+    Restore(&'a mut Restoration),
+}
+
+impl Start<'_> {
+    fn is_fresh(&self) -> bool {
+        matches!(self, Start::Boot { fresh: true })
+    }
 }
 
 /// A machine that has not started yet.
 pub(super) struct Assembly {
     vcpus: Vec<Box<dyn Vcpu>>,
     live: Live,
-    transports: Vec<Arc<MmioTransport>>,
-    _board: Arc<Board>,
 }
 
 /// What of the host a machine keeps over restarts of its guest: what could not be had again by a confined process, and
@@ -212,18 +230,26 @@ impl Terminal {
 }
 
 impl Assembly {
-    /// Makes the machine. A serial line to a file starts the file anew if `fresh`, else goes on at its end.
-    pub fn new(config: &MachineConfig, host: &Host, events: Arc<Events>, fresh: bool) -> Result<Assembly, Error> {
+    /// Makes the machine.
+    pub fn new(
+        config: &MachineConfig,
+        host: &Host,
+        events: Arc<Events>,
+        mut start: Start<'_>,
+    ) -> Result<Assembly, Error> {
         let ram_config = numa::ram(&config.numa, config.ram_bytes, config.pages);
-        let ram = Arc::new(GuestRam::with_hotplug(&ram_config, config.hotplug_bytes)?);
-        let clock = Arc::new(clock(host.options));
+        let (ram, clock) = match &mut start {
+            Start::Boot { .. } => (GuestRam::with_hotplug(&ram_config, config.hotplug_bytes)?, clock(host.options)),
+            Start::Restore(saved) => (saved.ram(&ram_config, config.hotplug_bytes)?, saved.clock()),
+        };
+        let (ram, clock) = (Arc::new(ram), Arc::new(clock));
         let timers = Timers::new(clock.clone());
         let irqchip = IrqChip::new(config.vcpus, clock.clone(), &timers);
         let sink: Arc<dyn InterruptSink> = irqchip.clone();
 
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         irqchip.insert_into(&mut ports, &mut mmio).map_err(device)?;
-        let outputs = Outputs::new(config, &host.terminal, fresh)?;
+        let outputs = Outputs::new(config, &host.terminal, start.is_fresh())?;
         let legacy_config = LegacyConfig {
             serial_output: Some(outputs.serial.clone()),
             debug_exit_port: config.debug_exit,
@@ -234,6 +260,7 @@ impl Assembly {
             Some(_) => Error::DebugExitPort,
             None => device(overlap),
         })?;
+        let legacy = Arc::new(legacy);
 
         let mut slots = Slots {
             ram: ram.clone(),
@@ -247,20 +274,22 @@ impl Assembly {
         let Devices { console: virtio, balloon, mem } = add_devices(config, host, &outputs, &mut slots)?;
         let Slots { gate, transports, limiters, .. } = slots;
 
-        let rsdp = acpi_tables(config, transports.len() as u32, &ram)?;
-        let entry = load(config, rsdp, &ram)?;
         let kvmclock = KvmClock::new(ram.memory().clone(), clock.clone(), config.vcpus);
         let socket_vcpus = numa::socket_vcpus(&config.numa, config.vcpus);
         let parts = BoardParts { ports, mmio, irqchip, clock, timers, kvmclock, events, socket_vcpus };
         let board = Arc::new(Board::new(parts));
-        let vm = host.accelerator.create_vm(ram.clone(), board.clone(), config.vcpus)?;
+        let vm: Arc<dyn Vm> = host.accelerator.create_vm(ram.clone(), board.clone(), config.vcpus)?.into();
         if !is_repeatable(config) {
             bind_notifications(&*vm, &transports)?;
         }
-        let vcpus = vcpus(&*vm, config.vcpus, &entry)?;
-        let console = Console { serial: legacy.serial, virtio, outputs };
-        let live = Live { console, accelerator: host.accelerator.name(), ram, balloon, mem, limiters, gate };
-        Ok(Assembly { vcpus, live, transports, _board: board })
+        let console = Console { serial: legacy.serial.clone(), virtio, outputs };
+        let accelerator = host.accelerator.name();
+        let live = Live { console, accelerator, ram, balloon, mem, limiters, gate, vm, board, legacy, transports };
+        let vcpus = match start {
+            Start::Boot { .. } => boot(config, &live)?,
+            Start::Restore(saved) => restore::parts(saved, config, &live)?,
+        };
+        Ok(Assembly { vcpus, live })
     }
 
     /// The vCPUs, each to be run by a thread of its own.
@@ -274,7 +303,7 @@ impl Assembly {
 
     /// Stops the devices and passes on the console's last output, for `limit` at the longest.
     pub fn close(self, limit: Duration) {
-        self.transports.iter().for_each(|transport| transport.reset());
+        self.live.transports.iter().for_each(|transport| transport.reset());
         self.live.console.close(limit);
     }
 }
@@ -433,6 +462,13 @@ fn network(config: &NetConfig, number: u32, machine: &MachineConfig) -> Result<N
 /// The window of virtio device `number`.
 fn window(number: u32) -> u64 {
     layout::VIRTIO_MMIO_BASE + u64::from(number) * layout::VIRTIO_MMIO_STRIDE
+}
+
+/// Loads tables and kernel, and makes the vCPUs that enter it.
+fn boot(config: &MachineConfig, live: &Live) -> Result<Vec<Box<dyn Vcpu>>, Error> {
+    let rsdp = acpi_tables(config, live.transports.len() as u32, &live.ram)?;
+    let entry = load(config, rsdp, &live.ram)?;
+    vcpus(&*live.vm, config.vcpus, &entry)
 }
 
 fn acpi_tables(config: &MachineConfig, virtio_devices: u32, ram: &GuestRam) -> Result<u64, Error> {

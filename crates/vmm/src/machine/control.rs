@@ -51,6 +51,12 @@ impl MachineHandle {
     /// Stops all vCPUs, then makes the devices quiet. After an error, whatever has stopped stays so until
     /// [`MachineHandle::resume`].
     pub fn pause(&self) -> Result<(), Refusal> {
+        let _transition = lock(&self.shared.transition);
+        self.stand_still()
+    }
+
+    /// [`MachineHandle::pause`] for whoever holds the transition.
+    pub(super) fn stand_still(&self) -> Result<(), Refusal> {
         let late = |what| Refusal::new(Reason::Timeout, format!("{what} within {} s", PAUSE_LIMIT.as_secs()));
         if !self.shared.vcpus.pause(PAUSE_LIMIT) {
             return Err(late("a vCPU did not stop"));
@@ -64,6 +70,12 @@ impl MachineHandle {
 
     /// Goes on after a pause.
     pub fn resume(&self) {
+        let _transition = lock(&self.shared.transition);
+        self.go_on();
+    }
+
+    /// [`MachineHandle::resume`] for whoever holds the transition.
+    pub(super) fn go_on(&self) {
         if let Some(live) = lock(&self.shared.live).as_ref() {
             live.gate.open();
         }

@@ -5,7 +5,8 @@
 //! Machine::run ──> one thread a vCPU (vcpus.rs) ──> wait for an end (events.rs)
 //!                     ^                        │ reset: a new Assembly from the same configuration
 //!                     └────────────────────────┘ anything else: stop the vCPUs, flush the console, Outcome
-//! MachineHandle ──> from other threads: stop, input, and what the control socket asks (control.rs)
+//! Machine::restore ──> the same Assembly, its parts as in a snapshot (restore.rs)
+//! MachineHandle ──> from other threads: stop, input, and what the control socket asks (control.rs), snapshots (snapshot.rs)
 //! ```
 //! A restarted guest finds a machine as after power-up: RAM, devices and vCPUs are made anew, only what lies outside
 //! (disks, networks, the console's other end) stays.
@@ -13,6 +14,10 @@
 mod assembly;
 mod control;
 mod events;
+mod restore;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 mod vcpus;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,9 +28,11 @@ use crate::accel;
 use crate::boot;
 use crate::config::{ConfigError, MachineConfig, Outcome};
 use crate::confine;
-use assembly::{Assembly, Live};
+use crate::snapshot::{Identity, Snapshot};
+use assembly::{Assembly, Live, Start};
 pub use assembly::{Host, Networks, Terminal};
 use events::{End, Events};
+use restore::Restoration;
 use vcpus::Vcpus;
 
 /// How long the console may take to pass on its last output.
@@ -60,6 +67,8 @@ pub enum Error {
     DebugExitPort,
     #[error("a vCPU thread cannot be started: {0}")]
     Thread(std::io::Error),
+    #[error(transparent)]
+    Snapshot(#[from] crate::snapshot::Error),
 }
 
 /// A machine, ready to run.
@@ -79,6 +88,8 @@ struct Shared {
     live: Mutex<Option<Live>>,
     /// Columns and rows of the terminal, once known.
     size: Mutex<Option<(u16, u16)>>,
+    /// Held while the machine is being stopped, or must stay as it is: pauses, snapshots and ends exclude each other.
+    transition: Mutex<()>,
     started: Instant,
     restarts: AtomicU64,
 }
@@ -94,14 +105,44 @@ impl Machine {
     /// The same on what was opened for this configuration before.
     pub fn on(host: Host, config: MachineConfig) -> Result<Machine, Error> {
         config.check()?;
+        Machine::begin(host, config, Start::Boot { fresh: true })
+    }
+
+    /// Makes the machine as it was when the snapshot was taken. Disks, networks, the socket device's path and what the guest
+    /// is asked to give up are those of `config`, which else must be of the same shape; a guest that restarts boots from
+    /// it. `identity` is what a clone has of its own.
+    ///
+    /// # Errors
+    /// The snapshot is of another machine or processor, or some part refuses its state; then there is no machine.
+    pub fn restore(config: MachineConfig, snapshot: Snapshot, identity: Option<&Identity>) -> Result<Machine, Error> {
+        config.check()?;
+        snapshot.check_shape(&config)?;
+        let host = Host::open(&config)?;
+        Machine::restore_on(host, config, snapshot, identity)
+    }
+
+    /// The same on what was opened for this configuration before.
+    pub fn restore_on(
+        host: Host,
+        config: MachineConfig,
+        snapshot: Snapshot,
+        identity: Option<&Identity>,
+    ) -> Result<Machine, Error> {
+        config.check()?;
+        let mut saved = Restoration::new(snapshot, &config, identity)?;
+        Machine::begin(host, config, Start::Restore(&mut saved))
+    }
+
+    fn begin(host: Host, config: MachineConfig, start: Start<'_>) -> Result<Machine, Error> {
         let events = Arc::new(Events::default());
-        let assembly = Assembly::new(&config, &host, events.clone(), true)?;
+        let assembly = Assembly::new(&config, &host, events.clone(), start)?;
         let shared = Shared {
             config: Mutex::new(config),
             events,
             vcpus: Arc::default(),
             live: Mutex::new(Some(assembly.live())),
             size: Mutex::default(),
+            transition: Mutex::default(),
             started: Instant::now(),
             restarts: AtomicU64::new(0),
         };
@@ -130,7 +171,6 @@ impl Machine {
                 None => shared.assemble_again(&self.host)?,
             };
             let end = run_once(assembly, &shared, deadline)?;
-            *lock(&shared.live) = None;
             if end == End::Failed {
                 return Err(Error::VcpuFailed);
             }
@@ -148,7 +188,7 @@ impl Shared {
     /// The machine for the next run. Changes of the configuration wait until it is there to be changed itself.
     fn assemble_again(&self, host: &Host) -> Result<Assembly, Error> {
         let config = lock(&self.config);
-        let assembly = Assembly::new(&config, host, self.events.clone(), false)?;
+        let assembly = Assembly::new(&config, host, self.events.clone(), Start::Boot { fresh: false })?;
         let mut connected = lock(&self.live);
         let live = assembly.live();
         if let Some((columns, rows)) = *lock(&self.size) {
@@ -177,7 +217,11 @@ fn run_once(mut assembly: Assembly, shared: &Shared, deadline: Option<Instant>) 
     let started = Instant::now();
     let threads = shared.vcpus.begin(assembly.take_vcpus(), &pins, &shared.events)?;
     let end = shared.events.wait(deadline);
+    // A snapshot that is being taken gets the machine as it is.
+    let transition = lock(&shared.transition);
+    *lock(&shared.live) = None;
     shared.vcpus.end();
+    drop(transition);
     let counts = threads.into_iter().map(|thread| thread.join().ok().flatten());
     let instructions: u64 = counts.flatten().sum();
     let seconds = started.elapsed().as_secs_f64();

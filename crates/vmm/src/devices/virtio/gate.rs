@@ -53,6 +53,11 @@ impl Gate {
         state.threads.iter().all(|thread| thread.quiet)
     }
 
+    /// Closes the gate without waiting: threads that begin from now on wait before they do anything.
+    pub fn hold(&self) {
+        lock(&self.state).closed = true;
+    }
+
     /// Lets the devices go on.
     pub fn open(&self) {
         let mut state = lock(&self.state);
@@ -180,7 +185,10 @@ mod tests {
     }
 
     fn bench(fails: bool) -> Bench {
-        let gate = Arc::new(Gate::default());
+        begin(Arc::default(), fails)
+    }
+
+    fn begin(gate: Arc<Gate>, fails: bool) -> Bench {
         let (kick, events, quieted) = (Wake::new().unwrap(), Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
         let handler = Counter { kick: kick.clone(), events: events.clone(), quieted: quieted.clone(), fails };
         let worker = Worker::spawn("counter", handler, Arc::new(Line(gate.clone()))).unwrap();
@@ -198,10 +206,27 @@ mod tests {
     #[test]
     fn devices_do_nothing_behind_a_closed_gate_and_go_on_when_it_opens() {
         let bench = bench(false);
+        bench.kick.wake();
+        wait_for(&bench.events, 1);
         assert!(bench.gate.close(LONG));
         bench.kick.wake();
         std::thread::sleep(Duration::from_millis(20));
-        assert_eq!((bench.events.load(Ordering::SeqCst), bench.quieted.load(Ordering::SeqCst)), (0, 1));
+        assert_eq!((bench.events.load(Ordering::SeqCst), bench.quieted.load(Ordering::SeqCst)), (1, 1));
+
+        bench.gate.open();
+        wait_for(&bench.events, 2);
+        bench.worker.stop();
+    }
+
+    #[test]
+    fn a_device_that_begins_behind_a_closed_gate_waits_there() {
+        let gate = Arc::new(Gate::default());
+        gate.hold();
+        let bench = begin(gate, false);
+        bench.kick.wake();
+        assert!(bench.gate.close(LONG));
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(bench.events.load(Ordering::SeqCst), 0);
 
         bench.gate.open();
         wait_for(&bench.events, 1);

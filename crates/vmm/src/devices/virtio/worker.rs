@@ -160,6 +160,12 @@ fn run<H: Handler>(name: &str, mut handler: H, poller: &Poller, interrupt: &dyn 
 }
 
 fn serve<H: Handler>(handler: &mut H, poller: &Poller, ties: &Ties) -> Result<(), Fault> {
+    // A device that is restored waits for the rest of its machine.
+    if let Some(pass) = &ties.pass
+        && !pass.wait(ties.stop.as_fd())
+    {
+        return Ok(());
+    }
     handler.start(poller)?;
     let mut events = Vec::with_capacity(BATCH);
     loop {

@@ -73,6 +73,24 @@ impl SavedQueue {
     }
 }
 
+impl SavedTransport {
+    /// How many queues the device had.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Gives a network device another address; false if this is none.
+    pub fn set_mac(&mut self, address: [u8; 6]) -> bool {
+        match &mut self.state {
+            DeviceState::Net { mac } => {
+                *mac = address;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 impl Persist for MmioTransport {
     type State = SavedTransport;
 
