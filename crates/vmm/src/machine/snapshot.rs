@@ -74,7 +74,8 @@ impl MachineHandle {
             let state = self.state(config, &live)?;
             Ok((state, other(&live)?))
         });
-        if !was_paused && !(stay_paused && taken.is_ok()) {
+        let stays = was_paused || (stay_paused && taken.is_ok());
+        if !stays {
             self.go_on();
         }
         let pause = started.elapsed();
