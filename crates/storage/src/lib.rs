@@ -157,6 +157,9 @@ pub trait DiskQueue: Send {
     /// Starts everything that was submitted.
     fn kick(&mut self) -> io::Result<()>;
 
+    /// Whether [`DiskQueue::completed`] may have something to give; cheap enough to be asked again and again.
+    fn has_completed(&mut self) -> bool;
+
     /// Takes the next finished request, without waiting.
     fn completed(&mut self) -> Option<Completion>;
 

@@ -119,6 +119,11 @@ impl Ring {
         }
     }
 
+    /// Whether the kernel has finished with a transfer that was not reaped.
+    pub fn has_landed(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     /// The next transfer that the kernel has finished with.
     pub fn reap(&mut self) -> Option<Landing> {
         loop {
@@ -172,18 +177,31 @@ fn entry(transfer: &Transfer) -> squeue::Entry {
     let vectors = Buffer::as_iovecs(&transfer.buffers);
     let count = transfer.buffers.len().min(libc::UIO_MAXIOV as usize) as u32;
     let offset = transfer.offset_bytes;
+    // A single run of memory spares the kernel the vector.
+    if let ([buffer], Operation::Read | Operation::Write { .. }) = (&transfer.buffers[..], transfer.operation) {
+        let (base, bytes) = (buffer.base(), u32::try_from(buffer.len()).unwrap_or(u32::MAX));
+        return match transfer.operation {
+            Operation::Write { durable } => {
+                opcode::Write::new(file, base, bytes).offset(offset).rw_flags(write_flags(durable)).build()
+            }
+            _ => opcode::Read::new(file, base, bytes).offset(offset).build(),
+        };
+    }
     match transfer.operation {
         Operation::Read => opcode::Readv::new(file, vectors, count).offset(offset).build(),
-        Operation::Write { durable } => opcode::Writev::new(file, vectors, count)
-            .offset(offset)
-            .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
-            .build(),
+        Operation::Write { durable } => {
+            opcode::Writev::new(file, vectors, count).offset(offset).rw_flags(write_flags(durable)).build()
+        }
         Operation::Flush => opcode::Fsync::new(cached).flags(types::FsyncFlags::DATASYNC).build(),
         operation @ (Operation::Discard | Operation::WriteZeroes { .. }) => {
             let mode = fallocate_mode(operation).bits() as i32;
             opcode::Fallocate::new(cached, transfer.length_bytes).offset(offset).mode(mode).build()
         }
     }
+}
+
+fn write_flags(durable: bool) -> i32 {
+    if durable { libc::RWF_DSYNC } else { 0 }
 }
 
 /// Judges the kernel's answer; what it left undone is done here.

@@ -284,6 +284,10 @@ impl DiskQueue for Qcow2Queue {
         self.ring.as_mut().map_or(Ok(()), Ring::kick)
     }
 
+    fn has_completed(&mut self) -> bool {
+        !self.done.is_empty() || self.ring.as_mut().is_some_and(Ring::has_landed)
+    }
+
     fn completed(&mut self) -> Option<Completion> {
         if self.done.is_empty() {
             self.reap();

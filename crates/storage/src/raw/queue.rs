@@ -63,6 +63,10 @@ impl DiskQueue for RingQueue {
         self.ring.kick()
     }
 
+    fn has_completed(&mut self) -> bool {
+        !self.done.is_empty() || self.ring.has_landed()
+    }
+
     fn completed(&mut self) -> Option<Completion> {
         let landed = self.ring.reap().map(|landing| Completion { token: landing.tag, result: landing.result });
         landed.or_else(|| self.done.pop_front())
@@ -116,6 +120,10 @@ impl DiskQueue for SyncQueue {
 
     fn kick(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn has_completed(&mut self) -> bool {
+        !self.done.is_empty()
     }
 
     fn completed(&mut self) -> Option<Completion> {

@@ -31,8 +31,10 @@ pub mod mem;
 pub mod mmio;
 pub mod net;
 mod queue;
+mod rings;
 pub mod rng;
 mod saved;
+mod spin;
 #[cfg(test)]
 mod testing;
 pub mod vsock;

@@ -1,24 +1,30 @@
-//! A queue as devices use it: `virtio-queue`'s split ring with every chain checked before a device sees it.
+//! A queue as devices use it: a split ring (Virtio 1.2 §2.7) with every chain checked before a device sees it.
 
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use queztl_guest_memory::GuestMemory;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use smallvec::SmallVec;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
+use super::rings::{DESCRIPTOR_BYTES, Descriptor, Rings};
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT.
 const NO_INTERRUPT: u16 = 1;
+/// VIRTQ_USED_F_NO_NOTIFY.
+const NO_NOTIFY: u16 = 1;
 
 /// A ring or a chain that breaks the rules; the device stops until it is reset.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    #[error("queue {queue}: {source}")]
-    Ring { queue: u16, source: virtio_queue::Error },
+    #[error("queue {queue}: its rings are not ready in RAM, each in one region of it")]
+    Placement { queue: u16 },
+    #[error("queue {queue}: the driver makes more chains available than the queue has descriptors")]
+    Overrun { queue: u16 },
     #[error("queue {queue}: the chain at descriptor {head} {what}")]
     Chain { queue: u16, head: u16, what: &'static str },
 }
@@ -33,7 +39,8 @@ pub struct Range {
 /// The readable or the writable half of a chain: runs of RAM seen as one sequence of bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Buffers {
-    ranges: Vec<Range>,
+    /// Most requests have no more than these in a half.
+    ranges: SmallVec<[Range; 4]>,
     bytes: u64,
 }
 
@@ -96,6 +103,27 @@ impl Buffers {
         (self.read_at(memory, offset, &mut data) == N).then_some(data)
     }
 
+    /// The address of the byte at `offset`.
+    pub fn address_of(&self, offset: u64) -> Option<GuestAddress> {
+        let mut address = None;
+        self.for_window(offset, 1, |at, _| address = Some(at));
+        address
+    }
+
+    /// Cuts off what lies from `len` on.
+    pub fn truncate(&mut self, len: u64) {
+        while let Some(last) = self.ranges.last_mut() {
+            let excess = self.bytes.saturating_sub(len);
+            if excess < u64::from(last.bytes) {
+                last.bytes -= excess as u32;
+                self.bytes -= excess;
+                return;
+            }
+            self.bytes -= u64::from(last.bytes);
+            self.ranges.pop();
+        }
+    }
+
     /// The bytes `offset..offset + len`, cut at the end.
     pub fn window(&self, offset: u64, len: u64) -> Buffers {
         let mut window = Buffers::default();
@@ -124,27 +152,30 @@ pub struct Chain {
 /// A queue, owned by one device thread.
 pub struct VirtQueue {
     index: u16,
-    queue: Queue,
-    memory: Arc<GuestMemory>,
+    rings: Rings,
+    event_index: bool,
+    /// The next chain to take and the next place in the used ring, modulo 2^16.
+    next_available: u16,
+    next_used: u16,
+    /// What `next_used` was when the driver was last considered for an interrupt.
+    signalled: u16,
     kick: Arc<EventFd>,
     interrupt: Arc<dyn Interrupt>,
-    /// Whether a chain was pushed since the driver was last considered for an interrupt.
-    unsignalled: bool,
 }
 
 impl VirtQueue {
     /// Puts together a queue that the driver has set up; refuses rings that do not lie in RAM.
     pub(super) fn new(
         index: u16,
-        queue: Queue,
+        queue: &Queue,
+        event_index: bool,
         memory: Arc<GuestMemory>,
         kick: Arc<EventFd>,
         interrupt: Arc<dyn Interrupt>,
     ) -> Result<VirtQueue, QueueError> {
-        if !queue.is_valid(memory.as_ref()) {
-            return Err(QueueError::Ring { queue: index, source: virtio_queue::Error::QueueNotReady });
-        }
-        Ok(VirtQueue { index, queue, memory, kick, interrupt, unsignalled: false })
+        let rings = Rings::find(queue, memory).ok_or(QueueError::Placement { queue: index })?;
+        let (next_available, next_used) = (queue.next_avail(), queue.next_used());
+        Ok(VirtQueue { index, rings, event_index, next_available, next_used, signalled: next_used, kick, interrupt })
     }
 
     /// The queue's number on its device.
@@ -154,11 +185,11 @@ impl VirtQueue {
 
     /// How many descriptors the driver has given the queue.
     pub fn size(&self) -> u16 {
-        self.queue.size()
+        self.rings.size()
     }
 
     pub fn memory(&self) -> &Arc<GuestMemory> {
-        &self.memory
+        self.rings.memory()
     }
 
     /// Readable when the driver has notified the queue.
@@ -173,95 +204,108 @@ impl VirtQueue {
         let _ = self.kick.read();
     }
 
-    fn ring(&self, source: virtio_queue::Error) -> QueueError {
-        QueueError::Ring { queue: self.index, source }
-    }
-
     /// A complaint about the chain at `head`.
     pub fn bad_chain(&self, head: u16, what: &'static str) -> QueueError {
         QueueError::Chain { queue: self.index, head, what }
     }
 
+    /// Whether a chain waits to be taken.
+    pub fn has_available(&self) -> bool {
+        self.rings.available_index() != self.next_available
+    }
+
     /// Takes the next chain that the driver has made available.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        let index = self.index;
-        let size = self.queue.size();
-        let memory = &*self.memory;
-        let next = self.queue.iter(memory).map(|mut chains| chains.next());
-        let next = next.map_err(|source| QueueError::Ring { queue: index, source })?;
-        let Some(descriptors) = next else { return Ok(None) };
-        let head = descriptors.head_index();
-        let bad = |what| QueueError::Chain { queue: index, head, what };
-        let mut chain = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
-        let (mut count, mut complete) = (0, false);
-        for descriptor in descriptors {
-            // §2.7.5.3.1: a chain has at most as many descriptors as the queue, indirect ones included.
-            count += 1;
-            if count > size {
-                return Err(bad("has more descriptors than the queue"));
-            }
-            let range = Range { address: descriptor.addr(), bytes: descriptor.len() };
-            if range.bytes > 0 && !memory.check_range(range.address, range.bytes as usize) {
-                return Err(bad("has a buffer outside of RAM"));
-            }
-            match descriptor.is_write_only() {
-                true => chain.writable.push(range),
-                // §2.7.4.2: what the device may write comes after all that it may read.
-                false if chain.writable.bytes > 0 => return Err(bad("has a readable buffer after a writable one")),
-                false => chain.readable.push(range),
-            }
-            complete = !descriptor.has_next();
+        let waiting = self.rings.available_index().wrapping_sub(self.next_available);
+        if waiting == 0 {
+            return Ok(None);
         }
-        // `virtio-queue` ends a chain silently where it is broken: at a descriptor outside of the table, nested or
-        // misshapen indirect tables, a loop, or more than 4 GiB.
-        if complete { Ok(Some(chain)) } else { Err(bad("is broken or endless")) }
+        if waiting > self.rings.size() {
+            return Err(QueueError::Overrun { queue: self.index });
+        }
+        let head = self.rings.available_head(self.next_available);
+        self.next_available = self.next_available.wrapping_add(1);
+        match self.walk(head) {
+            Ok(chain) => Ok(Some(chain)),
+            Err(what) => Err(self.bad_chain(head, what)),
+        }
+    }
+
+    /// Reads the chain at descriptor `head`.
+    fn walk(&self, head: u16) -> Result<Chain, &'static str> {
+        const BROKEN: &str = "is broken or endless";
+        let mut chain = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
+        let mut table = Table::Direct(&self.rings);
+        let (mut next, mut count, mut total) = (Some(head), 0, 0u32);
+        while let Some(index) = next {
+            let mut descriptor = table.get(index).ok_or(BROKEN)?;
+            if descriptor.is_indirect() {
+                // §2.7.5.3.1: such a descriptor is the last of its table, and tables are not nested.
+                table = table.enter(descriptor).ok_or(BROKEN)?;
+                descriptor = table.get(0).filter(|first| !first.is_indirect()).ok_or(BROKEN)?;
+            }
+            // A chain has at most as many descriptors as the queue, indirect ones included.
+            count += 1;
+            if count > self.rings.size() {
+                return Err("has more descriptors than the queue");
+            }
+            total = total.checked_add(descriptor.bytes).ok_or(BROKEN)?;
+            chain.push(self.memory(), descriptor)?;
+            next = descriptor.next();
+        }
+        Ok(chain)
     }
 
     /// Gives back the chain that [`VirtQueue::pop`] returned last, as if it had not been taken.
     pub fn undo_pop(&mut self) {
-        self.queue.go_to_previous_position();
+        self.next_available = self.next_available.wrapping_sub(1);
     }
 
-    /// Gives a chain back to the driver, `written` bytes of it filled. The driver learns of it at
+    /// Gives a chain back to the driver, `written` bytes of it filled. The driver is interrupted at
     /// [`VirtQueue::signal`].
-    pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
-        let result = self.queue.add_used(self.memory.as_ref(), head, written);
-        self.unsignalled = true;
-        result.map_err(|source| self.ring(source))
+    pub fn push(&mut self, head: u16, written: u32) {
+        self.rings.put_used(self.next_used, head, written);
+        self.next_used = self.next_used.wrapping_add(1);
+        self.rings.publish_used(self.next_used);
     }
 
     /// Interrupts the driver if it wants to know of what was pushed since it last did.
-    pub fn signal(&mut self) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.unsignalled) {
-            return Ok(());
-        }
-        let wanted = self.queue.needs_notification(self.memory.as_ref());
-        if wanted.map_err(|source| self.ring(source))? && !self.interrupts_refused()? {
+    pub fn signal(&mut self) {
+        let before = std::mem::replace(&mut self.signalled, self.next_used);
+        let pushed = self.next_used.wrapping_sub(before);
+        if pushed != 0 && self.wants_interrupt(pushed) {
             self.interrupt.queue_used(self.index);
         }
-        Ok(())
     }
 
-    /// Whether a driver without the event index has set VIRTQ_AVAIL_F_NO_INTERRUPT (§2.7.7).
-    fn interrupts_refused(&self) -> Result<bool, QueueError> {
-        if self.queue.event_idx_enabled() {
-            return Ok(false);
+    /// Whether the driver wants an interrupt for the last `pushed` chains (§2.7.7).
+    fn wants_interrupt(&self, pushed: u16) -> bool {
+        // The driver sees the used index before its wish is read, or its wish is seen here.
+        fence(Ordering::SeqCst);
+        if self.event_index {
+            self.next_used.wrapping_sub(self.rings.used_event()).wrapping_sub(1) < pushed
+        } else {
+            self.rings.available_flags() & NO_INTERRUPT == 0
         }
-        let flags = self.memory.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
-        let flags = flags.map_err(|source| self.ring(virtio_queue::Error::GuestMemory(source)))?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT != 0)
     }
 
     /// Asks the driver to notify again; true if more chains have become available meanwhile, which it may not announce.
-    pub fn rearm(&mut self) -> Result<bool, QueueError> {
-        let result = self.queue.enable_notification(self.memory.as_ref());
-        result.map_err(|source| self.ring(source))
+    pub fn rearm(&mut self) -> bool {
+        if self.event_index {
+            self.rings.set_available_event(self.next_available);
+        } else {
+            self.rings.set_used_flags(0);
+        }
+        fence(Ordering::SeqCst);
+        self.has_available()
     }
 
-    /// Tells the driver that notifications are not needed for now.
-    pub fn suppress(&mut self) -> Result<(), QueueError> {
-        let result = self.queue.disable_notification(self.memory.as_ref());
-        result.map_err(|source| self.ring(source))
+    /// Tells the driver that notifications are not needed for now. With the event index there is nothing to say: the
+    /// driver notifies once for each [`VirtQueue::rearm`].
+    pub fn suppress(&mut self) {
+        if !self.event_index {
+            self.rings.set_used_flags(NO_NOTIFY);
+        }
     }
 
     /// Hands every available chain to `run`, which says how many bytes it has written, until there is none left and the
@@ -271,14 +315,83 @@ impl VirtQueue {
         mut run: impl FnMut(&GuestMemory, &Chain) -> Result<u32, &'static str>,
     ) -> Result<(), QueueError> {
         loop {
-            self.suppress()?;
+            self.suppress();
             while let Some(chain) = self.pop()? {
-                let written = run(&self.memory, &chain).map_err(|what| self.bad_chain(chain.head, what))?;
-                self.push(chain.head, written)?;
+                let written = run(self.rings.memory(), &chain).map_err(|what| self.bad_chain(chain.head, what))?;
+                self.push(chain.head, written);
             }
-            if !self.rearm()? {
-                return self.signal();
+            if !self.rearm() {
+                self.signal();
+                return Ok(());
             }
         }
+    }
+}
+
+/// Where a chain's descriptors lie.
+enum Table<'a> {
+    Direct(&'a Rings),
+    /// A table of `count` descriptors anywhere in RAM; the first ones as they were read.
+    Indirect {
+        memory: &'a GuestMemory,
+        address: GuestAddress,
+        count: u16,
+        first: [[u64; 2]; FIRST],
+    },
+}
+
+/// Descriptors of an indirect table that are read at once.
+const FIRST: usize = 8;
+
+impl<'a> Table<'a> {
+    /// The table that an indirect descriptor of this one names.
+    fn enter(&self, descriptor: Descriptor) -> Option<Table<'a>> {
+        let Table::Direct(rings) = self else { return None };
+        let memory: &GuestMemory = rings.memory();
+        let bytes = u64::from(descriptor.bytes);
+        let count = u16::try_from(bytes / DESCRIPTOR_BYTES).ok().filter(|_| bytes.is_multiple_of(DESCRIPTOR_BYTES))?;
+        let mut raw = [0; FIRST * DESCRIPTOR_BYTES as usize];
+        let part = raw.len().min(bytes as usize);
+        memory.read_slice(&mut raw[..part], descriptor.address).ok()?;
+        let mut first = [[0; 2]; FIRST];
+        for (words, raw) in first.as_flattened_mut().iter_mut().zip(raw.as_chunks::<8>().0) {
+            *words = u64::from_ne_bytes(*raw);
+        }
+        Some(Table::Indirect { memory, address: descriptor.address, count, first })
+    }
+
+    /// Descriptor `index`, if the table has one that lies in RAM.
+    fn get(&self, index: u16) -> Option<Descriptor> {
+        match self {
+            Table::Direct(rings) => rings.descriptor(index),
+            Table::Indirect { count, .. } if index >= *count => None,
+            Table::Indirect { memory, address, first, .. } => {
+                let words = match first.get(usize::from(index)) {
+                    Some(words) => *words,
+                    None => {
+                        let at = address.0.checked_add(u64::from(index) * DESCRIPTOR_BYTES)?;
+                        memory.read_obj(GuestAddress(at)).ok()?
+                    }
+                };
+                Some(Descriptor::from_words(words[0], words[1]))
+            }
+        }
+    }
+}
+
+impl Chain {
+    /// Adds a buffer, checked.
+    fn push(&mut self, memory: &GuestMemory, descriptor: Descriptor) -> Result<(), &'static str> {
+        let range = Range { address: descriptor.address, bytes: descriptor.bytes };
+        if range.bytes > 0 && !memory.check_range(range.address, range.bytes as usize) {
+            return Err("has a buffer outside of RAM");
+        }
+        match descriptor.is_write_only() {
+            true => self.writable.push(range),
+            // §2.7.4.2: what the device may write comes after all that it may read.
+            false if self.writable.bytes > 0 => return Err("has a readable buffer after a writable one"),
+            false => self.readable.push(range),
+        }
+        Ok(())
     }
 }

@@ -78,11 +78,12 @@ impl BalloonHandler {
             while let Some(chain) = queue.pop()? {
                 read_stats(&self.memory, &chain, &self.shared);
                 if let Some(head) = self.held.replace(chain.head) {
-                    queue.push(head, 0)?;
+                    queue.push(head, 0);
                 }
             }
-            if !queue.rearm()? {
-                return Ok(queue.signal()?);
+            if !queue.rearm() {
+                queue.signal();
+                return Ok(());
             }
         }
     }
@@ -91,8 +92,8 @@ impl BalloonHandler {
     fn ask_stats(&mut self) -> Result<(), Fault> {
         self.shared.refresh.clear();
         if let (Some(queue), Some(head)) = (&mut self.queues.stats, self.held.take()) {
-            queue.push(head, 0)?;
-            queue.signal()?;
+            queue.push(head, 0);
+            queue.signal();
         }
         Ok(())
     }

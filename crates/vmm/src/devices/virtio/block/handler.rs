@@ -1,18 +1,23 @@
 //! A queue's thread: chains become disk requests, completions become answers. A request that the rate limit keeps back is
 //! held, and with it all that come after it.
 
-use queztl_storage::{Completion, DiskQueue, Operation, Request};
+use queztl_storage::{Buffer, Completion, DiskQueue, Operation, Request};
 
 use super::request::{self, Action, Answer, MAX_SEGMENTS, Status};
 use super::{Limits, dma};
 use crate::confine::Kind;
 use crate::devices::virtio::limit::Throttle;
+use crate::devices::virtio::spin::Spin;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 use crate::devices::virtio::{Buffers, VirtQueue};
 
 const KICKED: u64 = 0;
 const COMPLETED: u64 = 1;
 const THROTTLED: u64 = 2;
+/// Most chains that are taken before the disk is started on them and what it has finished is answered. A cached disk works
+/// while it is being started, so the driver of a deep queue would otherwise sleep through the whole of it, and the device
+/// then through the making of the next requests.
+const PART: usize = 16;
 
 /// A chain whose disk requests are on their way.
 struct Flight {
@@ -34,42 +39,75 @@ pub(super) struct BlockHandler {
     held: Option<(Answer, Action)>,
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
+    spin: Spin,
+}
+
+/// Why no more chains are taken for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// The ring is empty.
+    Empty,
+    /// It is time to see to those that were taken.
+    Part,
+    /// The disk is full of requests, or the rate limit keeps one back.
+    Full,
 }
 
 impl BlockHandler {
-    pub(super) fn new(queue: VirtQueue, disk: Box<dyn DiskQueue>, limits: Limits, throttle: Throttle) -> BlockHandler {
-        BlockHandler { queue, disk, limits, throttle, held: None, flights: Vec::new(), free: Vec::new() }
+    pub(super) fn new(
+        queue: VirtQueue,
+        disk: Box<dyn DiskQueue>,
+        limits: Limits,
+        throttle: Throttle,
+        spin: Spin,
+    ) -> BlockHandler {
+        BlockHandler { queue, disk, limits, throttle, held: None, flights: Vec::new(), free: Vec::new(), spin }
     }
 
     /// Moves everything that can be moved, until the driver will notify and the disk will signal.
     fn pump(&mut self) -> Result<(), Fault> {
+        self.spin.woken();
+        self.queue.suppress();
         loop {
-            self.queue.suppress()?;
-            let drained = self.accept()?;
+            let stop = self.accept()?;
             self.disk.kick()?;
-            let answered = self.answer_completions()?;
+            let answered = self.answer_completions();
             // At once: the driver can go on while the next requests are taken.
-            self.queue.signal()?;
+            self.queue.signal();
             // A full disk queue goes on when something completes, a throttled one when its timer says so, an empty ring
             // when the driver notifies.
-            let more = if drained { self.queue.rearm()? } else { answered };
+            let more = match stop {
+                Stop::Part => true,
+                Stop::Full => answered,
+                Stop::Empty => answered || self.look() || self.queue.rearm(),
+            };
             if !more {
                 return Ok(());
             }
+            self.queue.suppress();
         }
     }
 
-    /// Takes chains while the disk has room and the rate limit allows; true if the ring is empty.
-    fn accept(&mut self) -> Result<bool, Fault> {
-        while self.disk.room() >= MAX_SEGMENTS as usize {
-            let Some((answer, action)) = self.next_request()? else { return Ok(true) };
+    /// Whether there is work for the thread before it has slept.
+    fn look(&mut self) -> bool {
+        let (queue, disk) = (&self.queue, &mut self.disk);
+        self.spin.look(|| queue.has_available() || disk.has_completed())
+    }
+
+    /// Takes chains while the disk has room and the rate limit allows.
+    fn accept(&mut self) -> Result<Stop, Fault> {
+        for _ in 0..PART {
+            if self.disk.room() < MAX_SEGMENTS as usize {
+                return Ok(Stop::Full);
+            }
+            let Some((answer, action)) = self.next_request()? else { return Ok(Stop::Empty) };
             if !self.throttle.admit(action.bytes()) {
                 self.held = Some((answer, action));
-                break;
+                return Ok(Stop::Full);
             }
-            self.begin(answer, action)?;
+            self.begin(answer, action);
         }
-        Ok(false)
+        Ok(Stop::Part)
     }
 
     fn next_request(&mut self) -> Result<Option<(Answer, Action)>, Fault> {
@@ -77,11 +115,12 @@ impl BlockHandler {
             return Ok(Some(held));
         }
         let Some(chain) = self.queue.pop()? else { return Ok(None) };
-        let parsed = request::parse(self.queue.memory(), &chain, &self.limits);
-        Ok(Some(parsed.map_err(|what| self.queue.bad_chain(chain.head, what))?))
+        let head = chain.head;
+        let parsed = request::parse(self.queue.memory(), chain, &self.limits);
+        Ok(Some(parsed.map_err(|what| self.queue.bad_chain(head, what))?))
     }
 
-    fn begin(&mut self, answer: Answer, action: Action) -> Result<(), Fault> {
+    fn begin(&mut self, answer: Answer, action: Action) {
         let durable = self.limits.write_through;
         match action {
             Action::Read { offset_bytes, into } => self.transfer(answer, Operation::Read, offset_bytes, into),
@@ -92,28 +131,22 @@ impl BlockHandler {
             Action::Ranges(segments) => {
                 let token = self.take_off(answer, Buffers::default(), segments.len() as u32);
                 for segment in segments {
-                    self.submit(
-                        token,
-                        segment.operation,
-                        segment.offset_bytes,
-                        segment.length_bytes,
-                        &Buffers::default(),
-                    );
+                    self.submit(token, segment.operation, segment.offset_bytes, segment.length_bytes, Vec::new());
                 }
             }
             Action::Identify { into } => {
                 let written = into.write_at(self.queue.memory(), 0, &self.limits.serial);
-                self.reply(&answer, Status::Ok, written as u64)?;
+                self.reply(&answer, Status::Ok, written as u64);
             }
-            Action::Refuse(status) => self.reply(&answer, status, 0)?,
+            Action::Refuse(status) => self.reply(&answer, status, 0),
         }
-        Ok(())
     }
 
     fn transfer(&mut self, answer: Answer, operation: Operation, offset_bytes: u64, data: Buffers) {
-        let into = if operation == Operation::Read { data.clone() } else { Buffers::default() };
+        let buffers = dma::disk_buffers(self.queue.memory(), &data);
+        let into = if operation == Operation::Read { data } else { Buffers::default() };
         let token = self.take_off(answer, into, 1);
-        self.submit(token, operation, offset_bytes, 0, &data);
+        self.submit(token, operation, offset_bytes, 0, buffers);
     }
 
     /// Finds a place for a chain under way; its number is the disk requests' token.
@@ -131,8 +164,14 @@ impl BlockHandler {
         }
     }
 
-    fn submit(&mut self, token: usize, operation: Operation, offset_bytes: u64, length_bytes: u64, data: &Buffers) {
-        let buffers = dma::disk_buffers(self.queue.memory(), data);
+    fn submit(
+        &mut self,
+        token: usize,
+        operation: Operation,
+        offset_bytes: u64,
+        length_bytes: u64,
+        buffers: Vec<Buffer>,
+    ) {
         let request = Request { token: token as u64, operation, offset_bytes, length_bytes, buffers };
         // SAFETY: the buffers lie in guest memory, which `self.queue` keeps mapped; `finish` waits for all requests before
         // the handler, and with it the queue, can go away.
@@ -140,40 +179,40 @@ impl BlockHandler {
     }
 
     /// Answers what the disk has finished; true if there was any.
-    fn answer_completions(&mut self) -> Result<bool, Fault> {
+    fn answer_completions(&mut self) -> bool {
         let mut any = false;
         while let Some(completion) = self.disk.completed() {
             any = true;
-            self.land(completion)?;
+            self.land(completion);
         }
-        Ok(any)
+        any
     }
 
-    fn land(&mut self, completion: Completion) -> Result<(), Fault> {
+    fn land(&mut self, completion: Completion) {
         let token = completion.token as usize;
-        let Some(place) = self.flights.get_mut(token) else { return Ok(()) };
-        let Some(flight) = place.as_mut() else { return Ok(()) };
+        let Some(place) = self.flights.get_mut(token) else { return };
+        let Some(flight) = place.as_mut() else { return };
         if let Err(error) = completion.result {
             tracing::warn!(%error, "a disk request failed; the guest sees an I/O error");
             flight.status = Status::IoError;
         }
         flight.left -= 1;
         if flight.left > 0 {
-            return Ok(());
+            return;
         }
-        let Some(flight) = place.take() else { return Ok(()) };
+        let Some(flight) = place.take() else { return };
         self.free.push(token);
         // Also after an error: part of the data may have arrived.
         dma::mark_dirty(self.queue.memory(), &flight.into);
         let written = if flight.status == Status::Ok { flight.into.bytes() } else { 0 };
-        self.reply(&flight.answer, flight.status, written)
+        self.reply(&flight.answer, flight.status, written);
     }
 
-    fn reply(&mut self, answer: &Answer, status: Status, written: u64) -> Result<(), Fault> {
+    fn reply(&mut self, answer: &Answer, status: Status, written: u64) {
         answer.write(self.queue.memory(), status);
         // Chains are shorter than 4 GiB.
         let written = u32::try_from(written + 1).unwrap_or(u32::MAX);
-        Ok(self.queue.push(answer.head, written)?)
+        self.queue.push(answer.head, written);
     }
 }
 
@@ -198,8 +237,9 @@ impl Handler for BlockHandler {
 
     fn quiesce(&mut self) -> Result<(), Fault> {
         self.disk.drain();
-        self.answer_completions()?;
-        Ok(self.queue.signal()?)
+        self.answer_completions();
+        self.queue.signal();
+        Ok(())
     }
 
     /// What waited for room on the disk does not hear of the completions that were answered before the pause.
@@ -210,10 +250,8 @@ impl Handler for BlockHandler {
     fn finish(&mut self) {
         self.disk.drain();
         // What was carried out is answered: the driver has not yet been told that the device is reset.
-        let result = self.answer_completions().and_then(|_| Ok(self.queue.signal()?));
-        if let Err(fault) = result {
-            tracing::debug!(%fault, "a stopping disk could not answer");
-        }
+        self.answer_completions();
+        self.queue.signal();
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use queztl_storage::{Disk, Topology};
 
 use super::limit::{Limiter, Throttle};
+use super::spin::Spin;
 use super::worker::Worker;
 use super::{ActivateError, Activation, VirtQueue, VirtioDevice, device_type, feature, lock, read_config_bytes};
 use handler::BlockHandler;
@@ -105,7 +106,10 @@ impl Block {
             serial: self.serial,
         };
         let throttle = Throttle::new(self.limiter.clone()).map_err(ActivateError::Thread)?;
-        let handler = BlockHandler::new(queue, disk, limits, throttle);
+        // In lockstep the vCPU waits for this thread to sleep.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let spin = Spin::new(processors > 1 && activation.interrupt.lockstep().is_none());
+        let handler = BlockHandler::new(queue, disk, limits, throttle, spin);
         Worker::spawn(&name, handler, activation.interrupt.clone()).map_err(ActivateError::Thread)
     }
 }

@@ -2,6 +2,7 @@
 
 use queztl_guest_memory::GuestMemory;
 use queztl_storage::{Operation, SECTOR_SIZE};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{Limits, SERIAL_BYTES};
 use crate::devices::virtio::{Buffers, Chain};
@@ -78,25 +79,29 @@ impl Action {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) head: u16,
-    pub(super) status: Buffers,
+    /// The byte that takes the status.
+    pub(super) status: GuestAddress,
 }
 
 impl Answer {
     pub(super) fn write(&self, memory: &GuestMemory, status: Status) {
-        self.status.write_at(memory, 0, &[status as u8]);
+        // The chain was checked to lie in RAM, and RAM does not go away.
+        let _ = memory.write_obj(status as u8, self.status);
     }
 }
 
 /// Reads a chain as a request; the error says why it is none.
-pub(super) fn parse(memory: &GuestMemory, chain: &Chain, limits: &Limits) -> Result<(Answer, Action), &'static str> {
-    let header = chain.readable.read_array::<16>(memory, 0).ok_or("has no block request header")?;
-    let room = chain.writable.bytes().checked_sub(1).ok_or("has no room for a block request's status")?;
-    let answer = Answer { head: chain.head, status: chain.writable.window(room, 1) };
+pub(super) fn parse(memory: &GuestMemory, chain: Chain, limits: &Limits) -> Result<(Answer, Action), &'static str> {
+    const NO_STATUS: &str = "has no room for a block request's status";
+    let Chain { head, readable, writable: mut into } = chain;
+    let header = readable.read_array::<16>(memory, 0).ok_or("has no block request header")?;
+    let room = into.bytes().checked_sub(1).ok_or(NO_STATUS)?;
+    let answer = Answer { head, status: into.address_of(room).ok_or(NO_STATUS)? };
+    into.truncate(room);
     let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
     let [_, _, _, _, _, _, _, _, sector @ ..] = header;
     let sector = u64::from_le_bytes(sector);
-    let from = || chain.readable.window(HEADER_BYTES, u64::MAX);
-    let into = chain.writable.window(0, room);
+    let from = || readable.window(HEADER_BYTES, u64::MAX);
     let action = match kind {
         T_IN => transfer(sector, &into, limits).map(|offset_bytes| Action::Read { offset_bytes, into }),
         T_OUT if limits.read_only => Err(Status::IoError),

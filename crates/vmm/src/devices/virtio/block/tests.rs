@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::devices::virtio::limit::{Rate, RateLimit};
-use crate::devices::virtio::testing::{Driver, Part};
+use crate::devices::virtio::testing::{Driver, INDIRECT, NEXT, Part, WRITE};
 
 const SECTORS: u64 = 4096;
 
@@ -72,6 +72,35 @@ fn reads_bring_the_disk_into_guest_memory_and_the_dirty_log_knows() {
     assert!(data == s.disk_bytes(5, 512 + 8192));
     let page = s.driver.ram.host_page(parts[2] + 8191).unwrap();
     assert!(page.tracker.is_dirty(page.index));
+}
+
+#[test]
+fn a_request_in_a_long_indirect_table_is_carried_out_whole_and_the_dirty_log_knows_its_answer() {
+    let mut s = setup();
+    let (table, data, pieces) = (0x20_0000, 0x30_0000, 20u16);
+    s.driver.memory().write_slice(&header(0, 5), GuestAddress(table + 0x1000)).unwrap();
+    s.driver.descriptor(table, 0, table + 0x1000, 16, NEXT, 1);
+    // The data's runs lie in reverse order in the table's second part, the status last.
+    for piece in 0..pieces {
+        let at = data + u64::from(piece) * 0x1000;
+        s.driver.descriptor(table, pieces - piece, at, 512, NEXT | WRITE, pieces - piece - 1);
+    }
+    s.driver.descriptor(table, 0, table + 0x1000, 16, NEXT, pieces);
+    s.driver.descriptor(table, 1, data + u64::from(pieces - 1) * 0x1000, 512, NEXT | WRITE, pieces + 1);
+    s.driver.descriptor(table, pieces + 1, table + 0x1010, 1, WRITE, 0);
+    s.driver.descriptor(Driver::table(0), 0, table, u32::from(pieces + 2) * 16, INDIRECT, 0);
+    let used = s.driver.ram.host_page(Driver::table(0) + 0x2000).unwrap();
+    used.tracker.take_dirty();
+    s.driver.offer(0, 0);
+    s.driver.kick(0);
+
+    assert_eq!(s.driver.wait(0), (0, u32::from(pieces) * 512 + 1));
+    for piece in 0..pieces {
+        let read = s.driver.read(data + u64::from(piece) * 0x1000, 512);
+        assert_eq!(read, s.disk_bytes(5 + u64::from(piece), 512), "piece {piece}");
+    }
+    let used = s.driver.ram.host_page(Driver::table(0) + 0x2000).unwrap();
+    assert!(used.tracker.is_dirty(used.index));
 }
 
 #[test]

@@ -123,7 +123,7 @@ impl ConsoleHandler {
     fn feed(&mut self) -> Result<(), Fault> {
         while !self.input.is_empty() {
             let Some(chain) = self.receive.pop()? else {
-                if self.receive.rearm()? {
+                if self.receive.rearm() {
                     continue;
                 }
                 break;
@@ -131,25 +131,28 @@ impl ConsoleHandler {
             let room = chain.writable.bytes().min(PIECE_BYTES as u64) as usize;
             let bytes = self.input.take(room);
             let written = chain.writable.write_at(self.receive.memory(), 0, &bytes);
-            self.receive.push(chain.head, written as u32)?;
+            self.receive.push(chain.head, written as u32);
         }
-        Ok(self.receive.signal()?)
+        self.receive.signal();
+        Ok(())
     }
 
     /// Writes what the guest has sent, as far as there is room. A buffer that does not fit stays the guest's until it
     /// does: Linux waits for it, so the guest writes no faster than the terminal takes.
     fn drain(&mut self) -> Result<(), Fault> {
         loop {
-            self.transmit.suppress()?;
+            self.transmit.suppress();
             loop {
                 if !self.send()? {
-                    return Ok(self.transmit.signal()?);
+                    self.transmit.signal();
+                    return Ok(());
                 }
                 let Some(chain) = self.transmit.pop()? else { break };
                 self.sending = Some(Sending { chain, offset: 0 });
             }
-            if !self.transmit.rearm()? {
-                return Ok(self.transmit.signal()?);
+            if !self.transmit.rearm() {
+                self.transmit.signal();
+                return Ok(());
             }
         }
     }
@@ -168,7 +171,7 @@ impl ConsoleHandler {
         }
         let head = chain.head;
         self.sending = None;
-        self.transmit.push(head, 0)?;
+        self.transmit.push(head, 0);
         Ok(true)
     }
 }

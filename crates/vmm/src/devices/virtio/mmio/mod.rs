@@ -240,10 +240,8 @@ impl MmioTransport {
         kick: &Arc<EventFd>,
         features: u64,
     ) -> Result<VirtQueue, super::QueueError> {
-        let copy = Queue::try_from(queue.state());
-        let mut copy = copy.map_err(|source| super::QueueError::Ring { queue: index, source })?;
-        copy.set_event_idx(features & feature::EVENT_IDX != 0);
-        VirtQueue::new(index, copy, self.memory.clone(), kick.clone(), self.interrupt.clone())
+        let event_index = features & feature::EVENT_IDX != 0;
+        VirtQueue::new(index, queue, event_index, self.memory.clone(), kick.clone(), self.interrupt.clone())
     }
 }
 

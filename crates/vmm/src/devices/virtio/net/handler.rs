@@ -91,7 +91,8 @@ impl NetHandler {
             }
             self.admitted = false;
         }
-        Ok(self.receive.signal()?)
+        self.receive.signal();
+        Ok(())
     }
 
     /// Whether the waiting frame may go to the guest now; a frame pays once, however often the guest has no buffers for
@@ -136,7 +137,7 @@ impl NetHandler {
                 return self.drop_frame().map(|()| true);
             }
             let Some(chain) = self.receive.pop()? else {
-                if self.receive.rearm()? {
+                if self.receive.rearm() {
                     continue;
                 }
                 return Ok(false);
@@ -158,7 +159,7 @@ impl NetHandler {
         for chain in self.taken.drain(..) {
             let written = chain.writable.write_at(self.receive.memory(), 0, frame);
             frame = &frame[written..];
-            self.receive.push(chain.head, written as u32)?;
+            self.receive.push(chain.head, written as u32);
         }
         self.waiting = 0;
         Ok(())
@@ -179,9 +180,9 @@ impl NetHandler {
             if self.blocked {
                 break;
             }
-            self.transmit.suppress()?;
+            self.transmit.suppress();
             let Some(chain) = self.transmit.pop()? else {
-                if self.transmit.rearm()? {
+                if self.transmit.rearm() {
                     continue;
                 }
                 break;
@@ -191,10 +192,11 @@ impl NetHandler {
                 break;
             }
             self.copy_out(&chain);
-            self.transmit.push(chain.head, 0)?;
+            self.transmit.push(chain.head, 0);
             self.send();
         }
-        Ok(self.transmit.signal()?)
+        self.transmit.signal();
+        Ok(())
     }
 
     /// Copies the frame of a chain; what is no frame becomes an empty one.

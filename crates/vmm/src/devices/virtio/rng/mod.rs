@@ -99,20 +99,22 @@ impl RngHandler {
     /// Fills buffers while there are some and the rate limit allows.
     fn pump(&mut self) -> Result<(), Fault> {
         loop {
-            self.queue.suppress()?;
+            self.queue.suppress();
             while let Some(chain) = self.queue.pop()? {
                 let wanted = chain.writable.bytes().min(MAX_REQUEST_BYTES);
                 if !self.throttle.admit(wanted) {
                     self.queue.undo_pop();
-                    return Ok(self.queue.signal()?);
+                    self.queue.signal();
+                    return Ok(());
                 }
                 self.bytes.resize(wanted as usize, 0);
                 let filled = self.source.fill(&mut self.bytes);
                 let written = chain.writable.write_at(self.queue.memory(), 0, &self.bytes[..filled]);
-                self.queue.push(chain.head, written as u32)?;
+                self.queue.push(chain.head, written as u32);
             }
-            if !self.queue.rearm()? {
-                return Ok(self.queue.signal()?);
+            if !self.queue.rearm() {
+                self.queue.signal();
+                return Ok(());
             }
         }
     }

@@ -32,15 +32,16 @@ impl VsockHandler {
                 break;
             }
         }
-        self.receive.signal()?;
-        Ok(self.transmit.signal()?)
+        self.receive.signal();
+        self.transmit.signal();
+        Ok(())
     }
 
     /// Handles packets of the guest while there is room for answers; true if there are none left.
     fn handle_sent(&mut self, poller: &Poller) -> Result<bool, Fault> {
         while self.muxer.has_room() {
             let Some(chain) = self.transmit.pop()? else {
-                if self.transmit.rearm()? {
+                if self.transmit.rearm() {
                     continue;
                 }
                 return Ok(true);
@@ -59,7 +60,7 @@ impl VsockHandler {
             } else {
                 tracing::debug!(?header, "a vsock packet shorter than it says is dropped");
             }
-            self.transmit.push(chain.head, 0)?;
+            self.transmit.push(chain.head, 0);
         }
         Ok(false)
     }
@@ -68,7 +69,7 @@ impl VsockHandler {
     fn fill_buffers(&mut self) -> Result<(), Fault> {
         while self.muxer.wants_to_send() {
             let Some(chain) = self.receive.pop()? else {
-                if self.receive.rearm()? {
+                if self.receive.rearm() {
                     continue;
                 }
                 return Ok(());
@@ -83,7 +84,7 @@ impl VsockHandler {
             let memory = self.receive.memory();
             chain.writable.write_at(memory, 0, &header.to_bytes());
             chain.writable.write_at(memory, HEADER_BYTES as u64, &self.data);
-            self.receive.push(chain.head, HEADER_BYTES as u32 + header.len)?;
+            self.receive.push(chain.head, HEADER_BYTES as u32 + header.len);
         }
         Ok(())
     }

@@ -108,8 +108,9 @@ fn tell_reset(events: &mut VirtQueue) -> Result<(), ActivateError> {
     // A driver that has offered no buffer finds out when its connections do not answer.
     let Some(chain) = events.pop()? else { return Ok(()) };
     let written = chain.writable.write_at(events.memory(), 0, &TRANSPORT_RESET.to_le_bytes());
-    events.push(chain.head, written as u32)?;
-    Ok(events.signal()?)
+    events.push(chain.head, written as u32);
+    events.signal();
+    Ok(())
 }
 
 impl VirtioDevice for Vsock {
