@@ -91,6 +91,8 @@ pub enum Error {
     Place { node: u32, source: std::io::Error },
     #[error("the tables that track guest RAM cannot be made: {0}")]
     Tracker(std::io::Error),
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
     #[error("guest RAM regions cannot be put together: {0}")]
     Regions(vm_memory::GuestRegionCollectionError),
 }

@@ -4,7 +4,7 @@
 
 use std::io::{self, BufRead};
 
-use crate::FILE_NAME;
+use crate::{FILE_NAME, SNAPSHOT_FILE_NAME};
 
 /// Memory of one kind, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,13 +65,23 @@ impl MemoryFigures {
                     usage.add(field, words.next().and_then(|kib| kib.parse().ok()).unwrap_or(0));
                 }
                 // The header of a mapping: addresses, permissions, offset, device, inode, name.
-                None => {
-                    in_guest_ram = words.nth(4).is_some_and(|name| name.starts_with(&format!("/memfd:{FILE_NAME}")))
-                }
+                None => in_guest_ram = is_guest_ram(&line),
             }
         }
         Ok(figures)
     }
+}
+
+/// Whether the header of a mapping is of guest RAM: a file in memory of that name, or a snapshot's file that is mapped to be
+/// written to, as nobody else maps one.
+fn is_guest_ram(header: &str) -> bool {
+    let mut words = header.split_ascii_whitespace().skip(1);
+    let permissions = words.next().unwrap_or("");
+    // The rest of the line: a name may have spaces in it.
+    let name = header.find('/').map_or("", |start| &header[start..]);
+    let name = name.trim_end().trim_end_matches(" (deleted)");
+    name.starts_with(&format!("/memfd:{FILE_NAME}"))
+        || permissions == "rw-p" && name.rsplit('/').next() == Some(SNAPSHOT_FILE_NAME)
 }
 
 impl Usage {
@@ -111,6 +121,10 @@ VmFlags: rd wr sh
 Rss:                   0 kB
 Shared_Hugetlb:     2048 kB
 Private_Hugetlb:    4096 kB
+7f0018000000-7f0018001000 rw-p 00000000 08:01 43                         /vms/a b/snapshots/c/memory (deleted)
+Rss:                   8 kB
+Pss:                   8 kB
+Private_Dirty:         8 kB
 7f0020000000-7f0020001000 rw-p 00000000 00:00 0
 Rss:                   4 kB
 Pss:                   4 kB
@@ -120,7 +134,7 @@ Private_Dirty:         4 kB
     #[test]
     fn guest_ram_is_told_from_the_rest() {
         let figures = MemoryFigures::parse(SMAPS.as_bytes()).unwrap();
-        let guest = Usage { resident: 6656, proportional: 6400, private: 4200, swapped: 0 };
+        let guest = Usage { resident: 6664, proportional: 6408, private: 4208, swapped: 0 };
         let monitor = Usage { resident: 12, proportional: 8, private: 4, swapped: 4 };
         let kib = |u: Usage| Usage {
             resident: u.resident / 1024,

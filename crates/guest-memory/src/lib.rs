@@ -12,27 +12,31 @@
 //! Devices write through `vm-memory`, which calls [`PageTracker`] after each write; software vCPUs write through the
 //! host pointers of [`GuestRam::host_page`] and report to the tracker themselves.
 
+mod backing;
+mod build;
 mod config;
 mod figures;
+mod freeze;
+mod image;
 mod layout;
 mod mapping;
+mod pagemap;
 mod placement;
 mod region;
 #[cfg(test)]
 mod tests;
 mod tracker;
 
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, GuestRegionCollection};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
 
+use backing::Backing;
 pub use config::{Error, HUGE_PAGE_SIZE, Pages, RamConfig, RamNode};
 pub use figures::{MemoryFigures, Usage};
-use layout::Piece;
+pub use freeze::{Frozen, Settling};
+pub use image::{ImageError, LayerId, MemoryImage, MemoryTable, Shape, Written};
 pub use layout::{HIGH_RAM_START, LOW_RAM_END, ranges_for};
-use mapping::Reservation;
 pub use region::RamRegion;
 pub use tracker::{LINE_SIZE, PageTracker, line_mask};
 
@@ -48,6 +52,9 @@ pub const HOTPLUG_ALIGNMENT: u64 = 2 << 30;
 
 /// What the files of guest RAM are called; `/proc/PID/maps` shows the names.
 const FILE_NAME: &str = "guest-ram";
+
+/// What the file of a snapshot's memory is called, so that [`MemoryFigures`] knows it when it is mapped.
+pub const SNAPSHOT_FILE_NAME: &str = "memory";
 
 /// One contiguous run of guest-physical addresses backed by RAM.
 #[derive(Debug)]
@@ -69,8 +76,7 @@ pub struct GuestRam {
     /// The regions without that for hot-plug.
     boot_memory: Arc<GuestMemory>,
     hotplug: Option<(u64, u64)>,
-    /// One for each node that has RAM, and that of the region for hot-plug.
-    files: Vec<Arc<File>>,
+    backing: Arc<Backing>,
 }
 
 // SAFETY: `host` points into mappings owned by `memory`, which may be used from any thread; concurrent access to guest
@@ -113,43 +119,45 @@ impl GuestRam {
     /// # Errors
     /// Those of [`GuestRam::with`].
     pub fn with_hotplug(config: &RamConfig, hotplug_bytes: u64) -> Result<GuestRam, Error> {
-        let bytes = config.check()?;
-        if !hotplug_bytes.is_multiple_of(HUGE_PAGE_SIZE) {
-            return Err(Error::Unaligned { bytes: hotplug_bytes, unit: HUGE_PAGE_SIZE });
-        }
-        config.nodes.iter().filter_map(|node| node.host_node).try_for_each(placement::check_host_node)?;
-        let files = config.nodes.iter().enumerate().map(|(number, node)| file(number, node.bytes, config.pages));
-        let mut files = files.collect::<Result<Vec<_>, _>>()?;
-        let sizes: Vec<u64> = config.nodes.iter().map(|node| node.bytes).collect();
-        let pieces = layout::place(&sizes);
-        let end = pieces.last().map_or(0, |piece| piece.start + piece.len);
-        let hotplug_start = end.max(HIGH_RAM_START).next_multiple_of(HOTPLUG_ALIGNMENT);
-        let hotplug = (hotplug_bytes > 0).then_some((hotplug_start, hotplug_bytes));
-        let end = hotplug.map_or(end, |(start, len)| start.saturating_add(len));
-        let reserved = Reservation::new(end).map_err(|source| Error::AddressSpace { bytes, source })?;
-        let reserved = Arc::new(reserved);
-        let (mut maps, mut regions) = (Vec::new(), Vec::new());
-        for piece in pieces {
-            let Piece { start, len, node, offset } = piece;
-            map(&reserved, &piece, &files[node], config, bytes)?;
-            let tracker = PageTracker::new(len).map_err(Error::Tracker)?;
-            let file = FileOffset::from_arc(files[node].clone(), offset);
-            maps.push(Arc::new(RamRegion::new(reserved.clone(), start, len, file, tracker.clone())));
-            regions.push(Region { start, len, node, host: reserved.at(start), tracker });
-        }
-        let boot_memory = GuestMemory::from_arc_regions(maps.clone()).map_err(Error::Regions)?;
-        if let Some((start, len)) = hotplug {
-            let file = file(files.len(), len, Pages::Host)?;
-            let mapped = reserved.map(start, len, file.as_fd(), 0, false);
-            mapped.map_err(|source| Error::Map { bytes: len, source })?;
-            let tracker = PageTracker::new(len).map_err(Error::Tracker)?;
-            let place = FileOffset::from_arc(file.clone(), 0);
-            maps.push(Arc::new(RamRegion::new(reserved.clone(), start, len, place, tracker.clone())));
-            regions.push(Region { start, len, node: usize::MAX, host: reserved.at(start), tracker });
-            files.push(file);
-        }
-        let memory = GuestMemory::from_arc_regions(maps).map_err(Error::Regions)?;
-        Ok(GuestRam { memory: Arc::new(memory), regions, boot_memory: Arc::new(boot_memory), hotplug, files })
+        build::empty(config, hotplug_bytes)
+    }
+
+    /// RAM that holds what `image` holds, laid out as the configuration says, which must be that of the machine the image
+    /// was taken from. It is read from the image's files when it is touched, and written to copies: the image stays as it
+    /// is, for others to use at the same time. With [`Pages::Huge2M`] all data is copied now.
+    ///
+    /// # Errors
+    /// Those of [`GuestRam::with_hotplug`], and [`Error::Image`] when the image is of other RAM.
+    pub fn from_image(config: &RamConfig, hotplug_bytes: u64, image: &MemoryImage) -> Result<GuestRam, Error> {
+        build::from_image(config, hotplug_bytes, image)
+    }
+
+    /// Freezes all RAM as it is now: an image to make forks from ([`GuestRam::from_image`], here or, with
+    /// [`MemoryImage::parts`], in another process) and to write to disk ([`MemoryImage::write`]).
+    ///
+    /// Nobody may write to RAM during the call: vCPUs and devices stand still. The second value is work that is left, to
+    /// be run on a thread of its own **before** they go on. Addresses, trackers and contents stay as they are; the pages
+    /// are mapped anew, so each is a page fault once. The next freeze waits until the work of the last one is done.
+    ///
+    /// # Errors
+    /// When the host has no memory or addresses left, or does not tell which pages are private. RAM is then as before.
+    pub fn freeze(&self) -> Result<(Frozen, Settling), ImageError> {
+        self.backing.freeze()
+    }
+
+    /// Gives back what nobody needs any more of layers that nobody else has: pages of which this process has its own copy,
+    /// and pages that a newer layer hides. May be called at any time, also while the guest runs. Returns the bytes given
+    /// back; none while another image of this RAM is kept, or after its files were passed on ([`MemoryImage::parts`]).
+    ///
+    /// # Errors
+    /// When the host does not tell which pages are private, or does not take pages back.
+    pub fn reclaim(&self) -> std::io::Result<u64> {
+        self.backing.reclaim()
+    }
+
+    /// The image that this RAM was made from or was last frozen to; its newest layer is the base for an incremental image.
+    pub fn base(&self) -> Option<LayerId> {
+        self.backing.state().image.top()
     }
 
     /// The view for devices and loaders.
@@ -183,12 +191,21 @@ impl GuestRam {
         self.regions.iter().filter(move |r| r.node == node).map(|r| (r.start, r.len))
     }
 
-    /// Bytes of the host's memory and swap space that the RAM takes now.
+    /// Bytes of the host's memory and swap space that the RAM takes now: [`GuestRam::allocated`], both together.
     ///
     /// # Errors
     /// When the host does not tell.
     pub fn allocated_bytes(&self) -> std::io::Result<u64> {
-        self.files.iter().map(|file| mapping::allocated(file)).sum()
+        self.allocated().map(|allocated| allocated.shared + allocated.private)
+    }
+
+    /// What the RAM takes of the host's memory and swap space now.
+    ///
+    /// # Errors
+    /// When the host does not tell.
+    pub fn allocated(&self) -> std::io::Result<Allocated> {
+        let (shared, private) = self.backing.allocated()?;
+        Ok(Allocated { shared, private })
     }
 
     /// The page that holds guest-physical address `gpa`, or `None` where there is no RAM.
@@ -207,32 +224,31 @@ impl GuestRam {
     }
 }
 
-/// The file of node `number`.
-fn file(number: usize, bytes: u64, pages: Pages) -> Result<Arc<File>, Error> {
-    let huge = pages == Pages::Huge2M;
-    let name = format!("{FILE_NAME}-{number}");
-    let file = mapping::memory_file(&name, bytes, huge).map_err(|source| match source.raw_os_error() {
-        Some(libc::EINVAL | libc::ENODEV | libc::EOPNOTSUPP) if huge => Error::NoHugePages { source },
-        _ => Error::Reserve { bytes, source },
-    })?;
-    Ok(Arc::new(file))
+/// What guest RAM takes of the host, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Allocated {
+    /// In files in memory: RAM that was never frozen, or the layers of images, which forks use as well. Files on disk count
+    /// for nothing, since the host can read them again.
+    pub shared: u64,
+    /// Copies that this process alone has of pages of an image.
+    pub private: u64,
 }
 
-/// Maps a piece of a node's file where it belongs, in the pages and on the host's node that the configuration wants.
-fn map(reserved: &Reservation, piece: &Piece, file: &File, config: &RamConfig, bytes: u64) -> Result<(), Error> {
-    let huge = config.pages == Pages::Huge2M;
-    let host = reserved.at(piece.start);
-    reserved.map(piece.start, piece.len, file.as_fd(), piece.offset, huge).map_err(|source| {
-        match source.raw_os_error() {
-            Some(libc::ENOMEM) if huge => placement::pool_too_small(bytes),
-            _ => Error::Map { bytes, source },
+/// Gives the whole pages inside of `start..start + bytes` back to the host, as far as they are RAM; see
+/// [`RamRegion::discard`].
+///
+/// # Errors
+/// The first one; the rest of the range is given back all the same.
+pub fn discard(memory: &GuestMemory, start: GuestAddress, bytes: u64) -> std::io::Result<()> {
+    let start = start.raw_value();
+    let end = start.saturating_add(bytes);
+    let mut result = Ok(());
+    for region in memory.iter() {
+        let first = region.start_addr().raw_value();
+        let (from, to) = (start.max(first), end.min(first + region.len()));
+        if from < to {
+            result = result.and(region.discard(from - first, to - from));
         }
-    })?;
-    if config.pages == Pages::Transparent {
-        placement::want_huge_pages(host, piece.len).map_err(|source| Error::NoHugePages { source })?;
     }
-    if let Some(node) = config.nodes[piece.node].host_node {
-        placement::prefer_host_node(host, piece.len, node).map_err(|source| Error::Place { node, source })?;
-    }
-    Ok(())
+    result
 }

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap};
 
 use crate::config::HUGE_PAGE_SIZE;
 
@@ -32,23 +33,59 @@ impl Reservation {
         Ok(Reservation { map, base })
     }
 
+    /// Bytes that there is room for.
+    pub fn bytes(&self) -> u64 {
+        (self.map.len - 2 * HUGE_PAGE_SIZE as usize) as u64
+    }
+
     /// Where guest-physical address `address` is, which must be one of those reserved.
     pub fn at(&self, address: u64) -> *mut u8 {
         debug_assert!(self.base as u64 + address <= self.map.len as u64);
         self.map.start.as_ptr().wrapping_add(self.base + address as usize)
     }
 
-    /// Shows `len` bytes of `file` from `offset` on at `address`. `reserve` takes the pages from the file's pool now.
-    pub fn map(&self, address: u64, len: u64, file: BorrowedFd<'_>, offset: u64, reserve: bool) -> io::Result<()> {
-        let end = address.checked_add(len).and_then(|end| end.checked_add(self.base as u64));
-        assert!(end.is_some_and(|end| end <= self.map.len as u64), "RAM lies inside of the reservation");
-        let keep = if reserve { MapFlags::empty() } else { MapFlags::NORESERVE };
-        let flags = MapFlags::SHARED | MapFlags::FIXED | keep;
+    /// Shows `len` bytes of `file` from `offset` on at `address`, in place of what is there.
+    pub fn map(&self, address: u64, len: u64, file: BorrowedFd<'_>, offset: u64, sharing: Sharing) -> io::Result<()> {
+        self.check(address, len);
+        let kind = match sharing {
+            Sharing::Shared => MapFlags::SHARED | MapFlags::NORESERVE,
+            Sharing::Reserved => MapFlags::SHARED,
+            Sharing::Private => MapFlags::PRIVATE | MapFlags::NORESERVE,
+        };
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: the range lies inside of the reservation, which is ours and which nobody has pointers into yet.
-        unsafe { mmap(self.at(address).cast(), len as usize, protection, flags, file, offset) }?;
+        // SAFETY: the range lies inside of the reservation, which is ours; whoever has pointers into it knows that it is
+        // guest RAM, of which any byte may change at any time.
+        unsafe { mmap(self.at(address).cast(), len as usize, protection, MapFlags::FIXED | kind, file, offset) }?;
         Ok(())
     }
+
+    /// Moves the page tables of `len` bytes at `address`, which are of one mapping, to the same place of `other`; here the
+    /// mapping stays, without them. Costs one step for 2 MiB, not for each page.
+    pub fn move_pages(&self, address: u64, len: u64, other: &Reservation) -> io::Result<()> {
+        self.check(address, len);
+        other.check(address, len);
+        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+        let (from, to) = (self.at(address).cast(), other.at(address).cast());
+        // SAFETY: both ranges lie inside of their reservations, and the one here stays mapped.
+        unsafe { mremap_fixed(from, len as usize, len as usize, flags, to) }?;
+        Ok(())
+    }
+
+    fn check(&self, address: u64, len: u64) {
+        let end = address.checked_add(len).and_then(|end| end.checked_add(self.base as u64));
+        assert!(end.is_some_and(|end| end <= self.map.len as u64), "RAM lies inside of the reservation");
+    }
+}
+
+/// Who sees what is written to a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Whoever maps the file.
+    Shared,
+    /// The same, and the pages are taken from the file's pool now.
+    Reserved,
+    /// Only this process: a first write to a page makes a copy of it.
+    Private,
 }
 
 /// Zeroed numbers; pages of them take memory once they are written to, so that a table for a large, mostly untouched
@@ -128,12 +165,13 @@ impl Drop for Map {
     }
 }
 
-/// A file in memory of `bytes` bytes, from the pool of 2 MiB pages if `huge`.
+/// A file in memory of `bytes` bytes, from the pool of 2 MiB pages if `huge`. Its size is for good, where the host can see
+/// to that: a file that is cut off would end those who map it.
 pub(crate) fn memory_file(name: &str, bytes: u64, huge: bool) -> io::Result<File> {
-    use rustix::fs::MemfdFlags;
     let kind = if huge { MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB } else { MemfdFlags::empty() };
-    let file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | kind)?);
+    let file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | kind)?);
     file.set_len(bytes)?;
+    let _ = rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW);
     Ok(file)
 }
 

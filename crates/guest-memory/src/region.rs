@@ -1,15 +1,17 @@
 //! A region of guest RAM, as `vm-memory` knows regions.
 
+use std::io;
 use std::sync::Arc;
 
-use vm_memory::bitmap::BS;
+use vm_memory::bitmap::{BS, Bitmap};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionMmap,
+    Address, FileOffset, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionMmap,
     MemoryRegionAddress, VolatileSlice,
 };
 
-use crate::mapping::Reservation;
+use crate::PAGE_SIZE;
+use crate::backing::Backing;
 use crate::tracker::PageTracker;
 
 /// One contiguous run of guest-physical addresses of one NUMA node.
@@ -19,28 +21,47 @@ use crate::tracker::PageTracker;
 pub struct RamRegion {
     region: GuestRegionMmap<PageTracker>,
     /// Where the region is mapped, for as long as it is used.
-    _reservation: Arc<Reservation>,
+    backing: Arc<Backing>,
 }
 
 impl RamRegion {
-    /// The region of `len` bytes at `start`, which has been mapped from `file`.
+    /// The region of `len` bytes at `start`, which has been mapped, from `file` if it is shared.
     pub(crate) fn new(
-        reservation: Arc<Reservation>,
+        backing: Arc<Backing>,
         start: u64,
         len: u64,
-        file: FileOffset,
+        file: Option<FileOffset>,
         tracker: PageTracker,
     ) -> RamRegion {
         let builder = MmapRegionBuilder::new_with_bitmap(len as usize, tracker)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED)
-            .with_file_offset(file);
-        // SAFETY: the caller has mapped these bytes, and they stay mapped as long as the reservation, which the result
+            .with_mmap_flags(if file.is_some() { libc::MAP_SHARED } else { libc::MAP_PRIVATE });
+        let builder = match file {
+            Some(file) => builder.with_file_offset(file),
+            None => builder,
+        };
+        // SAFETY: the caller has mapped these bytes, and they stay mapped as long as the backing, which the result
         // holds.
-        let builder = unsafe { builder.with_raw_mmap_pointer(reservation.at(start)) };
+        let builder = unsafe { builder.with_raw_mmap_pointer(backing.reserved.at(start)) };
         let map = builder.build().expect("mappings start at a page");
         let region = GuestRegionMmap::new(map, GuestAddress(start)).expect("regions of the layout do not wrap");
-        RamRegion { region, _reservation: reservation }
+        RamRegion { region, backing }
+    }
+
+    /// Gives the whole pages of `offset..offset + len` within the region back to the host, and reports them as written.
+    /// The guest must have given up what was in them: they read as zeroes, or, once RAM was frozen, as at a freeze.
+    ///
+    /// # Errors
+    /// When the host does not take them, or the range is not inside of the region. The pages may then be as they were.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        let (first, end) = (offset.next_multiple_of(PAGE_SIZE), end / PAGE_SIZE * PAGE_SIZE);
+        if first >= end {
+            return Ok(());
+        }
+        let result = self.backing.discard(self.start_addr().raw_value() + first, end - first);
+        self.bitmap().mark_dirty(first as usize, (end - first) as usize);
+        result
     }
 }
 
@@ -63,8 +84,9 @@ impl GuestMemoryRegion for RamRegion {
         self.region.get_host_address(address)
     }
 
+    /// Where others may map the region from: none once it was frozen, since its file is then for reading only.
     fn file_offset(&self) -> Option<&FileOffset> {
-        self.region.file_offset()
+        self.region.file_offset().filter(|_| self.backing.is_shared())
     }
 
     fn get_slice(
