@@ -1,8 +1,9 @@
 //! The first user process of the small root file system.
 //!
 //! Promises: marks the end of boot before anything else, mounts what programs expect, starts the agent when the machine
-//! has a socket device and again when it ends, brings the network up when there is one, runs what the kernel command line asks for (or a shell on the console), reports how it ended in one line, and
-//! powers the machine off. It never returns and never panics the kernel by exiting.
+//! has a socket device and again when it ends, brings the network up when there is one, runs what the kernel command line
+//! asks for (or a shell on the console), reports how it ended in one line, and powers the machine off; it does so, too,
+//! when the power button is pressed. It never returns and never panics the kernel by exiting.
 //!
 //! No standard library and no C library: on a CPU in software the start-up of a C library would be a visible part of the
 //! boot. Kernel parameters: `queztl.run="COMMAND"` is run by `/bin/sh -c`; `queztl.net=off` leaves the network alone, as
@@ -34,6 +35,7 @@ const SYS_FORK: usize = 57;
 const SYS_EXECVE: usize = 59;
 const SYS_EXIT: usize = 60;
 const SYS_WAIT4: usize = 61;
+const SYS_KILL: usize = 62;
 const SYS_CHDIR: usize = 80;
 const SYS_MKDIR: usize = 83;
 const SYS_SETPGID: usize = 109;
@@ -46,6 +48,10 @@ const SYS_IOPERM: usize = 173;
 const SYS_CLOCK_GETTIME: usize = 228;
 
 const O_RDWR: usize = 2;
+const SIGTERM: usize = 15;
+const SIGKILL: usize = 9;
+/// All processes but the first and the caller.
+const EVERYBODY: usize = usize::MAX;
 const TIOCSCTTY: usize = 0x540e;
 const TIOCSPGRP: usize = 0x5410;
 const TIOCOUTQ: usize = 0x5411;
@@ -58,6 +64,15 @@ const REBOOT_MAGIC1: usize = 0xfee1_dead;
 const REBOOT_MAGIC2: usize = 672_274_793;
 const REBOOT_POWER_OFF: usize = 0x4321_fedc;
 const REBOOT_HALT: usize = 0xcdef_0123;
+
+// Of include/uapi/linux/input.h and input-event-codes.h: EVIOCGBIT(EV_KEY, 96), struct input_event.
+const GET_KEYS: usize = 0x8060_4521;
+const KEY_BYTES: usize = 96;
+const EVENT_BYTES: usize = 24;
+const EV_KEY: u16 = 1;
+const KEY_POWER: u16 = 116;
+/// How long programs have to end when the power button was pressed.
+const POWER_OFF_GRACE_NS: u64 = 300_000_000;
 
 /// `IOCTL_VM_SOCKETS_GET_LOCAL_CID` of include/uapi/linux/vm_sockets.h; the address of a machine without a device.
 const GET_LOCAL_CID: usize = 0x7b9;
@@ -81,6 +96,7 @@ extern "C" fn main() -> ! {
     mark_boot();
     mount_all();
     install_applets();
+    watch_power_button();
     start_agent();
     let mut buffer = [0u8; 4096];
     let length = read_file(c"/proc/cmdline", &mut buffer);
@@ -122,6 +138,59 @@ fn mount_all() {
 /// long for each link.
 fn install_applets() {
     wait_for(spawn(&[c"/bin/busybox", c"--install", c"-s"], false));
+}
+
+/// Has a process wait for the power button, if there is one, and power the machine off.
+fn watch_power_button() {
+    const DEVICES: [&CStr; 4] =
+        [c"/dev/input/event0", c"/dev/input/event1", c"/dev/input/event2", c"/dev/input/event3"];
+    let mut devices =
+        DEVICES.iter().filter_map(|path| usize::try_from(syscall(SYS_OPEN, [path.as_ptr() as usize, 0, 0, 0, 0])).ok());
+    let button = devices.find(|device| {
+        let found = has_power_key(*device);
+        if !found {
+            syscall(SYS_CLOSE, [*device, 0, 0, 0, 0]);
+        }
+        found
+    });
+    let Some(button) = button else { return };
+    if syscall(SYS_FORK, [0; 5]) == 0 {
+        wait_for_press(button);
+        shut_down()
+    }
+    syscall(SYS_CLOSE, [button, 0, 0, 0, 0]);
+}
+
+fn has_power_key(device: usize) -> bool {
+    let mut keys = [0u8; KEY_BYTES];
+    let got = syscall(SYS_IOCTL, [device, GET_KEYS, keys.as_mut_ptr() as usize, 0, 0]);
+    let byte = keys.get(usize::from(KEY_POWER) / 8).copied().unwrap_or(0);
+    got > 0 && byte >> (KEY_POWER % 8) & 1 != 0
+}
+
+/// Comes back when the power key goes down; never when the device breaks.
+fn wait_for_press(button: usize) {
+    loop {
+        // Seconds, microseconds, type, code, value.
+        let mut event = [0u8; EVENT_BYTES];
+        let length = syscall(SYS_READ, [button, event.as_mut_ptr() as usize, EVENT_BYTES, 0, 0]);
+        if length <= 0 {
+            syscall(SYS_EXIT, [1, 0, 0, 0, 0]);
+        }
+        let [.., k0, k1, c0, c1, v0, _, _, _] = event;
+        if (u16::from_le_bytes([k0, k1]), u16::from_le_bytes([c0, c1]), v0) == (EV_KEY, KEY_POWER, 1) {
+            return;
+        }
+    }
+}
+
+/// Asks all programs to end, gives them a moment, and powers off.
+fn shut_down() -> ! {
+    syscall(SYS_KILL, [EVERYBODY, SIGTERM, 0, 0, 0]);
+    let grace = [0u64, POWER_OFF_GRACE_NS];
+    syscall(SYS_NANOSLEEP, [grace.as_ptr() as usize, 0, 0, 0, 0]);
+    syscall(SYS_KILL, [EVERYBODY, SIGKILL, 0, 0, 0]);
+    power_off()
 }
 
 /// Starts the agent if the machine has a socket device. Nobody waits for it.

@@ -24,6 +24,8 @@ pub fn execute(args: ControlArgs) -> Result<Status, Failure> {
         ControlCommand::Pause => Request::Pause {},
         ControlCommand::Resume => Request::Resume {},
         ControlCommand::Stop => Request::Stop {},
+        ControlCommand::Power => Request::PowerButton {},
+        ControlCommand::Reset => Request::Reset {},
         ControlCommand::Balloon { size } => Request::Balloon { target_bytes: size },
         ControlCommand::Memory { size } => Request::Memory { requested_bytes: size },
         ControlCommand::Limit { device, limit } => Request::Limit { device, limit },

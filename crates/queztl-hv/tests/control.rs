@@ -170,6 +170,33 @@ fn stop_ends_a_paused_machine_too_and_the_socket_goes() {
 }
 
 #[test]
+fn the_power_button_switches_the_guest_off() {
+    let Some(mut guest) = Guest::start(&["--ram", "128M"]) else { return };
+    assert!(control(&guest, &["power"]).status.success());
+    assert_eq!(guest.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_power_button_of_a_paused_machine_works_once_it_goes_on() {
+    let Some(mut guest) = Guest::start(&["--ram", "128M"]) else { return };
+    guest.client().command(&Request::Pause {}).unwrap();
+    guest.client().command(&Request::PowerButton {}).unwrap();
+    assert_eq!(guest.status().state, RunState::Paused);
+    guest.client().command(&Request::Resume {}).unwrap();
+    assert_eq!(guest.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_reset_starts_the_guest_anew() {
+    let Some(mut guest) = Guest::start(&["--ram", "128M"]) else { return };
+    guest.run("touch /tmp/here");
+    assert!(control(&guest, &["reset"]).status.success());
+    guest.wait_for("a restart", |status| status.restarts == 1 && status.memory.guest.is_some());
+    guest.run("stty -echo");
+    assert_eq!(guest.number("ls /tmp | wc -l"), 0);
+}
+
+#[test]
 fn the_command_line_shows_and_changes_a_machine() {
     let Some(guest) = Guest::start(&["--ram", "128M", "--rng", "bps=1M"]) else { return };
     let text = |output: Output| String::from_utf8(output.stdout).unwrap();

@@ -15,8 +15,8 @@ pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 pub const VIRTIO_MMIO_STRIDE: u64 = 0x1000;
 /// Interrupt of the first virtio-mmio device; the others follow.
 pub const VIRTIO_GSI_BASE: u32 = 16;
-/// How many virtio devices a machine can have: one for each interrupt line above the legacy ones.
-pub const VIRTIO_MAX_DEVICES: u32 = IOAPIC_PINS - VIRTIO_GSI_BASE;
+/// How many virtio devices a machine can have: one for each interrupt line between the legacy ones and the last.
+pub const VIRTIO_MAX_DEVICES: u32 = NOTICE_GSI - VIRTIO_GSI_BASE;
 
 /// The I/O APIC's registers.
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;
@@ -28,7 +28,9 @@ pub const LAPIC_BASE: u64 = 0xfee0_0000;
 /// Where the ACPI tables start: the BIOS area that guests search for the RSDP (ACPI 6.5 §5.2.5.1).
 pub const ACPI_START: u64 = 0x000e_0000;
 /// End of the ACPI tables.
-pub const ACPI_END: u64 = 0x0010_0000;
+pub const ACPI_END: u64 = GENERATION_ID;
+/// The virtual machine's generation identifier, 16 bytes in a page that nothing else is in.
+pub const GENERATION_ID: u64 = 0x000f_f000;
 
 /// COM1.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -47,6 +49,10 @@ pub const PORT_B: u16 = 0x61;
 pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_CONTROL_PORT: u16 = 0x604;
 pub const PM_TIMER_PORT: u16 = 0x608;
+/// Notices to the guest (generic event device): which have come, cleared by reading.
+pub const NOTICE_PORT: u16 = 0x60c;
+/// Interrupt line of the notices.
+pub const NOTICE_GSI: u32 = IOAPIC_PINS - 1;
 /// Reset register.
 pub const RESET_PORT: u16 = 0xcf9;
 /// ACPI system control interrupt.

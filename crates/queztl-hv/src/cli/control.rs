@@ -43,6 +43,12 @@ pub enum ControlCommand {
     /// End the machine at once, as Ctrl-A x does
     Stop,
 
+    /// Press the power button: the guest is asked to switch itself off
+    Power,
+
+    /// Start the guest anew at once, without asking it
+    Reset,
+
     /// Ask the guest to give so much memory back to the host (0 ends it)
     Balloon {
         #[arg(value_name = "SIZE", value_parser = values::size)]

@@ -3,7 +3,8 @@
 //! [`build`] writes them all into the BIOS area below 1 MiB, where guests that are not told the address find them:
 //!
 //! ```text
-//! RSDP ──> XSDT ──┬─> FADT ──┬─> DSDT  devices: COM1, clock, virtio-mmio, pvpanic; sleep state S5
+//! RSDP ──> XSDT ──┬─> FADT ──┬─> DSDT  devices: COM1, clock, virtio-mmio, pvpanic,
+//!                 │          │         generation identifier, notices; sleep state S5
 //!                 │          └─> FACS
 //!                 ├─> MADT  local APICs, I/O APIC, legacy interrupt routing
 //!                 ├─> SRAT, SLIT  only with NUMA nodes

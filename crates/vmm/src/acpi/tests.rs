@@ -171,3 +171,14 @@ fn tables_can_be_saved_for_a_disassembler() {
     }
     assert_eq!(tables.len(), 6);
 }
+
+#[test]
+fn the_dsdt_tells_where_the_generation_identifier_is_and_how_its_change_is_told() {
+    let dsdt = tables(&config(1, 0)).remove("DSDT").unwrap();
+    let count = |needle: &[u8]| dsdt.windows(needle.len()).filter(|window| *window == needle).count();
+    // A package of two: the low half as a double word, the high half zero.
+    assert_eq!(count(b"ADDR\x12\x08\x02\x0c\x00\xf0\x0f\x00\x00"), 1);
+    assert_eq!((count(b"VMGENCTR"), count(b"VM_Gen_Counter"), count(b"ACPI0013")), (1, 2, 1));
+    // Notify (VGEN, 0x80).
+    assert_eq!(count(b"\x86VGEN\x0a\x80"), 1);
+}

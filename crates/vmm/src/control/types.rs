@@ -16,6 +16,10 @@ pub enum Request {
     Resume {},
     /// End the machine at once, as a signal does.
     Stop {},
+    /// Press the power button: the guest is asked to switch itself off.
+    PowerButton {},
+    /// Start the guest anew at once, as a reset button does. It loses what it has not written.
+    Reset {},
     /// Ask the guest to give up memory to the balloon until it holds this much.
     Balloon { target_bytes: u64 },
     /// Ask the guest to use this much of the memory that can be hot-plugged.

@@ -26,6 +26,7 @@ use crate::config::{
     SoftOptions,
 };
 use crate::confine;
+use crate::devices::legacy::generation::{self, GenerationId};
 use crate::devices::legacy::serial::Serial;
 use crate::devices::legacy::{LegacyConfig, LegacyDevices};
 use crate::devices::output::Output;
@@ -52,6 +53,8 @@ const NS_PER_INSTRUCTION: u64 = 5;
 const GUEST_CID: u32 = 3;
 /// Where the entropy device of a repeatable machine starts.
 const REPEATABLE_SEED: u64 = 0x5155_455a_544c;
+/// The generation identifier of a repeatable machine.
+const REPEATABLE_GENERATION: [u8; generation::LEN] = [0x51; generation::LEN];
 /// IA32_MTRR_DEF_TYPE: ranges and fixed ranges enabled, type write-back.
 const MTRR_ENABLED_WRITE_BACK: u64 = 0xc06;
 /// Eight write-back parts of a fixed range.
@@ -131,6 +134,8 @@ pub(super) struct Live {
     pub console: Console,
     pub accelerator: &'static str,
     pub ram: Arc<GuestRam>,
+    /// Changed when the guest goes on as a copy of itself.
+    pub generation: Arc<GenerationId>,
     pub balloon: Arc<Balloon>,
     /// Memory that can be hot-plugged, if the machine has any.
     pub mem: Option<Arc<Mem>>,
@@ -284,7 +289,9 @@ impl Assembly {
         }
         let console = Console { serial: legacy.serial.clone(), virtio, outputs };
         let accelerator = host.accelerator.name();
-        let live = Live { console, accelerator, ram, balloon, mem, limiters, gate, vm, board, legacy, transports };
+        let generation = Arc::new(GenerationId::new(ram.memory().clone(), legacy.notices.clone()));
+        let live =
+            Live { console, accelerator, ram, generation, balloon, mem, limiters, gate, vm, board, legacy, transports };
         let vcpus = match start {
             Start::Boot { .. } => boot(config, &live)?,
             Start::Restore(saved) => restore::parts(saved, config, &live)?,
@@ -468,6 +475,7 @@ fn window(number: u32) -> u64 {
 fn boot(config: &MachineConfig, live: &Live) -> Result<Vec<Box<dyn Vcpu>>, Error> {
     let rsdp = acpi_tables(config, live.transports.len() as u32, &live.ram)?;
     let entry = load(config, rsdp, &live.ram)?;
+    live.generation.set(new_generation(config).unwrap_or(REPEATABLE_GENERATION)).map_err(device)?;
     vcpus(&*live.vm, config.vcpus, &entry)
 }
 
@@ -491,6 +499,15 @@ fn load(config: &MachineConfig, rsdp: u64, ram: &GuestRam) -> Result<InitialStat
         rng_seed,
     };
     Ok(boot::load(&boot, ram.boot_memory())?)
+}
+
+/// A generation identifier that no machine has had; none for a machine whose runs are to be alike.
+pub(super) fn new_generation(config: &MachineConfig) -> Option<[u8; generation::LEN]> {
+    let mut id = [0; generation::LEN];
+    if is_repeatable(config) || rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).is_err() {
+        return None;
+    }
+    Some(id)
 }
 
 /// Lets the guest's notifications reach the devices' threads without the vCPUs leaving the guest, where that can be.

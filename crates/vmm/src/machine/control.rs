@@ -8,12 +8,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::assembly::Live;
+use super::events::End;
 use super::{MachineHandle, lock};
 use crate::config::{MachineConfig, RateLimit};
 use crate::control::{
     Balloon, DeviceLimit, GuestMemoryStats, Hotplug, Memory, Reason, Refusal, Request, Response, RunState, Status,
     Target, Vcpu,
 };
+use crate::devices::legacy::generation;
 use crate::devices::virtio::balloon;
 use crate::devices::virtio::mem::BLOCK_BYTES;
 
@@ -38,6 +40,11 @@ impl Target for MachineHandle {
             }
             Request::Stop {} => {
                 self.stop();
+                Response::Done {}
+            }
+            Request::PowerButton {} => done(self.press_power_button()),
+            Request::Reset {} => {
+                self.reset();
                 Response::Done {}
             }
             Request::Balloon { target_bytes } => done(self.set_balloon(target_bytes)),
@@ -80,6 +87,29 @@ impl MachineHandle {
             live.gate.open();
         }
         self.shared.vcpus.resume();
+    }
+
+    /// Asks the guest to switch itself off. It does when something in it listens to the button; a paused one once it goes on.
+    pub fn press_power_button(&self) -> Result<(), Refusal> {
+        let power = lock(&self.shared.live).as_ref().map(|live| live.legacy.pm.clone());
+        power.ok_or_else(restarting)?.press_power_button();
+        Ok(())
+    }
+
+    /// Gives the guest another generation identifier: it goes on as a copy of what it was, and must not use random numbers
+    /// that the other copies use, too.
+    ///
+    /// # Errors
+    /// Between two runs of the guest.
+    pub fn change_generation(&self, id: [u8; generation::LEN]) -> Result<(), Refusal> {
+        let generation = lock(&self.shared.live).as_ref().map(|live| live.generation.clone());
+        let failed = |error| Refusal::new(Reason::Invalid, format!("the identifier cannot be written: {error}"));
+        generation.ok_or_else(restarting)?.change(id).map_err(failed)
+    }
+
+    /// Starts the guest anew without asking it. A paused machine stays paused, before the new guest's first instruction.
+    pub fn reset(&self) {
+        self.shared.events.note(End::Reset);
     }
 
     /// Asks the guest to give up memory until the balloon holds `bytes`.
@@ -158,6 +188,10 @@ impl MachineHandle {
             limits: live.as_ref().map(limits).unwrap_or_default(),
         }
     }
+}
+
+fn restarting() -> Refusal {
+    Refusal::new(Reason::Invalid, "the guest is just starting anew: try again in a moment")
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -7,10 +7,11 @@
 use queztl_guest_memory::{GuestRam, RamConfig};
 
 use super::Error;
-use super::assembly::Live;
+use super::assembly::{Live, new_generation};
 use crate::accel::{Vcpu, Vm};
 use crate::clock::Clock;
 use crate::config::MachineConfig;
+use crate::devices::legacy::generation;
 use crate::devices::virtio::device_type;
 use crate::snapshot::{self, Identity, MachineState, Persist, Snapshot, memory};
 
@@ -18,6 +19,8 @@ use crate::snapshot::{self, Identity, MachineState, Persist, Snapshot, memory};
 pub(super) struct Restoration {
     state: MachineState,
     memory: std::fs::File,
+    /// The generation identifier of its own.
+    generation: Option<[u8; generation::LEN]>,
 }
 
 impl Restoration {
@@ -32,7 +35,8 @@ impl Restoration {
         if let Some(identity) = identity {
             set_macs(&mut state, identity)?;
         }
-        Ok(Restoration { state, memory })
+        let generation = identity.map(|identity| identity.generation_id).filter(|id| *id != [0; generation::LEN]);
+        Ok(Restoration { state, memory, generation })
     }
 
     /// RAM as it was.
@@ -69,6 +73,10 @@ pub(super) fn parts(saved: &mut Restoration, config: &MachineConfig, live: &Live
     live.board.kvmclock().restore(state.paravirtual_clock.clone()).map_err(snapshot::Error::from)?;
     let vcpus = vcpus(state, &*live.vm)?;
     live.legacy.restore(state.legacy.clone()).map_err(snapshot::Error::from)?;
+    // Whoever goes on from a snapshot is a copy, even if it is the only one so far.
+    if let Some(id) = saved.generation.or_else(|| new_generation(config)) {
+        live.generation.change(id).map_err(|error| Error::Device(error.to_string()))?;
+    }
     devices(state, live)?;
     // The host's present wishes, of which the guest hears when it runs.
     live.balloon.set_target_bytes(config.balloon_bytes);

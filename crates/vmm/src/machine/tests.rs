@@ -170,6 +170,30 @@ fn a_restored_guest_goes_on_where_it_was_and_so_does_the_one_it_was_taken_from()
 }
 
 #[test]
+fn every_copy_has_a_generation_identifier_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("snapshot");
+    let id = |handle: &MachineHandle| lock(&handle.shared.live).as_ref().unwrap().generation.get().unwrap();
+    let first = Running::boot(config(folder.path(), soft(), "first"));
+    first.send("a");
+    let at_first = id(&first.handle);
+    first.snapshot(&place);
+
+    let restore = |identity| {
+        let snapshot = Snapshot::open(&place).unwrap();
+        Machine::restore(config(folder.path(), soft(), "copy"), snapshot, identity).unwrap().handle()
+    };
+    let told = Identity { generation_id: [7; 16], macs: Vec::new() };
+    let copies = [restore(None), restore(None), restore(Some(&told))].map(|handle| id(&handle));
+
+    assert_eq!(id(&first.handle), at_first);
+    assert_eq!(copies[2], [7; 16]);
+    let different: std::collections::HashSet<_> = copies.iter().chain([&at_first]).collect();
+    assert_eq!(different.len(), 4, "{at_first:x?}, {copies:x?}");
+    first.stop();
+}
+
+#[test]
 fn a_snapshot_of_a_restored_machine_is_one() {
     let folder = tempfile::tempdir().unwrap();
     let mut running = Running::boot(config(folder.path(), soft(), "0"));

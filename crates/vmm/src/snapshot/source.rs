@@ -14,7 +14,7 @@ use crate::config::MachineConfig;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
-    /// The VM generation id, by which the guest learns that it was cloned.
+    /// The VM generation id, by which the guest learns that it was cloned; zero for a fresh one.
     #[serde(default, with = "hex::serde")]
     pub generation_id: [u8; 16],
     /// Addresses of the network devices, in their order; those left out stay as they were.

@@ -123,7 +123,7 @@ fn step() -> impl Strategy<Value = Step> {
         // Not the timer's registers: what is left of a count is rounded to a tick.
         3 => (any::<u8>(), 0x08u8..0x32, any::<u32>()).prop_map(|(cpu, register, value)| Step::Apic(cpu, register, value)),
         // The lines of the devices at hand are theirs.
-        2 => (prop_oneof![Just(5), Just(11), 16u8..64], any::<bool>()).prop_map(|(gsi, high)| Step::Line(gsi, high)),
+        2 => (prop_oneof![Just(5), Just(11), 16u8..63], any::<bool>()).prop_map(|(gsi, high)| Step::Line(gsi, high)),
         1 => any::<u8>().prop_map(Step::Input),
         1 => any::<u8>().prop_map(Step::Take),
         1 => (0u32..2_000_000).prop_map(Step::Time),

@@ -1,10 +1,13 @@
 //! The devices of a PC that every operating system expects to find, on I/O ports: serial line, clock, timer, keyboard
-//! controller, power management; and three ports that only virtual machines have (panic report, debug exit, boot mark).
+//! controller, power management; and what only virtual machines have: three ports (panic report, debug exit, boot mark),
+//! notices to the guest, a generation identifier.
 //!
 //! What ends or restarts the machine is told to [`MachineEvents`]; nothing here ends anything itself.
 
 mod calendar;
+pub mod generation;
 pub mod i8042;
+pub mod notices;
 pub mod pit;
 pub mod pm;
 pub mod report;
@@ -16,6 +19,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::i8042::I8042;
+use self::notices::Notices;
 use self::pit::Pit;
 use self::pm::PowerManagement;
 use self::report::{BootMark, DebugExit, Pvpanic, ResetPort};
@@ -69,6 +73,7 @@ pub struct LegacyDevices {
     pub rtc: Arc<Rtc>,
     pub pit: Arc<Pit>,
     pub pm: Arc<PowerManagement>,
+    pub notices: Arc<Notices>,
     keyboard: Arc<I8042>,
     events: Arc<dyn MachineEvents>,
     debug_exit_port: Option<u16>,
@@ -90,6 +95,7 @@ impl LegacyDevices {
             rtc: Rtc::new(line(layout::RTC_GSI), timers),
             pit: Pit::new(line(layout::PIT_GSI), timers),
             pm: PowerManagement::new(line(layout::SCI_GSI), timers, events.clone()),
+            notices: Arc::new(Notices::new(line(layout::NOTICE_GSI))),
             keyboard: Arc::new(I8042::new(events.clone())),
             events,
             debug_exit_port: config.debug_exit_port,
@@ -106,6 +112,7 @@ impl LegacyDevices {
         ports.insert(port(layout::RTC_PORT), 2, self.rtc.clone())?;
         ports.insert(port(layout::SERIAL_PORT), 8, self.serial.clone())?;
         ports.insert(port(layout::PM1_EVENT_PORT), pm::PORTS, self.pm.clone())?;
+        ports.insert(port(layout::NOTICE_PORT), 1, self.notices.clone())?;
         ports.insert(port(layout::RESET_PORT), 1, Arc::new(ResetPort::new(self.events.clone())))?;
         ports.insert(port(layout::PVPANIC_PORT), 1, Arc::new(Pvpanic::new(self.events.clone())))?;
         ports.insert(port(layout::BOOT_MARK_PORT), 1, Arc::new(BootMark::new(self.events.clone())))?;
@@ -124,6 +131,7 @@ pub struct SavedLegacy {
     clock: rtc::SavedRtc,
     timer: pit::State,
     power_management: pm::State,
+    notices: notices::State,
     keyboard: i8042::State,
 }
 
@@ -136,6 +144,7 @@ impl Persist for LegacyDevices {
             clock: self.rtc.save(),
             timer: self.pit.save(),
             power_management: self.pm.save(),
+            notices: self.notices.save(),
             keyboard: self.keyboard.save(),
         }
     }
@@ -145,6 +154,7 @@ impl Persist for LegacyDevices {
         self.rtc.restore(saved.clock)?;
         self.pit.restore(saved.timer)?;
         self.pm.restore(saved.power_management)?;
+        self.notices.restore(saved.notices)?;
         self.keyboard.restore(saved.keyboard)
     }
 }
@@ -305,9 +315,9 @@ mod tests {
         assert!(devices.insert_into(&mut Bus::default()).is_err());
     }
 
-    const PORTS: [u64; 24] = [
+    const PORTS: [u64; 25] = [
         0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff,
-        0x600, 0x602, 0x604, 0x608, 0xcf9, 0x505, 0x510,
+        0x600, 0x602, 0x604, 0x608, 0x60c, 0xcf9, 0x505, 0x510,
     ];
 
     proptest! {
