@@ -43,6 +43,7 @@ bench:
 	target/release/queztl-bench overhead
 	if [ -e /dev/kvm ]; then target/release/queztl-bench ring3; else echo "ring3: skipped: no /dev/kvm"; fi
 	target/release/queztl-bench block
+	target/release/queztl-bench qhp
 	target/release/queztl-bench cpu
 
 clean:

@@ -12,6 +12,7 @@ pub mod machine;
 pub mod monitor;
 pub mod overhead;
 pub mod payload;
+pub mod qhp;
 pub mod results;
 pub mod ring3;
 pub mod start;

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use queztl_bench::block::{self, BlockArgs};
 use queztl_bench::cpu::{self, CpuArgs};
 use queztl_bench::overhead::{self, OverheadArgs};
+use queztl_bench::qhp::{self, QhpArgs};
 use queztl_bench::queztl_beside_this_program;
 use queztl_bench::ring3::{self, Ring3Args};
 use queztl_bench::start::{self, StartArgs};
@@ -41,6 +42,8 @@ enum Comparison {
     Ring3(Ring3Args),
     /// Disk requests at the virtqueue, with fio
     Block(BlockArgs),
+    /// QHP with bare sockets and gRPC: round trips and throughput
+    Qhp(QhpArgs),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Comparison::Overhead(overhead) => overhead::run(&overhead, &queztl()?)?,
         Comparison::Ring3(ring3) => ring3::run(&ring3, &queztl()?)?,
         Comparison::Block(block) => block::run(&block)?,
+        Comparison::Qhp(qhp) => qhp::run(&qhp)?,
     }
     Ok(true)
 }
