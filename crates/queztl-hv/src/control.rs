@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use queztl_vmm::config::{Rate, RateLimit};
 use queztl_vmm::control::{Client, ClientError, Reason, Refusal, Request, RunState, Status as MachineStatus};
-use serde_json::json;
 
-use crate::cli::{ControlArgs, ControlCommand, OutputFormat};
+use crate::cli::{ControlArgs, ControlCommand};
+use crate::output::{self, Made};
 use crate::report::{Failure, chain};
 use crate::status::Status;
 
@@ -14,12 +14,10 @@ use crate::status::Status;
 pub fn execute(args: ControlArgs) -> Result<Status, Failure> {
     let mut client = Client::connect(&args.path).map_err(failure)?;
     let request = match args.command {
-        ControlCommand::Status { output } => {
+        ControlCommand::Status { output: format } => {
             let status = client.status().map_err(failure)?;
-            return Ok(crate::print(&match output {
-                OutputFormat::Table => table(&status),
-                OutputFormat::Json => format!("{:#}\n", json!(status)),
-            }));
+            let names = vec![status.pid.to_string()];
+            return output::print(&Made { table: table(&status), names, value: status }, format);
         }
         ControlCommand::Pause => Request::Pause {},
         ControlCommand::Resume => Request::Resume {},

@@ -7,13 +7,24 @@ use queztl_storage::image::{self, CreateConfig, Info, Parent, Report};
 use queztl_storage::{Backing, Error, Format, ImageConfig, settle_format};
 use serde_json::json;
 
-use crate::cli::{ImageCommand, OutputFormat};
+use crate::cli::{ImageArgs, ImageCommand, OutputFormat};
+use crate::output::text::size;
+use crate::output::{self, Made};
 use crate::report::{Failure, chain};
 use crate::status::Status;
+use crate::verbs::{self, Stored};
 
-/// Executes an `image` command.
-pub fn execute(command: ImageCommand) -> Result<Status, Failure> {
+/// Executes an `image` command: here for files, by the daemon for images of the store.
+pub fn execute(args: ImageArgs) -> Result<Status, Failure> {
+    let command = match args.command {
+        ImageCommand::Store(command) => return verbs::images(command, &args.daemon),
+        command => command,
+    };
+    if let Some(stored) = in_store(&command)? {
+        return verbs::stored(stored, &args.daemon);
+    }
     match command {
+        ImageCommand::Store(_) => Ok(Status::Success),
         ImageCommand::Create { file, size, format, backing, backing_format } => {
             create(file, size, format, backing, backing_format)
         }
@@ -24,6 +35,40 @@ pub fn execute(command: ImageCommand) -> Result<Status, Failure> {
         }
         ImageCommand::Resize { file, size, format, shrink } => resize(&file, size, format, shrink),
     }
+}
+
+/// The command for the store, if that is what its names mean.
+fn in_store(command: &ImageCommand) -> Result<Option<Stored>, Failure> {
+    let named = |path: &PathBuf| verbs::in_store(path);
+    let both = || {
+        Failure::usage("one end is a file and the other is in the store: queztl-hv image import takes files into it")
+    };
+    Ok(match command {
+        ImageCommand::Store(_) => None,
+        ImageCommand::Create { file, size, format, backing, .. } => {
+            let backing_name = backing.as_ref().map(named).transpose()?.flatten();
+            match (named(file)?, backing, backing_name) {
+                (Some(name), None, _) => {
+                    Some(Stored::Create { name, size_bytes: *size, format: *format, backing: None })
+                }
+                (Some(name), Some(_), backing @ Some(_)) => {
+                    Some(Stored::Create { name, size_bytes: *size, format: *format, backing })
+                }
+                (None, _, None) => None,
+                _ => return Err(both()),
+            }
+        }
+        ImageCommand::Info { file, output, .. } => named(file)?.map(|name| Stored::Info { name, output: *output }),
+        ImageCommand::Check { file, output } => named(file)?.map(|name| Stored::Check { name, output: *output }),
+        ImageCommand::Convert { from, to, output_format, .. } => match (named(from)?, named(to)?) {
+            (Some(from), Some(to)) => Some(Stored::Convert { from, to, format: *output_format }),
+            (None, None) => None,
+            _ => return Err(both()),
+        },
+        ImageCommand::Resize { file, size, shrink, .. } => {
+            named(file)?.map(|name| Stored::Resize { name, size_bytes: *size, shrink: *shrink })
+        }
+    })
 }
 
 fn create(
@@ -45,12 +90,10 @@ fn create(
     Ok(Status::Success)
 }
 
-fn info(path: &Path, format: Option<Format>, output: OutputFormat) -> Result<Status, Failure> {
+fn info(path: &Path, format: Option<Format>, printed: OutputFormat) -> Result<Status, Failure> {
     let info = image::info(path, format, Backing::Any).map_err(failure)?;
-    Ok(crate::print(&match output {
-        OutputFormat::Table => info_text(&info),
-        OutputFormat::Json => format!("{:#}\n", info_json(&info)),
-    }))
+    let names = info.chain.iter().map(|link| link.path.display().to_string()).collect();
+    output::print(&Made { value: info_json(&info), table: info_text(&info), names }, printed)
 }
 
 fn info_text(info: &Info) -> String {
@@ -86,12 +129,10 @@ fn info_json(info: &Info) -> serde_json::Value {
     json!({ "disk_bytes": info.disk_bytes, "chain": chain.collect::<Vec<_>>() })
 }
 
-fn check(path: &Path, output: OutputFormat) -> Result<Status, Failure> {
+fn check(path: &Path, printed: OutputFormat) -> Result<Status, Failure> {
     let report = image::check(path).map_err(failure)?;
-    let printed = crate::print(&match output {
-        OutputFormat::Table => check_text(&report),
-        OutputFormat::Json => format!("{:#}\n", check_json(&report)),
-    });
+    let names = vec![path.display().to_string()];
+    let printed = output::print(&Made { value: check_json(&report), table: check_text(&report), names }, printed)?;
     match report.errors {
         0 => Ok(printed),
         errors => Err(Failure::usage(format!(
@@ -176,35 +217,10 @@ fn called(path: &Path) -> Format {
     }
 }
 
-/// A size for people: the largest unit that keeps it at 1 or more.
-fn size(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB"];
-    let unit = ((63 - bytes.max(1).leading_zeros()) / 10).min(units.len() as u32);
-    match unit {
-        0 => format!("{bytes} bytes"),
-        unit => {
-            let value = bytes as f64 / (1u64 << (unit * 10)) as f64;
-            let text = format!("{value:.1}");
-            format!("{} {}", text.trim_end_matches(".0"), units[unit as usize - 1])
-        }
-    }
-}
-
 /// What the user named cannot be used, or the host failed.
 fn failure(error: Error) -> Failure {
     match &error {
         Error::Copy(_) | Error::Queue(_) => Failure::host(chain(&error)),
         _ => Failure::usage(chain(&error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_short() {
-        let texts = [0, 512, 1024, 1 << 20, 3 << 29, 8 << 30, 3 << 50].map(size);
-        assert_eq!(texts, ["0 bytes", "512 bytes", "1 KiB", "1 MiB", "1.5 GiB", "8 GiB", "3072 TiB"]);
     }
 }

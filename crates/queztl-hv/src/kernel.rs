@@ -1,12 +1,11 @@
 //! `queztl-hv kernel`: guest kernels built and listed, and what `run` boots when it is given no kernel.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use queztl_guest_image::{self as image, KernelBuild, KernelInfo, Profile};
-use serde_json::json;
 
 use crate::cli::{KernelBuildArgs, KernelCommand, OutputFormat, ProfileArg};
+use crate::output::{self, List, Row};
 use crate::report::{Failure, chain};
 use crate::status::Status;
 
@@ -37,34 +36,33 @@ fn build(args: KernelBuildArgs) -> Result<Status, Failure> {
     Ok(crate::print(&format!("{}\n", kernel.vmlinux.display())))
 }
 
-fn list(output: OutputFormat) -> Result<Status, Failure> {
+fn list(format: OutputFormat) -> Result<Status, Failure> {
     let kernels = image::kernels().map_err(failure)?;
-    let text = match output {
-        OutputFormat::Table => table(&kernels),
-        OutputFormat::Json => format!("{:#}\n", json!(kernels)),
-    };
-    Ok(crate::print(&text))
+    output::print(&List(&kernels), format)
 }
 
-fn table(kernels: &[KernelInfo]) -> String {
-    if kernels.is_empty() {
-        return "no kernels yet: queztl-hv kernel build makes one\n".to_owned();
+impl Row for KernelInfo {
+    const NONE: &'static str = "no kernels yet: queztl-hv kernel build makes one";
+    const HEADS: &'static [&'static str] = &["KEY", "PROFILE", "RELEASE", "SIZE", "FRAGMENTS"];
+    const MORE: &'static [&'static str] = &["SOURCE", "COMPILER"];
+
+    fn cells(&self) -> Vec<String> {
+        let key = self.key.chars().take(12).collect();
+        let (profile, source) = (self.profile.name().to_owned(), self.source.display().to_string());
+        vec![
+            key,
+            profile,
+            self.release.clone(),
+            mib(self.bytes),
+            self.configs.join(", "),
+            source,
+            self.compiler.clone(),
+        ]
     }
-    let mut out = Vec::new();
-    let widths = [12, 9, 24, 10];
-    let mut row = |cells: [&str; 5]| {
-        let [a, b, c, d, e] = cells;
-        let [wa, wb, wc, wd] = widths;
-        // Writing to memory cannot fail.
-        let _ = writeln!(out, "{a:wa$}  {b:wb$}  {c:wc$}  {d:>wd$}  {e}");
-    };
-    row(["KEY", "PROFILE", "RELEASE", "SIZE", "FRAGMENTS"]);
-    for kernel in kernels {
-        let key: String = kernel.key.chars().take(12).collect();
-        let configs = kernel.configs.join(", ");
-        row([&key, kernel.profile.name(), &kernel.release, &mib(kernel.bytes), &configs]);
+
+    fn name(&self) -> String {
+        self.key.clone()
     }
-    String::from_utf8_lossy(&out).lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 fn mib(bytes: u64) -> String {

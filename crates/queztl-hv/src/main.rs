@@ -5,29 +5,41 @@
 
 mod cli;
 mod control;
+mod daemon;
 mod doctor;
 mod guest;
 mod image;
 mod kernel;
+mod output;
 mod report;
 mod run;
 mod status;
 mod topology;
 mod values;
+mod verbs;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
+use clap_complete::env::{CompleteEnv, Shells};
 use tracing_subscriber::EnvFilter;
 
 use cli::{Cli, Command};
 use report::Failure;
 use status::Status;
 
+/// Set by the completion scripts, to the shell's name.
+const COMPLETE: &str = "QUEZTL_COMPLETE";
+
 fn main() -> ExitCode {
     let started = Instant::now();
+    if std::env::var_os(COMPLETE).is_some() {
+        // A shell asks what could follow; it is answered and the process ends here.
+        CompleteEnv::with_factory(Cli::command).var(COMPLETE).complete();
+    }
     let status = match Cli::try_parse() {
         Ok(cli) => execute(cli, started).unwrap_or_else(Failure::report),
         Err(error) if !error.use_stderr() => {
@@ -45,18 +57,26 @@ fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
     match cli.command {
         Command::Run(args) => run::run(*args, started),
         Command::Kernel { command } => kernel::execute(command),
-        Command::Image { command } => image::execute(command),
+        Command::Machine(command) => verbs::execute(command),
+        Command::Daemon(args) => daemon::execute(args),
+        Command::Image(args) => image::execute(args),
         Command::Control(args) => control::execute(args),
-        Command::Exec(args) => guest::exec(&args),
-        Command::Copy(args) => guest::copy(&args),
-        Command::Doctor { output } => Ok(doctor::execute(output)),
-        Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "queztl-hv", &mut script);
-            Ok(print(&String::from_utf8_lossy(&script)))
-        }
+        Command::Exec(args) => verbs::exec(&args),
+        Command::Copy(args) => verbs::copy(&args),
+        Command::Doctor { output } => doctor::execute(output),
+        Command::Completion { shell } => completion(shell).map(|script| print(&script)),
         Command::Man => manual().map(|page| print(&page)),
     }
+}
+
+/// The script that has a shell ask this program what could follow: names of machines and images too.
+fn completion(shell: Shell) -> Result<String, Failure> {
+    let shells = Shells::builtins();
+    let completer = shells.completer(&shell.to_string()).ok_or_else(|| Failure::usage("the shell is not known"))?;
+    let mut script = Vec::new();
+    let written = completer.write_registration(COMPLETE, "queztl_hv", "queztl-hv", "queztl-hv", &mut script);
+    written.map_err(|error| Failure::host(format!("cannot write the script: {error}")))?;
+    Ok(String::from_utf8_lossy(&script).into_owned())
 }
 
 /// The manual page of the program, then those of its commands.
@@ -71,6 +91,12 @@ fn manual() -> Result<String, Failure> {
 fn render_manual(command: &clap::Command, page: &mut Vec<u8>) -> std::io::Result<()> {
     clap_mangen::Man::new(command.clone()).render(page)?;
     command.get_subcommands().filter(|sub| sub.get_name() != "help").try_for_each(|sub| render_manual(sub, page))
+}
+
+/// Prints on standard output; false if nobody reads it any more.
+fn try_print(text: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
 /// Prints on standard output. A reader that has seen enough (`| head`) is no failure.

@@ -22,6 +22,17 @@ impl Failure {
         Failure { status: Status::Failure, message: message.to_string() }
     }
 
+    /// The user left, or the work was cancelled.
+    pub fn stopped(message: impl fmt::Display) -> Failure {
+        Failure { status: Status::Stopped, message: message.to_string() }
+    }
+
+    /// The same, with a name in front unless it has it already.
+    pub fn about(self, name: &str) -> Failure {
+        let message = if self.message.contains(name) { self.message } else { format!("{name}: {}", self.message) };
+        Failure { message, ..self }
+    }
+
     /// What the parser says, made one line: what is wrong and the hints, without the synopsis.
     pub fn arguments(error: &clap::Error) -> Failure {
         if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {

@@ -1,5 +1,7 @@
 //! Values of command-line options: sizes, disks, networks and the like, from the words that people write.
 
+pub mod machine;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::output;
+use common::{output, queztl};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -24,7 +24,7 @@ fn the_version_is_the_packages() {
 #[test]
 fn completions_and_manual_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
-        assert!(text(&output(["completion", shell]).stdout).contains("debug-exit"), "{shell}");
+        assert!(text(&output(["completion", shell]).stdout).contains("QUEZTL_COMPLETE"), "{shell}");
     }
     let manual = text(&output(["man"]).stdout);
     assert!(manual.starts_with(".ie") && manual.contains("boot\\-timer"));
@@ -47,4 +47,30 @@ fn the_doctor_gives_every_shortcoming_a_mend() {
 fn the_doctor_tells_the_kind_of_kvm_with_a_reason() {
     let report = text(&output(["doctor"]).stdout);
     assert!(report.contains("million loop iterations a second") || report.contains("no KVM: "), "{report}");
+}
+
+/// What a shell offers behind these words.
+fn offered(words: &[&str]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = queztl();
+    command.env("QUEZTL_HOME", folder.path()).env("QUEZTL_COMPLETE", "bash");
+    command.env("_CLAP_COMPLETE_INDEX", words.len().to_string()).env("_CLAP_IFS", "\n");
+    text(&command.args(["--", "queztl-hv"]).args(words).output().unwrap().stdout)
+}
+
+#[test]
+fn a_shell_is_offered_commands_options_and_values() {
+    assert_eq!(offered(&["snapsho"]), "snapshot\nsnapshots");
+    assert!(offered(&["run", "--debug"]).contains("--debug-exit"));
+    assert_eq!(offered(&["spawn", "a", "--on-crash", "rest"]), "restart\nrestore");
+}
+
+#[test]
+fn completion_of_names_starts_no_daemon() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = queztl();
+    command.env("QUEZTL_HOME", folder.path()).env("QUEZTL_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "2");
+    let output = command.args(["--", "queztl-hv", "start", ""]).output().unwrap();
+
+    assert!(output.status.success() && !folder.path().join("daemon.log").exists());
 }

@@ -2,14 +2,63 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand, ValueHint};
+use clap_complete::ArgValueCandidates;
+use queztl_api::Name;
 use queztl_vmm::config::Format;
 
-use super::OutputFormat;
+use super::{DaemonArgs, OutputArg, OutputFormat};
 use crate::values;
+use crate::verbs::names;
+
+pub const IMAGE_HELP: &str = "\
+Files and the store: where a FILE is asked for, store:NAME is an image of the daemon's store. import, list and delete are
+about the store alone.";
+
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    pub command: ImageCommand,
+
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+/// What there is for the store alone.
+#[derive(Debug, Subcommand)]
+pub enum ImageStoreCommand {
+    /// Take a copy of a file into the store
+    Import {
+        /// What to call it
+        name: Name,
+
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+
+        /// raw or qcow2 [default: as the file tells]
+        #[arg(short, long)]
+        format: Option<Format>,
+    },
+
+    /// List the images of the store
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        output: OutputArg,
+    },
+
+    /// Delete images of the store that nothing uses
+    Delete {
+        #[arg(value_name = "NAME", required = true, add = ArgValueCandidates::new(names::images))]
+        names: Vec<Name>,
+    },
+}
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    #[command(flatten)]
+    Store(ImageStoreCommand),
+
     /// Make an image, empty or on top of another one
     Create {
         /// The file to make; one that exists is not touched

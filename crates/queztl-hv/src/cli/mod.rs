@@ -1,8 +1,10 @@
 //! The command line: what can be asked, and how it explains itself.
 
 mod control;
+mod daemon;
 mod image;
 mod kernel;
+mod machines;
 mod output;
 mod run;
 
@@ -10,13 +12,20 @@ use clap::{ArgAction, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use control::{ControlArgs, ControlCommand};
-pub use image::ImageCommand;
+pub use daemon::{DaemonCommand, DaemonRunArgs, ServeArgs};
+pub use image::{ImageArgs, ImageCommand, ImageStoreCommand};
 pub use kernel::{KernelBuildArgs, KernelCommand, ProfileArg};
-pub use output::OutputFormat;
+pub use machines::{
+    CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DeleteArgs, EventsArgs, InfoArgs, LimitsArgs, ListArgs, LogsArgs,
+    MachineCommand, OnCrashArg, OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs,
+    SnapshotArgs, SnapshotCommand, SnapshotsArgs, StopArgs, TokenCommand, TopArgs, Verb, Vms,
+};
+pub use output::{OutputArg, OutputFormat};
 pub use run::RunArgs;
 
 use crate::guest::{CopyArgs, ExecArgs};
 use control::CONTROL_EXAMPLES;
+use image::IMAGE_HELP;
 use run::RUN_KEYS;
 
 const EXIT_STATUSES: &str = "\
@@ -58,17 +67,21 @@ pub enum Command {
     #[command(after_help = RUN_KEYS, after_long_help = format!("{RUN_KEYS}\n\n{EXIT_STATUSES}"))]
     Run(Box<RunArgs>),
 
+    #[command(flatten)]
+    Machine(MachineCommand),
+
+    /// Run the daemon that has the machines; other commands start it when they need it
+    Daemon(DaemonRunArgs),
+
     /// Build guest kernels and list them
     Kernel {
         #[command(subcommand)]
         command: KernelCommand,
     },
 
-    /// Make, describe, check, convert and resize disk images
-    Image {
-        #[command(subcommand)]
-        command: ImageCommand,
-    },
+    /// Make, describe, check, convert and resize disk images: files, and images of the daemon's store
+    #[command(after_help = IMAGE_HELP)]
+    Image(ImageArgs),
 
     /// Look at a running virtual machine and change it, through the socket of `run --control`
     #[command(after_help = CONTROL_EXAMPLES)]
@@ -96,4 +109,16 @@ pub enum Command {
 
     /// Print the manual page, as troff
     Man,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_description_contradicts_itself_nowhere() {
+        Cli::command().debug_assert();
+    }
 }

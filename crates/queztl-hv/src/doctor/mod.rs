@@ -9,6 +9,8 @@ mod system;
 use serde::Serialize;
 
 use crate::cli::OutputFormat;
+use crate::output::{self, Made};
+use crate::report::Failure;
 use crate::status::Status;
 
 /// How a finding matters.
@@ -55,7 +57,7 @@ struct Diagnosis {
 }
 
 /// Looks, prints, and gives the status: success if virtual machines can run.
-pub fn execute(output: OutputFormat) -> Status {
+pub fn execute(format: OutputFormat) -> Result<Status, Failure> {
     let findings = vec![
         cpu::processor(),
         cpu::accelerator(),
@@ -69,17 +71,13 @@ pub fn execute(output: OutputFormat) -> Status {
         kernel_tools::kernel_tools(),
     ];
     let can_run = findings.iter().all(|finding| finding.verdict != Verdict::Fatal);
-    let text = match output {
-        OutputFormat::Table => table(&findings, can_run),
-        OutputFormat::Json => {
-            let diagnosis = Diagnosis { can_run, findings };
-            serde_json::to_string_pretty(&diagnosis).unwrap_or_default() + "\n"
-        }
-    };
-    match crate::print(&text) {
+    let table = table(&findings, can_run);
+    let names = findings.iter().map(|finding| finding.check.to_owned()).collect();
+    let text = output::render(&Made { value: Diagnosis { can_run, findings }, table, names }, format)?;
+    Ok(match crate::print(&text) {
         Status::Success if !can_run => Status::Failure,
         status => status,
-    }
+    })
 }
 
 fn table(findings: &[Finding], can_run: bool) -> String {

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use queztl_agent_client::{Error, Exec, Exit, FaultCode, Io, Size};
 
@@ -15,20 +16,17 @@ use crate::report::Failure;
 use crate::run::terminal::{self, RawMode};
 use crate::status::Status;
 
-const FAILED: u8 = 125;
-const CANNOT_EXECUTE: u8 = 126;
-const NOT_FOUND: u8 = 127;
+pub const FAILED: u8 = 125;
+pub const CANNOT_EXECUTE: u8 = 126;
+pub const NOT_FOUND: u8 = 127;
 const SIGPIPE: u8 = 13;
 
-/// Runs the command; the status is the command's or one of those above.
+/// Runs the command in the guest behind `vsock`; the status is the command's or one of those above.
 ///
 /// # Errors
 /// A mistake of the command line that the parser cannot see.
-pub fn exec(args: &ExecArgs) -> Result<Status, Failure> {
-    if args.cwd.as_ref().is_some_and(|path| !path.is_absolute()) {
-        return Err(Failure::usage("--cwd must begin with a slash: it is a directory of the guest"));
-    }
-    Ok(match run(args) {
+pub fn exec(args: &ExecArgs, vsock: &Path) -> Result<Status, Failure> {
+    Ok(match run(args, vsock) {
         Ok(Exit::Status(status)) => Status::Command(status),
         Ok(Exit::Signal(signal)) => Status::Command(128 | signal),
         // Whoever read the output has seen enough; that is no news.
@@ -58,7 +56,7 @@ pub fn variable(text: &str) -> Result<OsString, String> {
     Ok([OsString::from(name), value].join(std::ffi::OsStr::new("=")))
 }
 
-fn run(args: &ExecArgs) -> Result<Exit, Error> {
+fn run(args: &ExecArgs, vsock: &Path) -> Result<Exit, Error> {
     let bytes = |text: &OsString| text.as_bytes().to_vec();
     let size = terminal::size().map_or(Size { rows: 24, columns: 80 }, |(columns, rows)| Size { rows, columns });
     let mut env: Vec<Vec<u8>> = args.env.iter().map(bytes).collect();
@@ -77,7 +75,7 @@ fn run(args: &ExecArgs) -> Result<Exit, Error> {
         terminal: args.tty.then_some(size),
     };
     let signals = signals::Signals::new();
-    let mut agent = args.target.connect()?;
+    let mut agent = args.target.connect(vsock)?;
     let stdin = io::stdin();
     let (mut stdout, mut stderr) = (Unbuffered(io::stdout()), Unbuffered(io::stderr()));
     let mut raw = None;
@@ -100,7 +98,7 @@ fn run(args: &ExecArgs) -> Result<Exit, Error> {
 }
 
 /// Writes at once: what a command has written is not to wait for the end of a line.
-struct Unbuffered<T>(T);
+pub struct Unbuffered<T>(pub T);
 
 impl<T: AsFd> io::Write for Unbuffered<T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,28 +1,31 @@
 //! `queztl-hv exec` and `queztl-hv copy`: commands and files in a running guest, through its agent.
 //!
-//! [`Target`] is the one place that knows how a guest is found: so far by the path of its vsock socket.
+//! A guest is found by the path of its vsock socket, or by its machine's name: then the daemon tells where that socket is, or,
+//! if it is out of reach, carries the command itself ([`crate::verbs`]).
 
 mod copy;
 mod exec;
 mod signals;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
+use clap_complete::ArgValueCandidates;
 use queztl_agent_client::{Agent, Error, Limits};
 
-pub use copy::copy;
-pub use exec::exec;
+pub use copy::{Way, copy, way};
+pub use exec::{CANNOT_EXECUTE, FAILED, NOT_FOUND, Unbuffered, exec};
 
+use crate::cli::DaemonArgs;
 use crate::report::{Failure, chain};
 
 /// Which guest, and how long to wait for it.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// The virtual machine's --vsock path
+    /// The --vsock path of a virtual machine of `queztl-hv run`
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    vsock: PathBuf,
+    pub vsock: Option<PathBuf>,
 
     /// How long to wait for an agent: a guest may still boot
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(..=86_400))]
@@ -31,12 +34,15 @@ pub struct Target {
     /// How long the agent may show no sign of life
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     answer: u32,
+
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
 }
 
 impl Target {
-    fn connect(&self) -> Result<Agent, Error> {
+    fn connect(&self, vsock: &Path) -> Result<Agent, Error> {
         let seconds = |number: u32| Duration::from_secs(number.into());
-        Agent::connect(&self.vsock, &Limits { connect: seconds(self.wait), answer: seconds(self.answer) })
+        Agent::connect(vsock, &Limits { connect: seconds(self.wait), answer: seconds(self.answer) })
     }
 }
 
@@ -47,48 +53,57 @@ fn failure(error: &Error) -> Failure {
 
 #[derive(Debug, Args)]
 pub struct ExecArgs {
+    /// Name or identifier of the machine
+    #[arg(
+        value_name = "VM",
+        required_unless_present = "vsock",
+        conflicts_with = "vsock",
+        add = ArgValueCandidates::new(crate::verbs::names::vms)
+    )]
+    pub vm: Option<String>,
+
     #[command(flatten)]
-    target: Target,
+    pub target: Target,
 
     /// A terminal for the command, of the size of this one
     #[arg(short, long)]
-    tty: bool,
+    pub tty: bool,
 
     /// An environment variable for the command (repeatable)
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = exec::variable)]
-    env: Vec<std::ffi::OsString>,
+    pub env: Vec<std::ffi::OsString>,
 
     /// The command's working directory [default: the user's home]
     #[arg(short, long, value_name = "DIR")]
-    cwd: Option<PathBuf>,
+    pub cwd: Option<PathBuf>,
 
     /// Who runs it: a name of the guest's /etc/passwd or a number, each with :GROUP if wanted [default: root]
     #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
+    pub user: Option<String>,
 
     /// The command's input is empty, rather than this one's
     #[arg(short, long)]
-    no_stdin: bool,
+    pub no_stdin: bool,
 
     /// Program and arguments
     #[arg(last = true, required = true, value_name = "CMD")]
-    command: Vec<std::ffi::OsString>,
+    pub command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]
 pub struct CopyArgs {
     #[command(flatten)]
-    target: Target,
+    pub target: Target,
 
     /// The most bytes to take from a guest
     #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = crate::values::size)]
-    max_size: u64,
+    pub max_size: u64,
 
-    /// A file or directory, here or `guest:PATH`
+    /// A file or directory, here or VM:PATH (with --vsock: guest:PATH)
     #[arg(value_name = "SRC")]
-    source: std::ffi::OsString,
+    pub source: std::ffi::OsString,
 
-    /// Where to, here or `guest:PATH`; if it is a directory, into it
+    /// Where to, here or VM:PATH; if it is a directory, into it
     #[arg(value_name = "DST")]
-    destination: std::ffi::OsString,
+    pub destination: std::ffi::OsString,
 }

@@ -1,7 +1,7 @@
 //! The escape key: which bytes from the terminal are for us and which for the guest.
 //!
 //! ```text
-//!  Pass ──Ctrl-A──> Escaped ──x────────────> Stop
+//!  Pass ──Ctrl-A──> Escaped ──end key──────> End
 //!   ^                  │ ──Ctrl-A, a──> one Ctrl-A to the guest
 //!   └──── any key ─────┘ ──h, ?───────> Help
 //! ```
@@ -12,17 +12,24 @@ const ESCAPE: u8 = 0x01;
 /// What a filtered run of bytes asks for besides the bytes that go on to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    Stop,
+    /// The key that ends this: it stops a machine that runs in the foreground, or detaches from one that does not.
+    End,
     Help,
 }
 
 /// Watches the byte stream for the escape key, across reads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EscapeFilter {
     escaped: bool,
+    end: u8,
 }
 
 impl EscapeFilter {
+    /// A filter whose end key is this letter, after Ctrl-A.
+    pub fn ending_with(end: u8) -> EscapeFilter {
+        EscapeFilter { escaped: false, end: end.to_ascii_lowercase() }
+    }
+
     /// Appends what is for the guest to `guest`, and gives the first request with the number of bytes consumed up to
     /// it; all bytes are consumed when there is none.
     pub fn filter(&mut self, bytes: &[u8], guest: &mut Vec<u8>) -> (usize, Option<Request>) {
@@ -32,7 +39,7 @@ impl EscapeFilter {
                 (false, ESCAPE) => self.escaped = true,
                 (false, _) => guest.push(byte),
                 (true, ESCAPE | b'a') => guest.push(ESCAPE),
-                (true, b'x' | b'X') => return (index + 1, Some(Request::Stop)),
+                (true, key) if key.to_ascii_lowercase() == self.end => return (index + 1, Some(Request::End)),
                 (true, b'h' | b'?') => return (index + 1, Some(Request::Help)),
                 (true, _) => {}
             }
@@ -46,7 +53,7 @@ mod tests {
     use super::*;
 
     fn filter_all(chunks: &[&[u8]]) -> (Vec<u8>, Vec<Request>) {
-        let (mut filter, mut guest, mut requests) = (EscapeFilter::default(), Vec::new(), Vec::new());
+        let (mut filter, mut guest, mut requests) = (EscapeFilter::ending_with(b'x'), Vec::new(), Vec::new());
         for chunk in chunks {
             let mut rest = *chunk;
             while !rest.is_empty() {
@@ -65,7 +72,7 @@ mod tests {
 
     #[test]
     fn ctrl_a_x_stops_even_when_split_over_two_reads() {
-        assert_eq!(filter_all(&[b"a\x01", b"xb"]), (b"ab".to_vec(), vec![Request::Stop]));
+        assert_eq!(filter_all(&[b"a\x01", b"xb"]), (b"ab".to_vec(), vec![Request::End]));
     }
 
     #[test]
@@ -76,5 +83,13 @@ mod tests {
     #[test]
     fn help_is_shown_and_unknown_keys_are_dropped() {
         assert_eq!(filter_all(&[b"\x01h\x01qz"]), (b"z".to_vec(), vec![Request::Help]));
+    }
+
+    #[test]
+    fn the_end_key_is_the_one_chosen() {
+        let mut guest = Vec::new();
+        let mut filter = EscapeFilter::ending_with(b'd');
+        assert_eq!(filter.filter(b"\x01x\x01D", &mut guest), (4, Some(Request::End)));
+        assert!(guest.is_empty());
     }
 }

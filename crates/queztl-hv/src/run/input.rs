@@ -33,7 +33,7 @@ pub fn start(handle: Handle, with_escapes: bool) {
 
 fn forward(mut stdin: impl Read, handle: &Handle, with_escapes: bool) {
     let mut buffer = [0; 4096];
-    let mut filter = EscapeFilter::default();
+    let mut filter = EscapeFilter::ending_with(b'x');
     loop {
         let bytes = match stdin.read(&mut buffer) {
             Ok(0) => return,
@@ -57,7 +57,7 @@ fn forward_filtered(mut bytes: &[u8], filter: &mut EscapeFilter, handle: &Handle
         let mut guest = Vec::with_capacity(bytes.len());
         let (used, request) = filter.filter(bytes, &mut guest);
         // A stop must work although the guest takes no input any more.
-        if request == Some(Request::Stop) {
+        if request == Some(Request::End) {
             handle.stop();
             return;
         }

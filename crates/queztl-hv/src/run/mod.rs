@@ -9,7 +9,7 @@
 
 mod console;
 mod engine;
-mod escape;
+pub(crate) mod escape;
 mod input;
 mod signals;
 pub(crate) mod terminal;

@@ -1,0 +1,41 @@
+//! `list` and `info`.
+
+use queztl_api::Vm;
+
+use super::rows::One;
+use super::session::{Session, failure};
+use crate::cli::{InfoArgs, ListArgs, OutputFormat};
+use crate::output::{self, List, Show};
+use crate::report::Failure;
+use crate::status::Status;
+
+/// Lists machines.
+pub async fn list(session: &Session, args: &ListArgs) -> Result<Status, Failure> {
+    let mut vms = session.client.vms().await.map_err(failure)?;
+    vms.retain(|vm| fits(vm, args));
+    vms.sort_by(|one, other| one.name.cmp(&other.name));
+    output::print(&List(&vms), args.output.format)
+}
+
+fn fits(vm: &Vm, args: &ListArgs) -> bool {
+    let labelled = |wanted: &String| match wanted.split_once('=') {
+        Some((key, value)) => vm.spec.labels.get(key).is_some_and(|has| has == value),
+        None => vm.spec.labels.contains_key(wanted),
+    };
+    args.labels.iter().all(labelled) && (args.states.is_empty() || args.states.contains(&vm.state))
+}
+
+/// Shows all of some machines: several make a list.
+pub async fn info(session: &Session, args: &InfoArgs) -> Result<Status, Failure> {
+    let asked = args.vms.vms.iter().map(|vm| session.client.vm(vm));
+    let vms: Result<Vec<Vm>, _> = futures_util::future::join_all(asked).await.into_iter().collect();
+    let vms = vms.map_err(failure)?;
+    match (&vms[..], args.output.format) {
+        ([vm], format) => output::print(&One(vm), format),
+        (vms, OutputFormat::Table | OutputFormat::Wide) => {
+            let texts: Vec<String> = vms.iter().map(|vm| One(vm).table(false)).collect();
+            Ok(crate::print(&texts.join("\n")))
+        }
+        (vms, format) => output::print(&List(vms), format),
+    }
+}
