@@ -31,6 +31,12 @@ pub enum Error {
     Open { path: PathBuf, source: io::Error },
     #[error("disk {path} cannot be used without the host's page cache ({source}); leave direct I/O off")]
     NoDirect { path: PathBuf, source: io::Error },
+    #[error("what was written to disk {path} cannot be made durable: {source}")]
+    Flush { path: PathBuf, source: io::Error },
+    #[error(
+        "image {overlay} does not build on {base}; make it with `queztl-hv image create --backing {base} {overlay}`"
+    )]
+    OtherBase { overlay: PathBuf, base: PathBuf },
     #[error("a disk queue cannot be set up: {0}")]
     Queue(io::Error),
     #[error("{path} {source}")]

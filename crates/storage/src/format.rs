@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::qcow2::{Header, HeaderError, Qcow2Config, Qcow2Image};
+use crate::qcow2::{Header, HeaderError, Hold, Qcow2Config, Qcow2Image, open_chain};
 use crate::{Disk, Error, RawConfig, RawFile};
 
 /// How a disk lies in its file.
@@ -78,6 +79,23 @@ pub fn open_disk(config: &ImageConfig) -> Result<Arc<dyn Disk>, Error> {
         Format::Raw => Ok(Arc::new(RawFile::open(&RawConfig { path, read_only, direct, in_order })?)),
         Format::Qcow2 => Ok(Arc::new(Qcow2Image::open(&Qcow2Config { path, read_only, backing, in_order })?)),
     }
+}
+
+/// Opens `overlay`, a qcow2 image that builds directly on the file at `base`, for writing. The disk at `base` must have
+/// been frozen ([`Disk::freeze`]) if it is open for writing.
+///
+/// Where the files below lie does not matter: `overlay` was made by whoever asks, and what builds on what below it was
+/// decided when `base` was opened.
+pub fn open_overlay(overlay: &Path, base: &Path, in_order: bool) -> Result<Arc<dyn Disk>, Error> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let links = open_chain(overlay, Hold::Look, Backing::Any)?;
+    let below = links.get(1).and_then(|link| identity(&link.path));
+    if below.is_none() || below != identity(base) {
+        return Err(Error::OtherBase { overlay: overlay.to_path_buf(), base: base.to_path_buf() });
+    }
+    drop(links);
+    let config = Qcow2Config { path: overlay.to_path_buf(), read_only: false, backing: Backing::Any, in_order };
+    Ok(Arc::new(Qcow2Image::open(&config)?))
 }
 
 /// The format of the file at `path`: the one that was said, else the one that its name and its first bytes agree on.

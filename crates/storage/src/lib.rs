@@ -30,7 +30,7 @@ use std::os::fd::BorrowedFd;
 
 pub use buffer::Buffer;
 pub use error::Error;
-pub use format::{Backing, Format, ImageConfig, open_disk, settle as settle_format};
+pub use format::{Backing, Format, ImageConfig, open_disk, open_overlay, settle as settle_format};
 pub use qcow2::{Qcow2Config, Qcow2Image};
 pub use raw::{RawConfig, RawFile};
 
@@ -132,6 +132,13 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
 
     /// What the disk holds from `offset_bytes` on, as far as that can be told without reading it.
     fn extent(&self, offset_bytes: u64) -> io::Result<Extent>;
+
+    /// Makes all that was written durable and lets others read the disk: its file is to be what another image builds on. No
+    /// queue may have requests in flight, and none may write afterwards.
+    fn freeze(&self) -> Result<(), Error>;
+
+    /// Takes [`Disk::freeze`] back: nobody else may read the disk any more. Fails if somebody does.
+    fn thaw(&self) -> Result<(), Error>;
 
     /// Opens a queue on which up to `depth` requests may be in flight, for the use of one thread.
     fn open_queue(&self, depth: u32) -> Result<Box<dyn DiskQueue>, Error>;

@@ -12,6 +12,7 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ pub(crate) use header::read_up_to;
 pub use header::{Header, HeaderError};
 pub(crate) use layer::Layer;
 
-use crate::{Backing, Disk, DiskQueue, Error, Extent, SECTOR_SIZE, Topology};
+use crate::{Backing, Disk, DiskQueue, Error, Extent, SECTOR_SIZE, Topology, lock};
 
 /// What a guest should write at once, in bytes: the host's page.
 const PAGE_BYTES: u32 = 4096;
@@ -50,6 +51,8 @@ pub struct Qcow2Image {
 struct Inner {
     path: PathBuf,
     access: FormatAccess<Layer>,
+    /// The image's own file: the lock belongs to it.
+    file: File,
     read_only: bool,
     in_order: bool,
     topology: Topology,
@@ -62,15 +65,17 @@ impl Qcow2Image {
     pub fn open(config: &Qcow2Config) -> Result<Qcow2Image, Error> {
         let hold = if config.read_only { Hold::Read } else { Hold::Write };
         let links = chain::open(&config.path, hold, config.backing)?;
+        let (path, queue_open) = (config.path.clone(), AtomicBool::new(false));
+        let failed = |source| Error::Open { path: path.clone(), source };
+        let file = links.first().ok_or_else(|| Error::Missing(path.clone()))?.file.try_clone().map_err(failed)?;
         let access = chain::assemble(links, config.read_only)?;
         let topology = Topology {
             size_bytes: access.size(),
             logical_block_bytes: SECTOR_SIZE as u32,
             physical_block_bytes: PAGE_BYTES,
         };
-        let (path, queue_open) = (config.path.clone(), AtomicBool::new(false));
         let Qcow2Config { read_only, in_order, .. } = *config;
-        Ok(Qcow2Image { inner: Arc::new(Inner { path, access, read_only, in_order, topology, queue_open }) })
+        Ok(Qcow2Image { inner: Arc::new(Inner { path, access, file, read_only, in_order, topology, queue_open }) })
     }
 
     /// Where the image lies.
@@ -90,6 +95,21 @@ impl Disk for Qcow2Image {
 
     fn max_queues(&self) -> u16 {
         1
+    }
+
+    fn freeze(&self) -> Result<(), Error> {
+        let Inner { access, file, path, read_only, .. } = &*self.inner;
+        if !read_only {
+            access
+                .flush()
+                .and_then(|()| access.sync())
+                .map_err(|source| Error::Flush { path: path.clone(), source })?;
+        }
+        lock::take(file, path, true)
+    }
+
+    fn thaw(&self) -> Result<(), Error> {
+        lock::take(&self.inner.file, &self.inner.path, self.inner.read_only)
     }
 
     fn open_queue(&self, depth: u32) -> Result<Box<dyn DiskQueue>, Error> {

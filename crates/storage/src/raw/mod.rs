@@ -106,6 +106,18 @@ impl Disk for RawFile {
         }
     }
 
+    fn freeze(&self) -> Result<(), Error> {
+        let Inner { file, path, read_only, .. } = &*self.inner;
+        if !read_only {
+            file.sync_data().map_err(|source| Error::Flush { path: path.clone(), source })?;
+        }
+        lock::take(file, path, true)
+    }
+
+    fn thaw(&self) -> Result<(), Error> {
+        lock::take(&self.inner.file, &self.inner.path, self.inner.read_only)
+    }
+
     fn extent(&self, offset_bytes: u64) -> io::Result<Extent> {
         let end = self.inner.topology.size_bytes;
         let seek = |to| match rustix::fs::seek(&self.inner.file, to) {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 
+use super::lists::starts_threads;
 use super::{KIND, Kind, enter};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -22,13 +23,14 @@ pub(super) fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Carries out `work` and gives its result: on the launcher if this is the thread of a confined vCPU, else here.
+/// Carries out `work` and gives its result: on the launcher if this is a confined thread that may not start threads, such
+/// as a vCPU's, else here.
 ///
 /// # Panics
 /// When `work` panics.
 pub fn on_launcher<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let is_vcpu = matches!(KIND.get(), Some(Kind::VcpuSoft | Kind::VcpuKvm));
-    let Some(jobs) = JOBS.get().filter(|_| is_vcpu) else { return work() };
+    let is_bound = KIND.get().is_some_and(|kind| !starts_threads(kind));
+    let Some(jobs) = JOBS.get().filter(|_| is_bound) else { return work() };
     let (done, result) = sync_channel(1);
     let job = move || {
         let _ = done.send(work());

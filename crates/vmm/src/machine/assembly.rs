@@ -31,7 +31,7 @@ use crate::devices::legacy::serial::Serial;
 use crate::devices::legacy::{LegacyConfig, LegacyDevices};
 use crate::devices::output::Output;
 use crate::devices::virtio::balloon::Balloon;
-use crate::devices::virtio::block::BlockConfig;
+use crate::devices::virtio::block::{Block, BlockConfig};
 use crate::devices::virtio::console::{self, ConsoleConfig};
 use crate::devices::virtio::limit::Limiter;
 use crate::devices::virtio::mem::Mem;
@@ -136,6 +136,8 @@ pub(super) struct Live {
     pub ram: Arc<GuestRam>,
     /// Changed when the guest goes on as a copy of itself.
     pub generation: Arc<GenerationId>,
+    /// By number.
+    pub disks: Vec<Arc<Block>>,
     pub balloon: Arc<Balloon>,
     /// Memory that can be hot-plugged, if the machine has any.
     pub mem: Option<Arc<Mem>>,
@@ -276,7 +278,7 @@ impl Assembly {
             transports: Vec::new(),
             limiters: Vec::new(),
         };
-        let Devices { console: virtio, balloon, mem } = add_devices(config, host, &outputs, &mut slots)?;
+        let Devices { disks, console: virtio, balloon, mem } = add_devices(config, host, &outputs, &mut slots)?;
         let Slots { gate, transports, limiters, .. } = slots;
 
         let kvmclock = KvmClock::new(ram.memory().clone(), clock.clone(), config.vcpus);
@@ -290,8 +292,21 @@ impl Assembly {
         let console = Console { serial: legacy.serial.clone(), virtio, outputs };
         let accelerator = host.accelerator.name();
         let generation = Arc::new(GenerationId::new(ram.memory().clone(), legacy.notices.clone()));
-        let live =
-            Live { console, accelerator, ram, generation, balloon, mem, limiters, gate, vm, board, legacy, transports };
+        let live = Live {
+            console,
+            accelerator,
+            ram,
+            generation,
+            disks,
+            balloon,
+            mem,
+            limiters,
+            gate,
+            vm,
+            board,
+            legacy,
+            transports,
+        };
         let vcpus = match start {
             Start::Boot { .. } => boot(config, &live)?,
             Start::Restore(saved) => restore::parts(saved, config, &live)?,
@@ -384,6 +399,7 @@ impl Slots<'_> {
 
 /// The devices that are reached while the machine runs.
 struct Devices {
+    disks: Vec<Arc<Block>>,
     console: Option<Arc<console::Console>>,
     balloon: Arc<Balloon>,
     mem: Option<Arc<Mem>>,
@@ -396,9 +412,12 @@ fn add_devices(
     outputs: &Outputs,
     slots: &mut Slots<'_>,
 ) -> Result<Devices, Error> {
+    let mut disks = Vec::new();
     for (number, disk) in config.disks.iter().enumerate() {
         let limiter = slots.limiter(format!("disk{number}"), disk.limit);
-        slots.add(block(disk, limiter, config)?)?;
+        let block = block(disk, limiter, config)?;
+        slots.add(block.clone())?;
+        disks.push(block);
     }
     for (number, Network { device, limiters: [receive, transmit] }) in host.nets.0.iter().enumerate() {
         slots.limiters.push((format!("net{number}-rx"), receive.clone()));
@@ -426,7 +445,7 @@ fn add_devices(
         mem.set_requested_bytes(config.hotplug_requested_bytes);
         slots.add(mem.clone())?;
     }
-    Ok(Devices { console, balloon, mem })
+    Ok(Devices { disks, console, balloon, mem })
 }
 
 /// The console that has the terminal. Its size comes through the machine's handle.
@@ -436,13 +455,14 @@ fn terminal(config: &MachineConfig, outputs: &Outputs) -> Result<Arc<console::Co
     console.build().map_err(device)
 }
 
-fn block(config: &DiskConfig, limiter: Arc<Limiter>, machine: &MachineConfig) -> Result<Arc<dyn VirtioDevice>, Error> {
+fn block(config: &DiskConfig, limiter: Arc<Limiter>, machine: &MachineConfig) -> Result<Arc<Block>, Error> {
     let DiskConfig { path, format, backing, read_only, serial, .. } = config.clone();
     let image = ImageConfig { path, format, read_only, backing, direct: false, in_order: is_repeatable(machine) };
     let disk = open_disk(&image).map_err(|source| Error::Disk { path: image.path, source })?;
-    let queues = (machine.vcpus.min(DISK_QUEUES) as u16).min(disk.max_queues());
+    // A disk that has fewer queues than the guest sees serves them in turns: a snapshot may put such a one in its place.
+    let queues = machine.vcpus.min(DISK_QUEUES) as u16;
     let block = BlockConfig { disk, serial: serial.unwrap_or_default(), queues, limiter };
-    Ok(block.build().map_err(device)?)
+    block.build().map_err(device)
 }
 
 fn network(config: &NetConfig, number: u32, machine: &MachineConfig) -> Result<Network, Error> {

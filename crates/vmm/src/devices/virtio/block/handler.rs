@@ -1,51 +1,72 @@
-//! A queue's thread: chains become disk requests, completions become answers. A request that the rate limit keeps back is
-//! held, and with it all that come after it.
+//! A disk's thread: chains of one or several queues become disk requests, completions become answers. A request that the
+//! rate limit keeps back is held, and with it all that come after it.
+
+use std::sync::Arc;
+use std::time::Instant;
 
 use queztl_storage::{Buffer, Completion, DiskQueue, Operation, Request};
 
-use super::request::{self, Action, Answer, MAX_SEGMENTS, Status};
+use super::metrics::Metrics;
+use super::request::{self, Action, Answer, Kind, MAX_SEGMENTS, Segment, Status};
 use super::{Limits, dma};
-use crate::confine::Kind;
+use crate::confine;
 use crate::devices::virtio::limit::Throttle;
 use crate::devices::virtio::spin::Spin;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 use crate::devices::virtio::{Buffers, VirtQueue};
 
-const KICKED: u64 = 0;
-const COMPLETED: u64 = 1;
-const THROTTLED: u64 = 2;
-/// Most chains that are taken before the disk is started on them and what it has finished is answered. A cached disk works
-/// while it is being started, so the driver of a deep queue would otherwise sleep through the whole of it, and the device
-/// then through the making of the next requests.
+const COMPLETED: u64 = 0;
+const THROTTLED: u64 = 1;
+const KICKED: u64 = 2;
+/// Most chains that are taken from a queue before the disk is started on them and what it has finished is answered. A
+/// cached disk works while it is being started, so the driver of a deep queue would otherwise sleep through the whole of
+/// it, and the device then through the making of the next requests.
 const PART: usize = 16;
 
 /// A chain whose disk requests are on their way.
 struct Flight {
+    queue: usize,
     answer: Answer,
+    kind: Kind,
+    bytes: u64,
     /// What the disk fills.
     into: Buffers,
     /// Disk requests still to complete; several for a discard of several ranges.
     left: u32,
     status: Status,
+    began: Instant,
+}
+
+/// What a disk's thread works with, besides its queues.
+pub(super) struct Means {
+    pub disk: Box<dyn DiskQueue>,
+    pub limits: Limits,
+    pub throttle: Throttle,
+    pub spin: Spin,
+    pub metrics: Arc<Metrics>,
 }
 
 pub(super) struct BlockHandler {
-    queue: VirtQueue,
-    /// Uses the guest memory that `queue` keeps mapped; see `drop`.
-    disk: Box<dyn DiskQueue>,
-    limits: Limits,
-    throttle: Throttle,
-    /// The request that waits for the rate limit.
-    held: Option<(Answer, Action)>,
+    /// At least one.
+    queues: Vec<VirtQueue>,
+    /// Its disk queue uses the guest memory that `queues` keep mapped; see `drop`.
+    means: Means,
+    /// The request that waits for the rate limit: the last that was taken from its queue.
+    held: Option<(usize, Answer, Action)>,
+    /// The queue that is looked at first.
+    turn: usize,
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
-    spin: Spin,
+    /// When the current round began.
+    now: Instant,
+    /// A queue makes no sense: nothing is done until the driver resets the device.
+    broken: bool,
 }
 
 /// Why no more chains are taken for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
-    /// The ring is empty.
+    /// The rings are empty.
     Empty,
     /// It is time to see to those that were taken.
     Part,
@@ -54,104 +75,152 @@ enum Stop {
 }
 
 impl BlockHandler {
-    pub(super) fn new(
-        queue: VirtQueue,
-        disk: Box<dyn DiskQueue>,
-        limits: Limits,
-        throttle: Throttle,
-        spin: Spin,
-    ) -> BlockHandler {
-        BlockHandler { queue, disk, limits, throttle, held: None, flights: Vec::new(), free: Vec::new(), spin }
+    pub(super) fn new(queues: Vec<VirtQueue>, means: Means, broken: bool) -> BlockHandler {
+        let (flights, free) = (Vec::new(), Vec::new());
+        BlockHandler { queues, means, held: None, turn: 0, flights, free, now: Instant::now(), broken }
+    }
+
+    /// The queues, for another handler to go on with, and whether one of them makes no sense. Nothing is in flight.
+    pub(super) fn into_queues(mut self) -> (Vec<VirtQueue>, bool) {
+        if let Some((queue, _, _)) = self.held.take() {
+            self.queues[queue].undo_pop();
+        }
+        (std::mem::take(&mut self.queues), self.broken)
     }
 
     /// Moves everything that can be moved, until the driver will notify and the disk will signal.
     fn pump(&mut self) -> Result<(), Fault> {
-        self.spin.woken();
-        self.queue.suppress();
+        if self.broken {
+            return Ok(());
+        }
+        let result = self.work();
+        self.broken = result.is_err();
+        result
+    }
+
+    fn work(&mut self) -> Result<(), Fault> {
+        self.means.spin.woken();
         loop {
+            self.queues.iter_mut().for_each(VirtQueue::suppress);
             let stop = self.accept()?;
-            self.disk.kick()?;
+            self.means.disk.kick()?;
             let answered = self.answer_completions();
             // At once: the driver can go on while the next requests are taken.
-            self.queue.signal();
+            self.queues.iter_mut().for_each(VirtQueue::signal);
             // A full disk queue goes on when something completes, a throttled one when its timer says so, an empty ring
             // when the driver notifies.
             let more = match stop {
                 Stop::Part => true,
                 Stop::Full => answered,
-                Stop::Empty => answered || self.look() || self.queue.rearm(),
+                Stop::Empty => answered || self.look() || self.rearm(),
             };
             if !more {
                 return Ok(());
             }
-            self.queue.suppress();
         }
     }
 
     /// Whether there is work for the thread before it has slept.
     fn look(&mut self) -> bool {
-        let (queue, disk) = (&self.queue, &mut self.disk);
-        self.spin.look(|| queue.has_available() || disk.has_completed())
+        let (queues, disk) = (&self.queues, &mut self.means.disk);
+        self.means.spin.look(|| queues.iter().any(VirtQueue::has_available) || disk.has_completed())
     }
 
-    /// Takes chains while the disk has room and the rate limit allows.
+    /// Asks for notifications of all queues; true if there is work already.
+    fn rearm(&mut self) -> bool {
+        self.queues.iter_mut().fold(false, |more, queue| queue.rearm() | more)
+    }
+
+    /// Takes chains while the disk has room and the rate limit allows: a part of each queue, in turns.
     fn accept(&mut self) -> Result<Stop, Fault> {
+        self.now = Instant::now();
+        let mut stop = Stop::Empty;
+        for step in 0..self.queues.len() {
+            let queue = (self.turn + step) % self.queues.len();
+            match self.accept_from(queue)? {
+                Stop::Empty => {}
+                Stop::Part => stop = Stop::Part,
+                Stop::Full => {
+                    self.turn = queue;
+                    return Ok(Stop::Full);
+                }
+            }
+        }
+        Ok(stop)
+    }
+
+    fn accept_from(&mut self, queue: usize) -> Result<Stop, Fault> {
         for _ in 0..PART {
-            if self.disk.room() < MAX_SEGMENTS as usize {
+            if self.means.disk.room() < MAX_SEGMENTS as usize {
                 return Ok(Stop::Full);
             }
-            let Some((answer, action)) = self.next_request()? else { return Ok(Stop::Empty) };
-            if !self.throttle.admit(action.bytes()) {
-                self.held = Some((answer, action));
+            let Some((queue, answer, action)) = self.next_request(queue)? else { return Ok(Stop::Empty) };
+            if !self.means.throttle.admit(action.bytes()) {
+                self.held = Some((queue, answer, action));
                 return Ok(Stop::Full);
             }
-            self.begin(answer, action);
+            self.begin(queue, answer, action);
         }
         Ok(Stop::Part)
     }
 
-    fn next_request(&mut self) -> Result<Option<(Answer, Action)>, Fault> {
+    /// The request that was held, or the next of `queue`.
+    fn next_request(&mut self, queue: usize) -> Result<Option<(usize, Answer, Action)>, Fault> {
         if let Some(held) = self.held.take() {
             return Ok(Some(held));
         }
-        let Some(chain) = self.queue.pop()? else { return Ok(None) };
+        let ring = &mut self.queues[queue];
+        let Some(chain) = ring.pop()? else { return Ok(None) };
         let head = chain.head;
-        let parsed = request::parse(self.queue.memory(), chain, &self.limits);
-        Ok(Some(parsed.map_err(|what| self.queue.bad_chain(head, what))?))
-    }
-
-    fn begin(&mut self, answer: Answer, action: Action) {
-        let durable = self.limits.write_through;
-        match action {
-            Action::Read { offset_bytes, into } => self.transfer(answer, Operation::Read, offset_bytes, into),
-            Action::Write { offset_bytes, from } => {
-                self.transfer(answer, Operation::Write { durable }, offset_bytes, from)
-            }
-            Action::Flush => self.transfer(answer, Operation::Flush, 0, Buffers::default()),
-            Action::Ranges(segments) => {
-                let token = self.take_off(answer, Buffers::default(), segments.len() as u32);
-                for segment in segments {
-                    self.submit(token, segment.operation, segment.offset_bytes, segment.length_bytes, Vec::new());
-                }
-            }
-            Action::Identify { into } => {
-                let written = into.write_at(self.queue.memory(), 0, &self.limits.serial);
-                self.reply(&answer, Status::Ok, written as u64);
-            }
-            Action::Refuse(status) => self.reply(&answer, status, 0),
+        match request::parse(ring.memory(), chain, &self.means.limits) {
+            Ok((answer, action)) => Ok(Some((queue, answer, action))),
+            Err(what) => Err(ring.bad_chain(head, what).into()),
         }
     }
 
-    fn transfer(&mut self, answer: Answer, operation: Operation, offset_bytes: u64, data: Buffers) {
-        let buffers = dma::disk_buffers(self.queue.memory(), &data);
-        let into = if operation == Operation::Read { data } else { Buffers::default() };
-        let token = self.take_off(answer, into, 1);
-        self.submit(token, operation, offset_bytes, 0, buffers);
+    fn begin(&mut self, queue: usize, answer: Answer, action: Action) {
+        let durable = self.means.limits.write_through;
+        match action {
+            Action::Read { offset_bytes, into } => {
+                let (buffers, bytes) = (self.buffers(queue, &into), into.bytes());
+                let token = self.take_off(queue, answer, Kind::Read, bytes, into, 1);
+                self.submit(token, Operation::Read, offset_bytes, 0, buffers);
+            }
+            Action::Write { offset_bytes, from } => {
+                let buffers = self.buffers(queue, &from);
+                let token = self.take_off(queue, answer, Kind::Write, from.bytes(), Buffers::default(), 1);
+                self.submit(token, Operation::Write { durable }, offset_bytes, 0, buffers);
+            }
+            Action::Flush => {
+                let token = self.take_off(queue, answer, Kind::Flush, 0, Buffers::default(), 1);
+                self.submit(token, Operation::Flush, 0, 0, Vec::new());
+            }
+            Action::Ranges(segments) => {
+                let count = segments.len() as u32;
+                let token = self.take_off(queue, answer, Kind::Discard, 0, Buffers::default(), count);
+                for Segment { operation, offset_bytes, length_bytes } in segments {
+                    self.submit(token, operation, offset_bytes, length_bytes, Vec::new());
+                }
+            }
+            Action::Identify { into } => {
+                let written = into.write_at(self.queues[queue].memory(), 0, &self.means.limits.serial);
+                self.reply(queue, &answer, Status::Ok, written as u64);
+            }
+            Action::Refuse(status) => {
+                self.means.metrics.refused();
+                self.reply(queue, &answer, status, 0);
+            }
+        }
+    }
+
+    fn buffers(&self, queue: usize, data: &Buffers) -> Vec<Buffer> {
+        dma::disk_buffers(self.queues[queue].memory(), data)
     }
 
     /// Finds a place for a chain under way; its number is the disk requests' token.
-    fn take_off(&mut self, answer: Answer, into: Buffers, left: u32) -> usize {
-        let flight = Some(Flight { answer, into, left, status: Status::Ok });
+    fn take_off(&mut self, queue: usize, answer: Answer, kind: Kind, bytes: u64, into: Buffers, left: u32) -> usize {
+        self.means.metrics.begin();
+        let flight = Some(Flight { queue, answer, kind, bytes, into, left, status: Status::Ok, began: self.now });
         match self.free.pop() {
             Some(token) => {
                 self.flights[token] = flight;
@@ -173,19 +242,20 @@ impl BlockHandler {
         buffers: Vec<Buffer>,
     ) {
         let request = Request { token: token as u64, operation, offset_bytes, length_bytes, buffers };
-        // SAFETY: the buffers lie in guest memory, which `self.queue` keeps mapped; `finish` waits for all requests before
-        // the handler, and with it the queue, can go away.
-        unsafe { self.disk.submit(request) };
+        // SAFETY: the buffers lie in guest memory, which `self.queues` keep mapped; `finish` waits for all requests before
+        // the handler, and with it the queues, can go away.
+        unsafe { self.means.disk.submit(request) };
     }
 
     /// Answers what the disk has finished; true if there was any.
     fn answer_completions(&mut self) -> bool {
-        let mut any = false;
-        while let Some(completion) = self.disk.completed() {
-            any = true;
+        let Some(first) = self.means.disk.completed() else { return false };
+        self.now = Instant::now();
+        self.land(first);
+        while let Some(completion) = self.means.disk.completed() {
             self.land(completion);
         }
-        any
+        true
     }
 
     fn land(&mut self, completion: Completion) {
@@ -202,28 +272,39 @@ impl BlockHandler {
         }
         let Some(flight) = place.take() else { return };
         self.free.push(token);
+        let Flight { queue, answer, kind, bytes, into, status, began, .. } = flight;
         // Also after an error: part of the data may have arrived.
-        dma::mark_dirty(self.queue.memory(), &flight.into);
-        let written = if flight.status == Status::Ok { flight.into.bytes() } else { 0 };
-        self.reply(&flight.answer, flight.status, written);
+        dma::mark_dirty(self.queues[queue].memory(), &into);
+        let ok = status == Status::Ok;
+        self.means.metrics.end(kind, bytes, ok, self.now - began);
+        self.reply(queue, &answer, status, if ok { into.bytes() } else { 0 });
     }
 
-    fn reply(&mut self, answer: &Answer, status: Status, written: u64) {
-        answer.write(self.queue.memory(), status);
+    fn reply(&mut self, queue: usize, answer: &Answer, status: Status, written: u64) {
+        let queue = &mut self.queues[queue];
+        answer.write(queue.memory(), status);
         // Chains are shorter than 4 GiB.
-        let written = u32::try_from(written + 1).unwrap_or(u32::MAX);
-        self.queue.push(answer.head, written);
+        queue.push(answer.head, u32::try_from(written + 1).unwrap_or(u32::MAX));
+    }
+
+    /// Waits for what is in flight and answers it.
+    fn land_all(&mut self) {
+        self.means.disk.drain();
+        self.answer_completions();
+        self.queues.iter_mut().for_each(VirtQueue::signal);
     }
 }
 
 impl Handler for BlockHandler {
-    const THREAD: Kind = Kind::Block;
+    const THREAD: confine::Kind = confine::Kind::Block;
 
     fn start(&mut self, poller: &Poller) -> Result<(), Fault> {
         // By edges: each signal is told once, so that no counter has to be read. `pump` looks at everything each time.
-        poller.add(self.queue.kick_fd(), KICKED, Ready::IN | Ready::ET)?;
-        poller.add(self.disk.event(), COMPLETED, Ready::IN | Ready::ET)?;
-        poller.add(self.throttle.timer(), THROTTLED, Ready::IN | Ready::ET)?;
+        for (token, queue) in (KICKED..).zip(&self.queues) {
+            poller.add(queue.kick_fd(), token, Ready::IN | Ready::ET)?;
+        }
+        poller.add(self.means.disk.event(), COMPLETED, Ready::IN | Ready::ET)?;
+        poller.add(self.means.throttle.timer(), THROTTLED, Ready::IN | Ready::ET)?;
         self.pump()
     }
 
@@ -236,9 +317,7 @@ impl Handler for BlockHandler {
     }
 
     fn quiesce(&mut self) -> Result<(), Fault> {
-        self.disk.drain();
-        self.answer_completions();
-        self.queue.signal();
+        self.land_all();
         Ok(())
     }
 
@@ -248,16 +327,14 @@ impl Handler for BlockHandler {
     }
 
     fn finish(&mut self) {
-        self.disk.drain();
         // What was carried out is answered: the driver has not yet been told that the device is reset.
-        self.answer_completions();
-        self.queue.signal();
+        self.land_all();
     }
 }
 
 impl Drop for BlockHandler {
     fn drop(&mut self) {
-        // Also where the thread panicked: the disk must be done with guest memory before the queue lets go of it.
-        self.disk.drain();
+        // Also where the thread panicked: the disk must be done with guest memory before the queues let go of it.
+        self.means.disk.drain();
     }
 }

@@ -75,6 +75,15 @@ impl Action {
     }
 }
 
+/// What a request is counted as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read = 0,
+    Write = 1,
+    Flush = 2,
+    Discard = 3,
+}
+
 /// Where the answer to a chain goes.
 #[derive(Debug)]
 pub(super) struct Answer {

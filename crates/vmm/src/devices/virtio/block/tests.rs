@@ -1,8 +1,11 @@
 //! A block device on real files, seen by the test driver and by the host.
 
+mod cut;
+
 use std::os::unix::fs::FileExt;
 
-use queztl_storage::{RawConfig, RawFile};
+use queztl_storage::image::{CreateConfig, create};
+use queztl_storage::{Format, ImageConfig, RawConfig, RawFile, open_disk};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -218,6 +221,92 @@ fn a_file_that_shrinks_gives_the_guest_an_io_error() {
     s.file.as_file().set_len(512).unwrap();
     let (written, parts) = s.driver.call(0, &[Part::Read(&header(0, 8)), Part::Write(512), Part::Write(1)]);
     assert_eq!((written, s.driver.read(parts[2], 1)[0]), (1, 1));
+}
+
+/// A file system of this test's own with room for `bytes`, seen by this thread alone; none without the right to mount.
+fn small_file_system(folder: &std::path::Path, bytes: u64) -> bool {
+    let path = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
+    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+    // SAFETY: a mount namespace of this thread's own; mounts in it lead nowhere else. All strings end with a zero byte.
+    unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(
+                std::ptr::null(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ) == 0
+            && libc::mount(c"none".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast()) == 0
+    }
+}
+
+#[test]
+fn a_full_host_disk_fails_the_request_and_the_guest_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let test = scope.spawn(|| {
+            if !small_file_system(folder.path(), 1 << 20) {
+                println!("skipped: this user may not mount file systems");
+                return;
+            }
+            for (name, format) in [("raw", Format::Raw), ("qcow2", Format::Qcow2)] {
+                let path = folder.path().join(name);
+                create(&CreateConfig { path: path.clone(), format, size_bytes: Some(8 << 20), parent: None }).unwrap();
+                let config = ImageConfig {
+                    path: path.clone(),
+                    format: Some(format),
+                    read_only: false,
+                    backing: Default::default(),
+                    direct: false,
+                    in_order: false,
+                };
+                let limiter = Limiter::new(RateLimit::default());
+                let disk = open_disk(&config).unwrap();
+                let block = BlockConfig { disk, serial: String::new(), queues: 1, limiter }.build().unwrap();
+                let mut driver = Driver::ready(block.clone(), F_FLUSH | F_DISCARD);
+                let mut status = |kind, sector, data: &[u8]| {
+                    let (_, parts) =
+                        driver.call(0, &[Part::Read(&header(kind, sector)), Part::Read(data), Part::Write(1)]);
+                    driver.read(parts[2], 1)[0]
+                };
+                let piece = vec![0x5a; 256 << 10];
+                let statuses: Vec<u8> = (0..8).map(|i| status(1, i * 512, &piece)).collect();
+                assert_eq!((statuses[0], statuses[7]), (0, 1), "{name}: {statuses:?}");
+                assert!(block.figures().errors > 0);
+                // What was written is there, and there is room again after a discard.
+                assert_eq!(status(11, 0, &range(0, 1024, 0)), 0);
+                assert_eq!(status(1, 0, &piece), 0);
+                driver.reset();
+                drop(block);
+                std::fs::remove_file(path).unwrap();
+            }
+        });
+        test.join().unwrap();
+    });
+}
+
+#[test]
+fn what_a_disk_has_done_is_counted() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(SECTORS * 512).unwrap();
+    let config = RawConfig { path: file.path().to_path_buf(), read_only: false, direct: false, in_order: false };
+    let limiter = Limiter::new(RateLimit::default());
+    let disk = Arc::new(RawFile::open(&config).unwrap());
+    let block = BlockConfig { disk, serial: String::new(), queues: 1, limiter }.build().unwrap();
+    let mut driver = Driver::ready(block.clone(), F_FLUSH | F_DISCARD);
+    for (kind, data) in [(1, vec![1; 1024]), (4, Vec::new()), (11, range(0, 8, 0)), (77, Vec::new())] {
+        driver.call(0, &[Part::Read(&header(kind, 0)), Part::Read(&data), Part::Write(1)]);
+    }
+    driver.call(0, &[Part::Read(&header(0, 0)), Part::Write(4096), Part::Write(1)]);
+
+    let figures = block.figures();
+
+    assert_eq!((figures.reads, figures.writes, figures.flushes, figures.discards), (1, 1, 1, 1));
+    assert_eq!((figures.read_bytes, figures.written_bytes), (4096, 1024));
+    assert_eq!((figures.errors, figures.in_flight), (1, 0));
+    assert_eq!(figures.latency_us_log2.iter().sum::<u64>(), 4);
+    assert!(figures.busy_ns > 0);
 }
 
 #[test]
