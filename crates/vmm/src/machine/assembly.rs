@@ -361,7 +361,7 @@ fn clock(options: SoftOptions) -> Clock {
 
 /// Whether each run is to be like the last: time is made of instructions, and there is one vCPU to execute them. Input
 /// from the terminal, network and sockets still comes when it comes.
-fn is_repeatable(config: &MachineConfig) -> bool {
+pub(super) fn is_repeatable(config: &MachineConfig) -> bool {
     let counted = matches!(config.accel, AccelChoice::Soft(SoftOptions { clock: SoftClock::Instructions, .. }));
     counted && config.vcpus == 1
 }

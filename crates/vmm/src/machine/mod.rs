@@ -13,6 +13,7 @@
 
 mod assembly;
 mod control;
+mod disks;
 mod events;
 mod restore;
 mod snapshot;
@@ -31,6 +32,7 @@ use crate::confine;
 use crate::snapshot::{Identity, Snapshot};
 use assembly::{Assembly, Live, Start};
 pub use assembly::{Host, Networks, Terminal};
+pub use disks::DiskCuts;
 use events::{End, Events};
 use restore::Restoration;
 use vcpus::Vcpus;
