@@ -1,0 +1,268 @@
+"""The client for asyncio. Made from client.py by tools/make_async.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any
+
+import httpx
+from websockets.exceptions import ConnectionClosed
+from websockets.asyncio import client as websocket
+
+from . import _wire, errors
+from ._files import AsyncFiles
+from .models import Event, ExecResult, Metrics, Operation, Snapshot, VmInfo
+from .spec import create_request
+
+
+class AsyncClient:
+    """A connection to a daemon.
+
+    `address` is `unix:/path` or `https://host:port`; without it `QUEZTL_ADDRESS`, else the daemon of this user. Over TCP a
+    `token` is needed (or `QUEZTL_TOKEN`), and `certificate` if the daemon's is its own.
+    """
+
+    def __init__(self, address: str | None = None, *, token: str | None = None, certificate: str | None = None) -> None:
+        self._address = _wire.Address.parse(address)
+        self._headers = _wire.headers(token)
+        self._tls = _wire.tls(certificate)
+        transport = httpx.AsyncHTTPTransport(uds=self._address.socket, verify=self._tls)
+        self._http = httpx.AsyncClient(
+            base_url=self._address.url, transport=transport, headers=self._headers, timeout=_wire.TIMEOUT
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def create(self, name: str, **spec: Any) -> AsyncVM:
+        """Makes a machine and starts it, unless `start=False`; see `create_request` for what `spec` may be."""
+        operation = await self.operate("POST", _wire.path("vms"), create_request(name, **spec))
+        return await self.vm(operation.target or name)
+
+    async def vm(self, name: str) -> AsyncVM:
+        """A machine by its name or identifier."""
+        return AsyncVM(self, VmInfo.from_json(await self._json("GET", _wire.path("vms", name))))
+
+    async def vms(self) -> list[AsyncVM]:
+        return [AsyncVM(self, VmInfo.from_json(raw)) for raw in await self._list("vms")]
+
+    async def info(self) -> dict[str, Any]:
+        """The daemon's version and host."""
+        answer: dict[str, Any] = await self._json("GET", _wire.path("info"))
+        return answer
+
+    async def operation(self, identifier: str) -> Operation:
+        return Operation.from_json(await self._json("GET", _wire.path("operations", identifier)))
+
+    async def wait(self, operation: Operation, timeout: float | None = None) -> Operation:
+        """The operation once it is over.
+
+        Raises: `OperationFailed`; `TimeoutError` when it goes on for longer than `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not operation.is_over:
+            left = _wire.WAIT_SECONDS if deadline is None else min(_wire.WAIT_SECONDS, deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(f"operation {operation.id} goes on")
+            params = {"timeout_seconds": max(1, int(left))}
+            raw = await self._json("GET", _wire.path("operations", operation.id, "wait"), params=params)
+            operation = Operation.from_json(raw)
+        return _wire.ended(operation)
+
+    async def operate(self, method: str, path: str, body: Any = None, **arguments: Any) -> Operation:
+        """Starts long work and waits for its end."""
+        raw = await self._json(method, path, json=body, headers=_wire.key(), **arguments)
+        return await self.wait(Operation.from_json(raw))
+
+    async def events(self, after: int | None = None) -> AsyncIterator[Event]:
+        """Events as they come, from number `after` on if it is given. Ends with the daemon."""
+        url = f"{self._address.websocket}{_wire.path('events', 'stream')}"
+        url += "" if after is None else f"?after={after}"
+        async for message in self._stream(url):
+            yield Event.from_json(json.loads(message))
+
+    async def _stream(self, url: str) -> AsyncIterator[str | bytes]:
+        try:
+            if self._address.socket:
+                connection = await websocket.unix_connect(self._address.socket, url, additional_headers=self._headers)
+            else:
+                tls = None if isinstance(self._tls, bool) else self._tls
+                connection = await websocket.connect(url, additional_headers=self._headers, ssl=tls)
+        except OSError as error:
+            raise _wire.unreachable(self._address, error) from error
+        async with connection:
+            try:
+                async for message in connection:
+                    yield message
+            except ConnectionClosed:
+                return
+
+    async def _raw(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            response = await self._http.request(method, path, **arguments)
+        except httpx.TimeoutException as error:
+            raise errors.TimedOut({"code": "timeout", "detail": f"no answer from the daemon: {error}"}) from error
+        except httpx.TransportError as error:
+            raise _wire.unreachable(self._address, error) from error
+        if not response.is_success:
+            _wire.decode(response)
+        return response
+
+    async def _json(self, method: str, path: str, **arguments: Any) -> Any:
+        return _wire.decode(await self._raw(method, path, **arguments))
+
+    async def _list(self, *segments: str) -> list[Any]:
+        items: list[Any] = []
+        after: str | None = None
+        while True:
+            params = {"limit": "1000"} | ({"after": after} if after else {})
+            page = await self._json("GET", _wire.path(*segments), params=params)
+            items += page["items"]
+            after = page.get("next")
+            if not after:
+                return items
+
+
+class AsyncVM:
+    """A machine. As a context manager, it is deleted at the end."""
+
+    def __init__(self, client: AsyncClient, info: VmInfo) -> None:
+        self.client = client
+        self.info = info
+        self.files = AsyncFiles(self)
+
+    @classmethod
+    async def create(cls, name: str, *, client: AsyncClient | None = None, **spec: Any) -> AsyncVM:
+        """Makes a machine on a daemon, or on this user's."""
+        return await (client or AsyncClient()).create(name, **spec)
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def __repr__(self) -> str:
+        return f"AsyncVM({self.name!r}, {self.info.state})"
+
+    async def __aenter__(self) -> AsyncVM:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            await self.delete(force=True)
+        except errors.NotFound:
+            pass
+
+    async def refresh(self) -> VmInfo:
+        """Asks how it is now."""
+        self.info = (await self.client.vm(self.id)).info
+        return self.info
+
+    async def start(self) -> None:
+        await self._act("start")
+
+    async def stop(self, grace_seconds: int | None = None) -> None:
+        """Asks the guest to switch itself off, and switches it off after the grace (30 s if not given)."""
+        await self._act("stop", {"grace_seconds": grace_seconds})
+
+    async def kill(self) -> None:
+        await self._act("kill")
+
+    async def pause(self) -> None:
+        await self._act("pause")
+
+    async def resume(self) -> None:
+        await self._act("resume")
+
+    async def reboot(self) -> None:
+        await self._act("reboot")
+
+    async def delete(self, *, force: bool = False) -> None:
+        params = {"force": "true"} if force else {}
+        await self.client.operate("DELETE", _wire.path("vms", self.id), params=params)
+
+    async def migrate(self, node: str) -> None:
+        """Moves the machine to another node.
+
+        Raises: `NotFound` from a daemon that has no nodes.
+        """
+        await self._act("migrate", {"node": node})
+
+    async def exec(
+        self,
+        *command: str,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: str | None = None,
+        timeout_seconds: int | None = None,
+    ) -> ExecResult:
+        """Runs a command in the guest; a status other than 0 is an answer, not an error."""
+        body: dict[str, Any] = {"command": list(command), "env": env or {}, "cwd": cwd, "timeout_seconds": timeout_seconds}
+        if stdin is not None:
+            body["stdin"] = {"data": stdin}
+        # The daemon ends the command in time; the connection lasts a little longer.
+        limit = (timeout_seconds or 60) + 30
+        return ExecResult.from_json(await self.client._json("POST", _wire.path("vms", self.id, "exec"), json=body, timeout=limit))
+
+    async def snapshot(self, name: str | None = None, *, incremental: bool = False) -> Snapshot:
+        body = {"name": name, "incremental": incremental}
+        operation = await self.client.operate("POST", _wire.path("vms", self.id, "snapshots"), body)
+        return Snapshot.from_json(operation.result)
+
+    async def snapshots(self) -> list[Snapshot]:
+        return [Snapshot.from_json(raw) for raw in await self.client._list("vms", self.id, "snapshots")]
+
+    async def restore(self, snapshot: str | Snapshot) -> None:
+        """Puts the machine back to where it was; it runs afterwards."""
+        name = snapshot if isinstance(snapshot, str) else snapshot.name
+        await self.client.operate("POST", _wire.path("vms", self.id, "snapshots", name, "restore"))
+
+    async def delete_snapshot(self, name: str) -> None:
+        await self.client.operate("DELETE", _wire.path("vms", self.id, "snapshots", name))
+
+    async def clone(self, count: int = 1, *, snapshot: str | None = None, name: str | None = None) -> list[AsyncVM]:
+        """Running copies, of a snapshot or of the machine as it is now, each with its own identity."""
+        body = {"count": count, "snapshot": snapshot, "name": name}
+        operation = await self.client.operate("POST", _wire.path("vms", self.id, "clones"), body)
+        return [AsyncVM(self.client, VmInfo.from_json(raw)) for raw in operation.result]
+
+    async def metrics(self) -> Metrics:
+        return Metrics.from_json(await self.client._json("GET", _wire.path("vms", self.id, "metrics")))
+
+    async def watch_metrics(self, interval_seconds: float = 1.0) -> AsyncIterator[Metrics]:
+        """Metrics, again and again, as long as the machine runs."""
+        while True:
+            try:
+                yield await self.metrics()
+            except (errors.NotFound, errors.Conflict):
+                return
+            await asyncio.sleep(interval_seconds)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens to this machine from now on."""
+        async for event in self.client.events():
+            if event.vm == self.id:
+                yield event
+
+    async def log(self, tail: int | None = None) -> str:
+        """What its console has printed."""
+        params = {} if tail is None else {"tail": str(tail)}
+        response = await self.client._raw("GET", _wire.path("vms", self.id, "log"), params=params)
+        return response.content.decode(errors="replace")
+
+    async def _act(self, verb: str, body: Any = None) -> None:
+        await self.client.operate("POST", _wire.path("vms", self.id, verb), body)
+        await self.refresh()

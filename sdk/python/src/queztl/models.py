@@ -1,0 +1,206 @@
+"""What the daemon answers, as values. Fields that this version does not know stay in `raw`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+def time(text: str | None) -> datetime | None:
+    """An RFC 3339 time; Python reads microseconds, the daemon may send nanoseconds."""
+    if text is None:
+        return None
+    head, dot, tail = text.partition(".")
+    if dot:
+        digits = "".join(c for c in tail if c.isdigit())
+        text = f"{head}.{digits[:6].ljust(6, '0')}+00:00"
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    field: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VmInfo:
+    """A machine as it was when it was asked for."""
+
+    id: str
+    name: str
+    state: str
+    vcpus: int
+    ram_bytes: int
+    labels: Mapping[str, str]
+    created_at: datetime | None
+    pid: int | None
+    accelerator: str | None
+    ended: str | None
+    raw: Json = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> VmInfo:
+        spec, runtime, ended = raw["spec"], raw.get("runtime") or {}, raw.get("ended") or {}
+        return cls(
+            id=raw["id"],
+            name=raw["name"],
+            state=raw["state"],
+            vcpus=spec["vcpus"],
+            ram_bytes=spec["ram_bytes"],
+            labels=spec.get("labels", {}),
+            created_at=time(raw.get("created_at")),
+            pid=runtime.get("pid"),
+            accelerator=runtime.get("accelerator"),
+            ended=ended.get("message"),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    name: str
+    vm: str
+    kind: str
+    base: str | None
+    created_at: datetime | None
+    size_bytes: int
+    pause_seconds: float
+    raw: Json = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Snapshot:
+        return cls(
+            name=raw["name"],
+            vm=raw["vm"],
+            kind=raw["kind"],
+            base=raw.get("base"),
+            created_at=time(raw.get("created_at")),
+            size_bytes=raw["size_bytes"],
+            pause_seconds=raw["pause_ns"] / 1e9,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Operation:
+    id: str
+    kind: str
+    state: str
+    target: str | None
+    result: Any
+    problem: Json | None
+    done: int | None
+    total: int | None
+    raw: Json = field(repr=False)
+
+    @property
+    def is_over(self) -> bool:
+        return self.state != "running"
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Operation:
+        progress = raw.get("progress") or {}
+        return cls(
+            id=raw["id"],
+            kind=raw["kind"],
+            state=raw["state"],
+            target=raw.get("target"),
+            result=raw.get("result"),
+            problem=raw.get("problem"),
+            done=progress.get("done"),
+            total=progress.get("total"),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    sequence: int
+    at: datetime | None
+    kind: str
+    message: str
+    vm: str | None
+    raw: Json = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Event:
+        return cls(
+            sequence=raw["sequence"],
+            at=time(raw.get("at")),
+            kind=raw["event"],
+            message=raw["message"],
+            vm=raw.get("vm"),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Counters of a machine since its process started; times in seconds."""
+
+    at: datetime | None
+    cpu_seconds: float
+    vcpu_seconds: tuple[float, ...]
+    resident_bytes: int
+    pss_bytes: int
+    balloon_bytes: int
+    raw: Json = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Metrics:
+        memory = raw["memory"]
+        return cls(
+            at=time(raw.get("at")),
+            cpu_seconds=raw["cpu_ns"] / 1e9,
+            vcpu_seconds=tuple(vcpu["cpu_ns"] / 1e9 for vcpu in raw["vcpus"]),
+            resident_bytes=memory["resident_bytes"],
+            pss_bytes=memory["pss_bytes"],
+            balloon_bytes=memory["balloon_bytes"],
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """How a command ended: its status, or the signal that ended it."""
+
+    status: int | None
+    signal: int | None
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+    truncated: bool
+    timed_out: bool
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0 and not self.timed_out
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_bytes.decode(errors="replace")
+
+    @classmethod
+    def from_json(cls, raw: Json) -> ExecResult:
+        return cls(
+            status=raw.get("status"),
+            signal=raw.get("signal"),
+            stdout_bytes=_content(raw["stdout"]),
+            stderr_bytes=_content(raw["stderr"]),
+            truncated=raw["truncated"],
+            timed_out=raw["timed_out"],
+        )
+
+
+def _content(raw: Json) -> bytes:
+    data: str = raw["data"]
+    return base64.b64decode(data) if raw.get("encoding") == "base64" else data.encode()
