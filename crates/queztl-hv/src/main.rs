@@ -17,6 +17,7 @@ mod status;
 mod topology;
 mod values;
 mod verbs;
+mod vmm;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -53,8 +54,12 @@ fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
-    log_to_stderr(cli.verbose);
+    // It keeps its log elsewhere.
+    if !matches!(cli.command, Command::Vmm { .. }) {
+        log_to_stderr(cli.verbose);
+    }
     match cli.command {
+        Command::Vmm { directory } => vmm::run(&directory, cli.verbose, started),
         Command::Run(args) => run::run(*args, started),
         Command::Kernel { command } => kernel::execute(command),
         Command::Machine(command) => verbs::execute(command),

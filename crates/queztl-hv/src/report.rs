@@ -46,6 +46,14 @@ impl Failure {
         Failure::usage(format!("{line}; see queztl-hv --help"))
     }
 
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints the line and gives the status.
     pub fn report(self) -> Status {
         // Guests and file names may hold control characters; a message stays one line.

@@ -17,5 +17,6 @@ pub mod kvmclock;
 pub mod layout;
 pub mod machine;
 pub mod numa;
+pub mod process;
 pub mod snapshot;
 pub mod timers;

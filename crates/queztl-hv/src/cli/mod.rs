@@ -8,6 +8,8 @@ mod machines;
 mod output;
 mod run;
 
+use std::path::PathBuf;
+
 use clap::{ArgAction, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -99,6 +101,14 @@ pub enum Command {
         /// How to print the findings
         #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
         output: OutputFormat,
+    },
+
+    /// Run the virtual machine of a directory without a terminal, as the daemon does; see docs/cli.md
+    #[command(hide = true)]
+    Vmm {
+        /// Holds machine.json, and gets sockets, logs and exit.json
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
     },
 
     /// Print a completion script for a shell

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use queztl_vmm::config::{MachineConfig, Outcome};
 use queztl_vmm::control::{Server, ServerError};
-use queztl_vmm::machine::{Error, Machine, MachineHandle};
+use queztl_vmm::machine::{Error, Host, Machine, MachineHandle};
 
 use crate::report::{Failure, chain};
 
@@ -19,8 +19,15 @@ pub struct Engine(Machine);
 impl Engine {
     /// Makes the machine; `started` is the origin of the boot timer.
     pub fn new(config: MachineConfig, started: Instant) -> Result<Engine, Failure> {
-        let boot_timer = config.boot_timer;
-        let machine = Machine::new(config).map_err(failure)?;
+        Engine::timed(config.boot_timer, started, Machine::new(config).map_err(failure)?)
+    }
+
+    /// The same on what was opened before.
+    pub fn on(host: Host, config: MachineConfig, started: Instant) -> Result<Engine, Failure> {
+        Engine::timed(config.boot_timer, started, Machine::on(host, config).map_err(failure)?)
+    }
+
+    fn timed(boot_timer: bool, started: Instant, machine: Machine) -> Result<Engine, Failure> {
         if boot_timer {
             machine.on_boot_mark(move || {
                 let milliseconds = started.elapsed().as_secs_f64() * 1e3;
@@ -49,7 +56,7 @@ impl Engine {
 }
 
 /// What the user can mend by other arguments or files is a usage failure; the rest is the host's.
-fn failure(error: Error) -> Failure {
+pub fn failure(error: Error) -> Failure {
     let text = chain(&error);
     match error {
         Error::Config(_)

@@ -8,10 +8,10 @@
 //! Whatever ends the run — the guest, a signal, a failure or a panic of ours — the terminal is as it was before.
 
 mod console;
-mod engine;
+pub(crate) mod engine;
 pub(crate) mod escape;
 mod input;
-mod signals;
+pub(crate) mod signals;
 pub(crate) mod terminal;
 mod trim;
 
@@ -32,7 +32,7 @@ use terminal::RawMode;
 const DEFAULT_RAM_BYTES: u64 = 512 << 20;
 
 /// What is said and done when a thread makes a system call that is not on its list.
-const REPORT: Report =
+pub(crate) const REPORT: Report =
     Report { program: "queztl-hv", status: Status::Confinement.code(), before: terminal::restore_from_handler };
 
 /// Hot-plugged memory goes where it can be taken away again, as long as the kernel's own share is not too small.

@@ -40,6 +40,8 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
             KICK,
             RATES,
             CONTROL,
+            RECORD,
+            FOLDER,
             DEVICE_START,
             KVM_EVENTS,
             BUILD,
@@ -57,6 +59,7 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
         Kind::Rng => &[BASE, INTERRUPTS, POLL, RATES],
         Kind::Console | Kind::Device => &[BASE, INTERRUPTS, POLL],
         Kind::Control => &[BASE, INTERRUPTS, POLL, RATES, CONTROL],
+        Kind::ConsoleHub => &[BASE, INTERRUPTS, POLL, CONTROL, RECORD],
         Kind::Timers | Kind::Input | Kind::Output => &[BASE, INTERRUPTS],
         Kind::PasstLog => &[BASE],
         Kind::Signals => &[BASE, INTERRUPTS, SIGNALS],
@@ -173,6 +176,18 @@ const CONTROL: Group = &[
     call(libc::SYS_fstat),
     call_if(libc::SYS_newfstatat, &[Bits(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]),
 ];
+
+/// The files of a console's output and of the log, which are open: they are cut, and change names.
+const RECORD: Group = &[
+    call(libc::SYS_renameat2),
+    call(libc::SYS_ftruncate),
+    call(libc::SYS_pread64),
+    call(libc::SYS_lseek),
+    call_if(libc::SYS_statx, &[Bits(2, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]),
+];
+
+/// The report of the machine's end, in the place of an older one.
+const FOLDER: Group = &[call(libc::SYS_rename), call(libc::SYS_fsync)];
 
 /// Frames through a descriptor that exists already.
 const NET: Group =
@@ -386,6 +401,7 @@ mod tests {
             ("entropy, console, other devices", Kind::Device),
             ("balloon, hot-plugged memory", Kind::Balloon),
             ("control socket", Kind::Control),
+            ("console hub", Kind::ConsoleHub),
             ("network", Kind::Net),
             ("socket device", Kind::Vsock),
             ("block", Kind::Block),

@@ -80,11 +80,13 @@ pub enum Kind {
     PasstLog,
     /// Serves the control socket.
     Control,
+    /// Serves the console's viewers and records what it says.
+    ConsoleHub,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: [Kind; 19] = [
         Kind::Machine,
         Kind::Launcher,
         Kind::VcpuSoft,
@@ -103,6 +105,7 @@ impl Kind {
         Kind::Signals,
         Kind::PasstLog,
         Kind::Control,
+        Kind::ConsoleHub,
     ];
 
     /// What the thread is called in a sentence.
@@ -126,6 +129,7 @@ impl Kind {
             Kind::Signals => "signal thread",
             Kind::PasstLog => "thread that listens to passt",
             Kind::Control => "control socket's thread",
+            Kind::ConsoleHub => "console hub's thread",
         }
     }
 

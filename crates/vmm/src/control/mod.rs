@@ -20,6 +20,7 @@ mod tests;
 mod types;
 
 pub use client::{Client, ClientError};
+pub(crate) use server::listen;
 pub use server::{Server, ServerError, Target};
 pub use types::{
     Balloon, DeviceLimit, GuestMemoryStats, Hotplug, Memory, Reason, Refusal, Request, Response, RunState,

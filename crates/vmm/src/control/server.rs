@@ -25,11 +25,11 @@ pub trait Target: Send + Sync + 'static {
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    #[error("the control socket {0:?} is in use by another machine: choose another path")]
+    #[error("the socket {0:?} is in use by another machine: choose another path")]
     InUse(PathBuf),
-    #[error("{0:?} exists and is not a socket: choose another path for the control socket")]
+    #[error("{0:?} exists and is not a socket: choose another path for the socket")]
     NotASocket(PathBuf),
-    #[error("the control socket {path:?} cannot be made: {source}")]
+    #[error("the socket {path:?} cannot be made: {source}")]
     Bind { path: PathBuf, source: io::Error },
     #[error("the control socket's thread cannot be started: {0}")]
     Thread(io::Error),
@@ -77,7 +77,7 @@ impl Drop for Server {
 }
 
 /// Makes the socket. It gets its place only once nobody but its owner can reach it.
-fn listen(path: &Path) -> Result<UnixListener, ServerError> {
+pub(crate) fn listen(path: &Path) -> Result<UnixListener, ServerError> {
     let bind = |source| ServerError::Bind { path: path.to_path_buf(), source };
     if let Ok(metadata) = fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {

@@ -1,0 +1,137 @@
+//! `queztl-hv vmm DIR`: the process of one virtual machine, as the daemon starts it. It has no terminal, outlives whoever
+//! started it, and leaves word of its end in the directory. See [`queztl_vmm::process`].
+//!
+//! ```text
+//!  lock DIR ─> leave the terminal ─> networks ─> sandbox ─> threads, machine, sockets ─> run ─> exit.json
+//! ```
+//! Whatever needs rights that the sandbox takes away comes before it, and every thread but passt's listener after it,
+//! since a thread keeps the rights it began with.
+
+mod detach;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use queztl_vmm::config::Outcome;
+use queztl_vmm::confine;
+use queztl_vmm::machine::{Host, Networks, Terminal};
+use queztl_vmm::process::console::{self, Hub};
+use queztl_vmm::process::{ExitReport, FileError, Folder, LockError, LogFile, MachineFile, Start};
+use tracing_subscriber::EnvFilter;
+
+use crate::report::{Failure, chain};
+use crate::run::REPORT;
+use crate::run::engine::{self, Engine};
+use crate::run::signals::Signals;
+use crate::run::terminal;
+use crate::status::Status;
+
+/// Runs the machine of `directory` and gives the status that its end deserves.
+pub fn run(directory: &Path, verbose: u8, started: Instant) -> Result<Status, Failure> {
+    std::env::set_current_dir(directory)
+        .map_err(|error| Failure::usage(format!("the machine's directory {directory:?} cannot be used: {error}")))?;
+    // Relative from here on: the names of sockets must be short.
+    let folder = Folder::new("");
+    let lock = folder.lock().map_err(|error| match error {
+        LockError::Running(_) => Failure::usage(format!("the machine in {directory:?} runs already: stop it first")),
+        LockError::Io { source, .. } => {
+            Failure::usage(format!("the machine's directory {directory:?} cannot be used: {source}"))
+        }
+    })?;
+    let open = |error| Failure::host(format!("the log of {directory:?} cannot be written: {error}"));
+    let log = Arc::new(LogFile::open(&folder.log()).map_err(open)?);
+    let hub = Hub::new().map_err(|error| Failure::host(format!("no console can be made: {error}")))?;
+    detach::leave_terminal(log.file()).map_err(|error| Failure::host(format!("cannot leave the terminal: {error}")))?;
+    log_to(log.clone(), hub.clone(), verbose);
+    remove_old_report(&folder)?;
+
+    let result = launch(&folder, log, hub, started);
+
+    let (outcome, status, message) = match &result {
+        Ok(outcome) => (Some(*outcome), Status::from(*outcome), None),
+        Err(failure) => (None, failure.status(), Some(failure.message().to_owned())),
+    };
+    let report = ExitReport::now(outcome, status.code(), message, lock.process());
+    if let Err(error) = report.write(&folder.exit()) {
+        tracing::error!(%error, "the report of the machine's end cannot be written");
+    }
+    result.map(Status::from)
+}
+
+/// Makes the machine and runs it to its end.
+fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -> Result<Outcome, Failure> {
+    let file = MachineFile::read(&folder.machine()).map_err(|error| match &error {
+        FileError::Write { .. } => Failure::host(chain(&error)),
+        _ => Failure::usage(chain(&error)),
+    })?;
+    if file.start != Start::Boot {
+        return Err(Failure::usage("this version can only boot machines, not restore them: see machine.json, start"));
+    }
+    let config = file.config;
+    config.check().map_err(Failure::usage)?;
+    config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    terminal::restore_on_panic();
+    let signals = Signals::block();
+    confine::declare(file.seccomp, REPORT).map_err(Failure::host)?;
+    let networks = Networks::open(&config).map_err(engine::failure)?;
+    confine::start_launcher().map_err(Failure::host)?;
+    signals.listen();
+
+    let writers = hub.clone();
+    let host = Host::with_networks(networks, &config).map_err(engine::failure)?;
+    let host = host.with_terminal(Terminal::new(move || writers.writer()));
+    let machine = Engine::on(host, config, started)?;
+    signals.watch(machine.handle());
+    let viewers = console::Server::start(folder, hub, Arc::new(machine.handle()), Some(log));
+    let viewers = viewers.map_err(|error| Failure::host(chain(&error)))?;
+    let control = machine.listen(&folder.control())?;
+    tracing::info!("the machine starts");
+    let outcome = machine.run(None);
+    drop(control);
+    drop(viewers);
+    let outcome = outcome?;
+    tracing::info!(?outcome, "the machine has ended");
+    Ok(outcome)
+}
+
+fn remove_old_report(folder: &Folder) -> Result<(), Failure> {
+    match fs::remove_file(folder.exit()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::host(format!("the report of an earlier end cannot be removed: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Log lines go to the machine's log, whose length the console's thread looks after.
+fn log_to(log: Arc<LogFile>, hub: Arc<Hub>, verbose: u8) {
+    /// One line's way to the file.
+    struct Line(Arc<LogFile>, Arc<Hub>);
+
+    impl Write for Line {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0.append(bytes)? {
+                self.1.wake();
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    // What happens to a machine that nobody watches is worth a line without asking.
+    let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(move || Line(log.clone(), hub.clone()))
+        .with_ansi(false)
+        .with_target(false)
+        .compact()
+        .init();
+}
