@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use queztl_vmm::config::{MachineConfig, Outcome};
 use queztl_vmm::control::{Server, ServerError};
 use queztl_vmm::machine::{Error, Host, Machine, MachineHandle};
+use queztl_vmm::snapshot::{Identity, Snapshot};
 
 use crate::report::{Failure, chain};
 
@@ -22,9 +23,19 @@ impl Engine {
         Engine::timed(config.boot_timer, started, Machine::new(config).map_err(failure)?)
     }
 
-    /// The same on what was opened before.
-    pub fn on(host: Host, config: MachineConfig, started: Instant) -> Result<Engine, Failure> {
-        Engine::timed(config.boot_timer, started, Machine::on(host, config).map_err(failure)?)
+    /// The same on what was opened before, from a snapshot if one is given.
+    pub fn on(
+        host: Host,
+        config: MachineConfig,
+        snapshot: Option<(Snapshot, Option<Identity>)>,
+        started: Instant,
+    ) -> Result<Engine, Failure> {
+        let boot_timer = config.boot_timer;
+        let machine = match snapshot {
+            None => Machine::on(host, config),
+            Some((snapshot, identity)) => Machine::restore_on(host, config, snapshot, identity.as_ref()),
+        };
+        Engine::timed(boot_timer, started, machine.map_err(failure)?)
     }
 
     fn timed(boot_timer: bool, started: Instant, machine: Machine) -> Result<Engine, Failure> {
@@ -65,6 +76,7 @@ pub fn failure(error: Error) -> Failure {
         | Error::Disk { .. }
         | Error::Vsock(_)
         | Error::SerialFile { .. }
+        | Error::Snapshot(_)
         | Error::DebugExitPort => Failure::usage(text),
         _ => Failure::host(text),
     }

@@ -20,6 +20,7 @@ use queztl_vmm::confine;
 use queztl_vmm::machine::{Host, Networks, Terminal};
 use queztl_vmm::process::console::{self, Hub};
 use queztl_vmm::process::{ExitReport, FileError, Folder, LockError, LogFile, MachineFile, Start};
+use queztl_vmm::snapshot::{Identity, Snapshot};
 use tracing_subscriber::EnvFilter;
 
 use crate::report::{Failure, chain};
@@ -67,11 +68,9 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
         FileError::Write { .. } => Failure::host(chain(&error)),
         _ => Failure::usage(chain(&error)),
     })?;
-    if file.start != Start::Boot {
-        return Err(Failure::usage("this version can only boot machines, not restore them: see machine.json, start"));
-    }
     let config = file.config;
     config.check().map_err(Failure::usage)?;
+    let snapshot = snapshot(file.start)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     terminal::restore_on_panic();
     let signals = Signals::block();
@@ -83,7 +82,7 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let writers = hub.clone();
     let host = Host::with_networks(networks, &config).map_err(engine::failure)?;
     let host = host.with_terminal(Terminal::new(move || writers.writer()));
-    let machine = Engine::on(host, config, started)?;
+    let machine = Engine::on(host, config, snapshot, started)?;
     signals.watch(machine.handle());
     let viewers = console::Server::start(folder, hub, Arc::new(machine.handle()), Some(log));
     let viewers = viewers.map_err(|error| Failure::host(chain(&error)))?;
@@ -95,6 +94,20 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let outcome = outcome?;
     tracing::info!(?outcome, "the machine has ended");
     Ok(outcome)
+}
+
+/// The snapshot to go on from, if that is asked for, and who the guest is then.
+fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failure> {
+    match start {
+        Start::Boot => Ok(None),
+        Start::Restore { snapshot, identity } => {
+            let snapshot = Snapshot::open(&snapshot).map_err(|error| Failure::usage(chain(&error)))?;
+            Ok(Some((snapshot, identity)))
+        }
+        Start::Fork { .. } => {
+            Err(Failure::usage("this version cannot go on from the memory of a running machine: restore a snapshot"))
+        }
+    }
 }
 
 fn remove_old_report(folder: &Folder) -> Result<(), Failure> {

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::replace;
 use super::sandbox::Sandbox;
-use crate::config::{Mac, MachineConfig};
+use crate::config::MachineConfig;
 use crate::confine;
+use crate::snapshot::Identity;
 
 /// The version of the file's format that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -58,18 +59,6 @@ pub enum Start {
         #[serde(default)]
         identity: Option<Identity>,
     },
-}
-
-/// What tells a restored guest from the one it was made from. It is in force before the guest runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Identity {
-    /// The VM generation id, as 32 hexadecimal digits.
-    #[serde(with = "hex::serde")]
-    pub generation_id: [u8; 16],
-    /// The network devices' addresses, in their order.
-    #[serde(default)]
-    pub macs: Vec<Mac>,
 }
 
 /// Why there is nothing to run.

@@ -25,8 +25,9 @@ pub mod sandbox;
 #[cfg(test)]
 mod tests;
 
+pub use crate::snapshot::Identity;
 pub use exit::{ExitReport, ProcessId};
-pub use file::{FileError, Identity, MachineFile, Start, VERSION};
+pub use file::{FileError, MachineFile, Start, VERSION};
 pub use folder::{Folder, Lock, LockError};
 pub use log::LogFile;
 pub use sandbox::{Sandbox, SandboxMode};
