@@ -28,6 +28,10 @@ pub enum Error {
     /// The agent's own words, made printable.
     #[error("{}", printable(&.0.text))]
     Guest(Fault),
+    #[error("this is no regular file in the guest: name a file")]
+    NoFile,
+    #[error("the file has {size} bytes, and {most} are the most here")]
+    TooLarge { size: u64, most: u64 },
     #[error(transparent)]
     Files(#[from] queztl_agent_files::Error),
     #[error("cannot write the command's output: {0}")]

@@ -51,6 +51,12 @@ impl Controller {
         self.0.send(&Message::Signal { number })
     }
 
+    /// Ends the session, and with it the command: its group gets SIGHUP and, two seconds later, SIGKILL. The call that
+    /// runs it ends with an error.
+    pub fn hang_up(&self) {
+        self.0.close();
+    }
+
     /// Tells the command's terminal its size.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ mod error;
 mod exec;
 mod files;
 mod link;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ pub use exec::{Controller, Io};
 pub use files::guest_file_name;
 pub use queztl_agent_files::Policy;
 pub use queztl_agent_protocol::{Exec, Exit, Fault, FaultCode, Identity, PORT, Shutdown, Size, Summary, Time};
+pub use stream::FileInfo;
 
 /// How long to wait for an agent.
 #[derive(Debug, Clone)]

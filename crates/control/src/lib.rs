@@ -8,6 +8,9 @@
 //! ```
 //! [`Service`] is the seam: the API knows nothing of processes and files, the manager nothing of HTTP.
 
+pub mod api;
+#[cfg(any(test, feature = "memory"))]
+pub mod memory;
 mod service;
 
 pub use service::{Endpoints, EventStream, Recorded, Service};

@@ -1,0 +1,122 @@
+//! Sockets to listen on, and the server behind them.
+
+mod activation;
+mod connection;
+mod timed;
+mod tls;
+mod unix;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::app::router;
+use super::config::{Limits, Listen, ServeConfig};
+use crate::Service;
+
+/// Why the API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {address}: {source}")]
+    Tcp { address: SocketAddr, source: io::Error },
+    #[error("cannot listen on {path:?}: {source}")]
+    Unix { path: PathBuf, source: io::Error },
+    #[error("somebody answers on {0:?} already: is another daemon running? End it, or choose another socket")]
+    Taken(PathBuf),
+    #[error("there is no group {0:?} in /etc/group: give a group that exists, or its number")]
+    NoGroup(String),
+    #[error("cannot use the certificate or key {path:?}: {message}")]
+    Certificate { path: PathBuf, message: String },
+    #[error("the certificate and its key do not go together: {0}")]
+    Tls(String),
+    #[error("no sockets were passed by systemd: is there a .socket unit, and does it start this service?")]
+    NotActivated,
+    #[error("the socket number {number} that systemd passed cannot be used: {message}")]
+    Activated { number: i32, message: String },
+    #[error("there is nowhere to listen: name a socket")]
+    Nowhere,
+}
+
+/// A listening socket.
+enum Bound {
+    Unix { listener: UnixListener, _path: Option<unix::SocketFile> },
+    Tls { listener: TcpListener, acceptor: TlsAcceptor },
+}
+
+/// The API, listening but not answering yet: whoever connects now waits.
+pub struct Server {
+    bound: Vec<Bound>,
+    router: Router,
+    limits: Limits,
+    stop: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Server").field("tcp", &self.tcp_addresses()).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Takes all listeners, or none.
+    ///
+    /// # Errors
+    /// [`ServeError`] for the first that cannot be had.
+    pub async fn bind(service: Arc<dyn Service>, config: ServeConfig) -> Result<Server, ServeError> {
+        let mut bound = Vec::new();
+        for listen in config.listeners {
+            match listen {
+                Listen::Unix { path, group } => {
+                    let (listener, file) = unix::bind(&path, group.as_deref())?;
+                    bound.push(Bound::Unix { listener, _path: Some(file) });
+                }
+                Listen::Tls { address, certificate } => {
+                    let acceptor = tls::acceptor(&certificate, &[address.ip()])?;
+                    let listener = TcpListener::bind(address).await;
+                    let listener = listener.map_err(|source| ServeError::Tcp { address, source })?;
+                    bound.push(Bound::Tls { listener, acceptor });
+                }
+                Listen::Activated { certificate } => bound.extend(activation::take(certificate.as_ref())?),
+            }
+        }
+        if bound.is_empty() {
+            return Err(ServeError::Nowhere);
+        }
+        let (stop, stopping) = watch::channel(false);
+        let router = router(service, config.limits.clone(), stopping);
+        Ok(Server { bound, router, limits: config.limits, stop })
+    }
+
+    /// The TCP addresses it listens on; tells the port where any was asked for.
+    pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
+        let addresses = self.bound.iter().filter_map(|bound| match bound {
+            Bound::Tls { listener, .. } => listener.local_addr().ok(),
+            Bound::Unix { .. } => None,
+        });
+        addresses.collect()
+    }
+
+    /// Answers until `shutdown` is over. Then nobody new is taken, streams are closed, and requests under way get
+    /// [`Limits::shutdown_time`].
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Server { bound, router, limits, stop } = self;
+        let limits = Arc::new(limits);
+        let mut listeners = JoinSet::new();
+        for bound in bound {
+            listeners.spawn(connection::accept(bound, router.clone(), limits.clone(), stop.subscribe()));
+        }
+        shutdown.await;
+        stop.send_replace(true);
+        let ended = async { while listeners.join_next().await.is_some() {} };
+        // What has not ended by then is cut off.
+        let _ = tokio::time::timeout(limits.shutdown_time, ended).await;
+    }
+}

@@ -1,0 +1,68 @@
+//! The routes, one file for each kind of thing.
+//!
+//! A handler takes what it needs out of the request, asks the service and says what the answer is. Its description is the
+//! attribute above it: the first line of its documentation is the summary, and `security` names the scope that is enforced.
+
+// mod console;
+mod events;
+mod exec;
+mod files;
+mod images;
+mod log;
+mod metrics;
+mod operations;
+mod snapshots;
+mod system;
+mod tokens;
+mod vms;
+
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::app::App;
+
+/// Routes that answer within the time for requests.
+pub fn quick() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(system::info))
+        .routes(routes!(system::openapi))
+        .routes(routes!(vms::list_vms, vms::create_vm))
+        .routes(routes!(vms::get_vm, vms::update_vm, vms::delete_vm))
+        .routes(routes!(vms::start_vm))
+        .routes(routes!(vms::stop_vm))
+        .routes(routes!(vms::kill_vm))
+        .routes(routes!(vms::pause_vm))
+        .routes(routes!(vms::resume_vm))
+        .routes(routes!(vms::reboot_vm))
+        .routes(routes!(snapshots::list_snapshots, snapshots::take_snapshot))
+        .routes(routes!(snapshots::get_snapshot, snapshots::delete_snapshot))
+        .routes(routes!(snapshots::restore_snapshot))
+        .routes(routes!(snapshots::clone_vm))
+        .routes(routes!(images::list_images, images::create_image))
+        .routes(routes!(images::import_image))
+        .routes(routes!(images::get_image, images::delete_image))
+        .routes(routes!(images::check_image))
+        .routes(routes!(images::convert_image))
+        .routes(routes!(images::resize_image))
+        .routes(routes!(operations::list_operations))
+        .routes(routes!(operations::get_operation, operations::cancel_operation))
+        .routes(routes!(events::list_events))
+        .routes(routes!(events::stream_events))
+        // .routes(routes!(console::console))
+        .routes(routes!(exec::exec_stream))
+        .routes(routes!(log::log))
+        .routes(routes!(metrics::list_metrics))
+        .routes(routes!(metrics::vm_metrics))
+        .routes(routes!(metrics::vm_history))
+        .routes(routes!(metrics::open_metrics))
+        .routes(routes!(tokens::list_tokens, tokens::create_token))
+        .routes(routes!(tokens::delete_token))
+}
+
+/// Routes whose client says how long it waits, or that take as long as there is something to copy.
+pub fn patient() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(operations::wait_operation))
+        .routes(routes!(exec::exec))
+        .routes(routes!(files::read_file, files::write_file))
+}
