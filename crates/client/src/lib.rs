@@ -27,6 +27,8 @@ mod follow;
 mod path;
 mod routes;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use address::{Address, AddressError};
