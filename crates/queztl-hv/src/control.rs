@@ -1,9 +1,12 @@
 //! `queztl-hv control`: a running machine, looked at and changed through its socket.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use queztl_vmm::config::{Rate, RateLimit};
-use queztl_vmm::control::{Client, ClientError, Reason, Refusal, Request, RunState, Status as MachineStatus};
+use queztl_vmm::control::{
+    Client, ClientError, Reason, Refusal, Request, RunState, SnapshotReport, Status as MachineStatus,
+};
 
 use crate::cli::{ControlArgs, ControlCommand};
 use crate::output::{self, Made};
@@ -19,6 +22,12 @@ pub fn execute(args: ControlArgs) -> Result<Status, Failure> {
             let names = vec![status.pid.to_string()];
             return output::print(&Made { table: table(&status), names, value: status }, format);
         }
+        ControlCommand::Snapshot { directory, base, stay_paused } => {
+            let (directory, base) = (absolute(directory)?, base.map(absolute).transpose()?);
+            let request = Request::Snapshot { directory, base, disks: Vec::new(), stay_paused };
+            let report = client.snapshot(&request).map_err(failure)?;
+            return Ok(crate::print(&told(&report)));
+        }
         ControlCommand::Pause => Request::Pause {},
         ControlCommand::Resume => Request::Resume {},
         ControlCommand::Stop => Request::Stop {},
@@ -30,6 +39,16 @@ pub fn execute(args: ControlArgs) -> Result<Status, Failure> {
     };
     client.command(&request).map_err(failure)?;
     Ok(Status::Success)
+}
+
+/// The machine may run in another directory.
+fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(&path).map_err(|error| Failure::usage(format!("{path:?}: {error}")))
+}
+
+fn told(report: &SnapshotReport) -> String {
+    let (pause, total) = (report.pause_ns as f64 / 1e6, report.total_ns as f64 / 1e6);
+    format!("{} of memory in {total:.0} ms; the machine stood still for {pause:.1} ms\n", mib(report.memory_bytes))
 }
 
 /// A wrong path, name or size is the user's to mend.

@@ -40,6 +40,21 @@ pub enum ControlCommand {
     /// Go on after a pause
     Resume,
 
+    /// Take a snapshot of the running machine into a new directory; `queztl-hv run --restore` goes on from it
+    Snapshot {
+        /// The directory to make
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+
+        /// Snapshot that was taken or restored last: write only the memory that has changed since
+        #[arg(long, value_name = "DIR")]
+        base: Option<PathBuf>,
+
+        /// Let the machine stand still afterwards
+        #[arg(long)]
+        stay_paused: bool,
+    },
+
     /// End the machine at once, as Ctrl-A x does
     Stop,
 

@@ -23,6 +23,20 @@ pub const SIZES: &str = "RAM, at most 512G [default: 512M, or that of the NUMA n
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// Go on from this snapshot instead of booting; taken by `queztl-hv control PATH snapshot DIR`
+    ///
+    /// The machine is the one of the snapshot. --disk, --net, --vsock and --pin, where given, take the place of all its
+    /// own of that kind, which may have moved; --balloon, --accel, --serial that of its own.
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = [
+            "kernel", "initrd", "append", "rng", "memory_hotplug", "vcpus", "ram", "memory", "numa", "console", "debug_exit",
+            "protocol", "boot_timer",
+        ]
+    )]
+    pub restore: Option<PathBuf>,
+
     /// Kernel: ELF vmlinux, bzImage or Multiboot 1 [default: the one built by `queztl-hv kernel build`]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,

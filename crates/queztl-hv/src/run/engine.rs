@@ -52,6 +52,11 @@ impl Engine {
         self.0.handle()
     }
 
+    /// Makes the machine as it was when the snapshot was taken.
+    pub fn restored(config: MachineConfig, snapshot: Snapshot) -> Result<Engine, Failure> {
+        Machine::restore(config, snapshot, None).map(Engine).map_err(failure)
+    }
+
     /// Makes the control socket, which serves until it is dropped.
     pub fn listen(&self, path: &Path) -> Result<Server, Failure> {
         Server::start(path, Arc::new(self.handle())).map_err(|error| match error {

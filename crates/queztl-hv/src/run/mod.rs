@@ -15,14 +15,16 @@ pub(crate) mod signals;
 pub(crate) mod terminal;
 mod trim;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use queztl_vmm::config::{ConsoleChoice, MachineConfig, NumaNode, Outcome};
+use queztl_vmm::config::{AccelChoice, ConsoleChoice, MachineConfig, NumaNode, Outcome};
 use queztl_vmm::confine::{self, Report};
+use queztl_vmm::snapshot::Snapshot;
 
 use crate::cli::RunArgs;
 use crate::kernel;
-use crate::report::Failure;
+use crate::report::{Failure, chain};
 use crate::status::Status;
 use crate::topology;
 use console::Consoles;
@@ -43,7 +45,11 @@ pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
     let timeout = args.timeout;
     let seccomp = args.seccomp.into();
     let control = args.control.clone();
-    let config = configuration(args)?;
+    let snapshot = args.restore.as_deref().map(open_snapshot).transpose()?;
+    let config = match &snapshot {
+        Some(snapshot) => restored_configuration(args, snapshot.config().clone())?,
+        None => configuration(args)?,
+    };
     config.check().map_err(Failure::usage)?;
     config.warnings().iter().for_each(|warning| eprintln!("queztl-hv: warning: {warning}"));
     terminal::restore_on_panic();
@@ -51,7 +57,10 @@ pub fn run(args: RunArgs, started: Instant) -> Result<Status, Failure> {
     confine::start(seccomp, REPORT).map_err(Failure::host)?;
     signals.listen();
     let interactive = config.console != ConsoleChoice::None;
-    let machine = engine::Engine::new(config, started)?;
+    let machine = match snapshot {
+        Some(snapshot) => engine::Engine::restored(config, snapshot)?,
+        None => engine::Engine::new(config, started)?,
+    };
     signals.watch(machine.handle());
     let server = control.map(|path| machine.listen(&path)).transpose()?;
     let raw = if interactive { connect_terminal(&machine) } else { None };
@@ -137,6 +146,33 @@ fn configuration(args: RunArgs) -> Result<MachineConfig, Failure> {
         debug_exit: args.debug_exit,
         boot_timer: args.boot_timer,
     })
+}
+
+fn open_snapshot(folder: &Path) -> Result<Snapshot, Failure> {
+    Snapshot::open(folder).map_err(|error| Failure::usage(chain(&error)))
+}
+
+/// The machine of a snapshot, on what the arguments name of this host.
+fn restored_configuration(args: RunArgs, saved: MachineConfig) -> Result<MachineConfig, Failure> {
+    let mut config = saved;
+    if !args.disks.is_empty() {
+        config.disks = args.disks;
+    }
+    if !args.nets.is_empty() {
+        config.nets = args.nets.into_iter().filter_map(|net| net.0).collect();
+    }
+    if !args.pins.is_empty() {
+        config.pins = topology::pins(args.pins, config.vcpus).map_err(Failure::usage)?;
+    }
+    if args.accel != AccelChoice::Auto {
+        config.accel = args.accel;
+    }
+    if args.balloon != 0 {
+        config.balloon_bytes = args.balloon;
+    }
+    config.vsock = args.vsock.or(config.vsock);
+    config.serial = args.serial.unwrap_or(config.serial);
+    Ok(config)
 }
 
 /// The RAM of the nodes together, or what a machine without nodes gets.

@@ -42,6 +42,7 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
             CONTROL,
             RECORD,
             FOLDER,
+            SNAPSHOT,
             DEVICE_START,
             KVM_EVENTS,
             BUILD,
@@ -60,6 +61,7 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
         Kind::Console | Kind::Device => &[BASE, INTERRUPTS, POLL],
         Kind::Control => &[BASE, INTERRUPTS, POLL, RATES, CONTROL],
         Kind::ConsoleHub => &[BASE, INTERRUPTS, POLL, CONTROL, RECORD],
+        Kind::Snapshot => &[BASE, INTERRUPTS, THREADS, SNAPSHOT],
         Kind::Timers | Kind::Input | Kind::Output => &[BASE, INTERRUPTS],
         Kind::PasstLog => &[BASE],
         Kind::Signals => &[BASE, INTERRUPTS, SIGNALS],
@@ -68,7 +70,7 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
 
 /// Whether threads of this kind start threads.
 pub(super) fn starts_threads(kind: Kind) -> bool {
-    matches!(kind, Kind::Machine | Kind::Launcher)
+    matches!(kind, Kind::Machine | Kind::Launcher | Kind::Snapshot)
 }
 
 /// What any thread needs.
@@ -171,7 +173,7 @@ const RATES: Group = &[call(libc::SYS_timerfd_settime)];
 const CONTROL: Group = &[
     call(libc::SYS_accept4),
     call(libc::SYS_recvfrom),
-    call(libc::SYS_sendto),
+    call(libc::SYS_sendmsg),
     call_if(libc::SYS_ioctl, &[Is(1, libc::FIONBIO as u32)]),
     call(libc::SYS_fstat),
     call_if(libc::SYS_newfstatat, &[Bits(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]),
@@ -188,6 +190,34 @@ const RECORD: Group = &[
 
 /// The report of the machine's end, in the place of an older one.
 const FOLDER: Group = &[call(libc::SYS_rename), call(libc::SYS_fsync)];
+
+/// A snapshot's directory and its files, and freezing guest memory.
+const SNAPSHOT: Group = &[
+    call(libc::SYS_open),
+    call(libc::SYS_openat),
+    call(libc::SYS_mkdir),
+    call(libc::SYS_mkdirat),
+    call(libc::SYS_rename),
+    call(libc::SYS_renameat),
+    call(libc::SYS_unlink),
+    call(libc::SYS_unlinkat),
+    call(libc::SYS_rmdir),
+    call(libc::SYS_fstat),
+    call(libc::SYS_newfstatat),
+    call(libc::SYS_statx),
+    call(libc::SYS_lseek),
+    call(libc::SYS_ftruncate),
+    call(libc::SYS_pread64),
+    call(libc::SYS_pwrite64),
+    call(libc::SYS_fsync),
+    call(libc::SYS_fdatasync),
+    call(libc::SYS_memfd_create),
+    call(libc::SYS_fallocate),
+    // Sealing files; duplicates of descriptors for clones.
+    call(libc::SYS_fcntl),
+    // PAGEMAP_SCAN, linux/fs.h: which pages are private.
+    call_if(libc::SYS_ioctl, &[Is(1, 0xc060_6610)]),
+];
 
 /// Frames through a descriptor that exists already.
 const NET: Group =
@@ -402,6 +432,7 @@ mod tests {
             ("balloon, hot-plugged memory", Kind::Balloon),
             ("control socket", Kind::Control),
             ("console hub", Kind::ConsoleHub),
+            ("snapshots", Kind::Snapshot),
             ("network", Kind::Net),
             ("socket device", Kind::Vsock),
             ("block", Kind::Block),

@@ -82,6 +82,8 @@ pub enum Kind {
     Control,
     /// Serves the console's viewers and records what it says.
     ConsoleHub,
+    /// Takes snapshots.
+    Snapshot,
 }
 
 impl Kind {
@@ -106,6 +108,7 @@ impl Kind {
         Kind::PasstLog,
         Kind::Control,
         Kind::ConsoleHub,
+        Kind::Snapshot,
     ];
 
     /// What the thread is called in a sentence.
@@ -130,6 +133,7 @@ impl Kind {
             Kind::PasstLog => "thread that listens to passt",
             Kind::Control => "control socket's thread",
             Kind::ConsoleHub => "console hub's thread",
+            Kind::Snapshot => "snapshots' thread",
         }
     }
 

@@ -1,16 +1,22 @@
 //! The other end of the socket.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Refusal, Request, Response, Status};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use super::{Answer, MAX_FILES, Refusal, Request, Response, SnapshotReport, Status};
 
 /// How long an answer may take: longer than the machine waits for its own parts.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for what takes long, such as half a terabyte of memory on its way to a disk.
+const LONG_PATIENCE: Duration = Duration::from_secs(3600);
 /// The longest answer; a machine of 255 vCPUs and all the devices it can have stays below.
-const MAX_RESPONSE_BYTES: u64 = 1 << 20;
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +38,9 @@ pub enum ClientError {
 /// A connection to a machine's control socket.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    stream: UnixStream,
+    /// What has been read beyond the last answer.
+    input: Vec<u8>,
 }
 
 impl Client {
@@ -42,21 +50,52 @@ impl Client {
         let stream = UnixStream::connect(path).map_err(connect)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(connect)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(connect)?;
-        Ok(Client { stream: BufReader::new(stream) })
+        Ok(Client { stream, input: Vec::new() })
     }
 
     /// Sends a request and waits for its answer, which may be an error.
     pub fn request(&mut self, request: &Request) -> Result<Response, ClientError> {
+        self.request_files(request).map(|answer| answer.response)
+    }
+
+    /// The same, with the descriptors that come beside the answer.
+    pub fn request_files(&mut self, request: &Request) -> Result<Answer, ClientError> {
+        let patience = if request.is_long() { LONG_PATIENCE } else { PATIENCE };
+        self.stream.set_read_timeout(Some(patience))?;
         let mut line = serde_json::to_vec(request).map_err(|error| ClientError::Io(error.into()))?;
         line.push(b'\n');
         // A server that is full answers and hangs up before it has read: the answer counts.
-        let sent = self.stream.get_mut().write_all(&line);
-        let mut answer = Vec::new();
-        match self.stream.by_ref().take(MAX_RESPONSE_BYTES).read_until(b'\n', &mut answer) {
-            Ok(_) if answer.ends_with(b"\n") => serde_json::from_slice(&answer).map_err(ClientError::Answer),
-            Ok(_) => Err(sent.err().map_or(ClientError::Gone, ClientError::Io)),
-            Err(error) => Err(error.into()),
+        let sent = self.stream.write_all(&line);
+        let mut files = Vec::new();
+        loop {
+            if let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
+                let answer: Vec<u8> = self.input.drain(..=end).collect();
+                let response = serde_json::from_slice(&answer).map_err(ClientError::Answer)?;
+                return Ok(Answer { response, files });
+            }
+            if self.input.len() >= MAX_RESPONSE_BYTES || !self.receive(&mut files)? {
+                return Err(sent.err().map_or(ClientError::Gone, ClientError::Io));
+            }
         }
+    }
+
+    /// Reads more; false at the end.
+    fn receive(&mut self, files: &mut Vec<OwnedFd>) -> Result<bool, ClientError> {
+        let mut piece = [0; 16 << 10];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(&self.stream, &mut [IoSliceMut::new(&mut piece)], &mut control, RecvFlags::CMSG_CLOEXEC);
+        let received = match received {
+            Err(rustix::io::Errno::INTR) => return Ok(true),
+            other => other.map_err(|error| ClientError::Io(error.into()))?,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                files.extend(descriptors);
+            }
+        }
+        self.input.extend(&piece[..received.bytes]);
+        Ok(received.bytes > 0)
     }
 
     /// Asks for something that is done or refused.
@@ -64,7 +103,7 @@ impl Client {
         match self.request(request)? {
             Response::Done {} => Ok(()),
             Response::Error(refusal) => Err(refusal.into()),
-            Response::Status(_) => Err(ClientError::Unexpected),
+            _ => Err(ClientError::Unexpected),
         }
     }
 
@@ -73,7 +112,26 @@ impl Client {
         match self.request(&Request::Status {})? {
             Response::Status(status) => Ok(*status),
             Response::Error(refusal) => Err(refusal.into()),
-            Response::Done {} => Err(ClientError::Unexpected),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Takes a snapshot, with [`Request::Snapshot`], and waits until it is on the disk.
+    pub fn snapshot(&mut self, request: &Request) -> Result<SnapshotReport, ClientError> {
+        match self.request(request)? {
+            Response::Snapshot(report) => Ok(report),
+            Response::Error(refusal) => Err(refusal.into()),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Makes the machine's state ready for clones, with [`Request::Fork`]; gives the files of its memory.
+    pub fn fork(&mut self, request: &Request) -> Result<(SnapshotReport, Vec<OwnedFd>), ClientError> {
+        let Answer { response, files } = self.request_files(request)?;
+        match response {
+            Response::Fork(report) => Ok((report, files)),
+            Response::Error(refusal) => Err(refusal.into()),
+            _ => Err(ClientError::Unexpected),
         }
     }
 }

@@ -13,13 +13,19 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::OwnedFd;
 
 use super::connection::{Connection, Fate};
-use super::{MAX_CLIENTS, Reason, Refusal, Request, Response};
+use super::errands::Errands;
+use super::{Answer, MAX_CLIENTS, Reason, Refusal, Request, Response};
 use crate::confine;
 
 /// What requests are for.
 pub trait Target: Send + Sync + 'static {
     /// Carries a request out. Called on the server's thread; other clients wait meanwhile.
     fn execute(&self, request: Request) -> Response;
+
+    /// Carries a request out that takes long ([`Request::is_long`]), on a thread for these.
+    fn carry_out(&self, request: Request) -> Answer {
+        self.execute(request).into()
+    }
 }
 
 /// Why there is no control socket.
@@ -55,7 +61,8 @@ impl Server {
         let mut server =
             Server { path: path.to_path_buf(), file: (metadata.dev(), metadata.ino()), stop, thread: None };
         let stop = server.stop.clone();
-        let body = move || serve(&listener, &stop, &*target);
+        let errands = Errands::start(target.clone()).map_err(ServerError::Thread)?;
+        let body = move || serve(&listener, &stop, &*target, &errands);
         let thread = std::thread::Builder::new().name("control".into()).spawn(body);
         server.thread = Some(thread.map_err(ServerError::Thread)?);
         Ok(server)
@@ -102,33 +109,47 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener, ServerError> {
     })
 }
 
-fn serve(listener: &UnixListener, stop: &OwnedFd, target: &dyn Target) {
+fn serve(listener: &UnixListener, stop: &OwnedFd, target: &dyn Target, errands: &Errands) {
     confine::enter(confine::Kind::Control);
     let mut clients: Vec<Connection> = Vec::new();
+    let mut next_number = 0;
     loop {
-        let ready = match wait(listener, stop, &clients) {
+        let ready = match wait(listener, stop, errands.event(), &clients) {
             Ok(ready) => ready,
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return tracing::warn!(%error, "the control socket cannot wait for requests any more"),
         };
-        let [stopped, connecting, events @ ..] = &ready[..] else { return };
+        let [stopped, connecting, carried_out, events @ ..] = &ready[..] else { return };
         if !stopped.is_empty() {
             return;
         }
         let mut events = events.iter();
         clients.retain_mut(|client| {
             let ready = events.next().copied().unwrap_or(PollFlags::empty());
-            attend(client, ready, target) == Fate::Stays
+            attend(client, ready, target, errands) == Fate::Stays
         });
+        if !carried_out.is_empty() {
+            deliver(errands, &mut clients, target);
+        }
         if !connecting.is_empty() {
-            accept(listener, &mut clients);
+            accept(listener, &mut clients, next_number);
+            next_number += 1;
         }
     }
 }
 
-/// What happens next: on the stop event, on the listener, and on each client.
-fn wait(listener: &UnixListener, stop: &OwnedFd, clients: &[Connection]) -> rustix::io::Result<Vec<PollFlags>> {
-    let mut waiting = vec![PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+/// What happens next: on the stop event, on the listener, with long requests, and on each client.
+fn wait(
+    listener: &UnixListener,
+    stop: &OwnedFd,
+    carried_out: &OwnedFd,
+    clients: &[Connection],
+) -> rustix::io::Result<Vec<PollFlags>> {
+    let mut waiting = vec![
+        PollFd::new(stop, PollFlags::IN),
+        PollFd::new(listener, PollFlags::IN),
+        PollFd::new(carried_out, PollFlags::IN),
+    ];
     for client in clients {
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, client.wants_input());
@@ -139,26 +160,45 @@ fn wait(listener: &UnixListener, stop: &OwnedFd, clients: &[Connection]) -> rust
     Ok(waiting.iter().map(PollFd::revents).collect())
 }
 
-fn attend(client: &mut Connection, ready: PollFlags, target: &dyn Target) -> Fate {
+fn attend(client: &mut Connection, ready: PollFlags, target: &dyn Target, errands: &Errands) -> Fate {
     if ready.contains(PollFlags::ERR) || ready.contains(PollFlags::HUP) && !ready.contains(PollFlags::IN) {
         return Fate::Gone;
     }
     if ready.contains(PollFlags::OUT) && client.write() == Fate::Gone {
         return Fate::Gone;
     }
-    if ready.contains(PollFlags::IN) { client.serve(|line| answer(line, target)) } else { Fate::Stays }
+    if !ready.contains(PollFlags::IN) {
+        return Fate::Stays;
+    }
+    let number = client.number();
+    client.serve(|line| answer(line, number, target, errands))
 }
 
-fn answer(line: &[u8], target: &dyn Target) -> Response {
-    match serde_json::from_slice(line) {
-        Ok(request) => target.execute(request),
-        Err(error) => Response::Error(Refusal::new(Reason::Malformed, format!("this is no request: {error}"))),
+/// The answer to a line; `None` if it will come later.
+fn answer(line: &[u8], client: u64, target: &dyn Target, errands: &Errands) -> Option<Response> {
+    match serde_json::from_slice::<Request>(line) {
+        Ok(request) if request.is_long() => {
+            errands.give(client, request);
+            None
+        }
+        Ok(request) => Some(target.execute(request)),
+        Err(error) => Some(Response::Error(Refusal::new(Reason::Malformed, format!("this is no request: {error}")))),
     }
 }
 
-fn accept(listener: &UnixListener, clients: &mut Vec<Connection>) {
+/// Gives clients the answers that took long. One that has gone gets none.
+fn deliver(errands: &Errands, clients: &mut Vec<Connection>, target: &dyn Target) {
+    for (number, late) in errands.take() {
+        let Some(index) = clients.iter().position(|client| client.number() == number) else { continue };
+        if clients[index].finish(late, |line| answer(line, number, target, errands)) == Fate::Gone {
+            clients.remove(index);
+        }
+    }
+}
+
+fn accept(listener: &UnixListener, clients: &mut Vec<Connection>, number: u64) {
     let Ok((stream, _)) = listener.accept() else { return };
-    let Ok(mut client) = Connection::new(stream) else { return };
+    let Ok(mut client) = Connection::new(stream, number) else { return };
     if clients.len() < MAX_CLIENTS {
         return clients.push(client);
     }

@@ -20,6 +20,86 @@ impl Target for Machine {
     }
 }
 
+/// Takes as long for a snapshot as the test holds the lock; gives a pipe for a fork.
+#[derive(Default)]
+struct Slow {
+    busy: Mutex<()>,
+    done: Mutex<Vec<PathBuf>>,
+}
+
+impl Target for Slow {
+    fn execute(&self, _: Request) -> Response {
+        Response::Done {}
+    }
+
+    fn carry_out(&self, request: Request) -> Answer {
+        let _busy = self.busy.lock().unwrap();
+        let report = SnapshotReport { pause_ns: 1, total_ns: 2, memory_bytes: 3 };
+        match request {
+            Request::Snapshot { directory, .. } => {
+                self.done.lock().unwrap().push(directory);
+                Response::Snapshot(report).into()
+            }
+            _ => {
+                let (reader, writer) = std::io::pipe().unwrap();
+                (&writer).write_all(b"memory").unwrap();
+                Answer { response: Response::Fork(report), files: vec![reader.into(), writer.into()] }
+            }
+        }
+    }
+}
+
+fn snapshot(directory: &str) -> Request {
+    Request::Snapshot { directory: directory.into(), base: None, disks: Vec::new(), stay_paused: false }
+}
+
+#[test]
+fn nobody_waits_for_a_snapshot_but_who_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let machine = Arc::new(Slow::default());
+    let _server = Server::start(&path, machine.clone()).unwrap();
+    let busy = machine.busy.lock().unwrap();
+    let mut asking = UnixStream::connect(&path).unwrap();
+    asking.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    for request in [snapshot("one"), Request::Pause {}, snapshot("two"), Request::Resume {}] {
+        asking.write_all(&serde_json::to_vec(&request).unwrap()).unwrap();
+        asking.write_all(b"\n").unwrap();
+    }
+    // One that asks and goes gets nothing, and harms nobody.
+    let mut gone = UnixStream::connect(&path).unwrap();
+    gone.write_all(b"{\"command\":\"snapshot\",\"directory\":\"three\"}\n").unwrap();
+
+    let mut other = Client::connect(&path).unwrap();
+    other.command(&Request::Pause {}).unwrap();
+    drop(gone);
+    other.command(&Request::Resume {}).unwrap();
+    drop(busy);
+
+    let mut lines = BufReader::new(asking).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+    let kinds: Vec<bool> = lines.by_ref().take(4).map(|answer| matches!(answer, Response::Snapshot(_))).collect();
+    assert_eq!(kinds, [true, false, true, false], "answers come in the order of the requests");
+    assert_eq!(other.snapshot(&snapshot("four")).unwrap().memory_bytes, 3);
+    let mut done = machine.done.lock().unwrap().clone();
+    done.sort();
+    assert_eq!(done, ["four", "one", "three", "two"].map(PathBuf::from));
+}
+
+#[test]
+fn files_come_beside_the_answer_that_they_belong_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let _server = Server::start(&path, Arc::new(Slow::default())).unwrap();
+    let mut client = Client::connect(&path).unwrap();
+    for _ in 0..3 {
+        client.command(&Request::Resume {}).unwrap();
+        let (_, files) = client.fork(&Request::Fork { directory: "x".into(), disks: Vec::new() }).unwrap();
+        let [reader, writer] = <[_; 2]>::try_from(files).unwrap();
+        drop(writer);
+        assert_eq!(std::io::read_to_string(std::fs::File::from(reader)).unwrap(), "memory");
+    }
+}
+
 struct Setup {
     _folder: tempfile::TempDir,
     path: PathBuf,
@@ -129,7 +209,7 @@ fn a_line_without_end_is_refused_and_the_client_sent_away() {
     let mut answer = String::new();
     // A reset after the answer is as good as an end.
     let _ = BufReader::new(&stream).read_line(&mut answer);
-    assert!(answer.contains("malformed") && answer.contains("4096"), "{answer}");
+    assert!(answer.contains("malformed") && answer.contains(&MAX_REQUEST_BYTES.to_string()), "{answer}");
     assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
 }
 

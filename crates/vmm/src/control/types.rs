@@ -1,5 +1,8 @@
 //! The requests and answers, as values. Sizes are bytes, times are milliseconds or nanoseconds as their names say.
 
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::RateLimit;
@@ -31,6 +34,45 @@ pub enum Request {
         /// The whole new limit: what it leaves out is not limited.
         limit: RateLimit,
     },
+    /// Take a snapshot: memory, devices and the disks that are cut, at one moment. Answered by [`Response::Snapshot`] once it
+    /// is on the disk. A machine that was paused stays so.
+    Snapshot {
+        /// Where it will be; must not exist yet, its parent must.
+        directory: PathBuf,
+        /// The snapshot that was taken or restored last, by its directory: the new one holds only the memory that has
+        /// changed since, and cannot be restored without it.
+        #[serde(default)]
+        base: Option<PathBuf>,
+        #[serde(default)]
+        disks: Vec<DiskCut>,
+        /// Leave the machine paused, if all went well.
+        #[serde(default)]
+        stay_paused: bool,
+    },
+    /// Make the machine's state ready for clones: as a snapshot, but the memory stays where it is and its files come beside
+    /// the answer, [`Response::Fork`], in the order of the state's table.
+    Fork {
+        directory: PathBuf,
+        #[serde(default)]
+        disks: Vec<DiskCut>,
+    },
+}
+
+impl Request {
+    /// Whether it takes longer than others can wait.
+    pub fn is_long(&self) -> bool {
+        matches!(self, Request::Snapshot { .. } | Request::Fork { .. })
+    }
+}
+
+/// Where a disk goes on: what is in its present file stays as it is from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskCut {
+    /// The disk's number.
+    pub index: usize,
+    /// An empty qcow2 image on top of the disk's present file.
+    pub overlay: PathBuf,
 }
 
 /// An answer: `{"result": "KIND", …}`.
@@ -40,7 +82,24 @@ pub enum Response {
     /// It was done, or the guest was asked for it.
     Done {},
     Status(Box<Status>),
+    Snapshot(SnapshotReport),
+    /// Descriptors of the memory's files come with it.
+    Fork(SnapshotReport),
     Error(Refusal),
+}
+
+/// An answer with what cannot be written down.
+#[derive(Debug)]
+pub struct Answer {
+    pub response: Response,
+    /// At most [`super::MAX_FILES`].
+    pub files: Vec<OwnedFd>,
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Answer {
+        Answer { response, files: Vec::new() }
+    }
 }
 
 /// A snapshot that was taken.
@@ -50,7 +109,7 @@ pub struct SnapshotReport {
     pub pause_ns: u64,
     /// From the request to the end.
     pub total_ns: u64,
-    /// Memory that was written; what is zero is not.
+    /// Memory that was written, or that clones share; what is zero is not.
     pub memory_bytes: u64,
 }
 

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::assembly::Live;
 use super::events::End;
-use super::{MachineHandle, lock};
+use super::{MachineHandle, SnapshotOrder, lock};
 use crate::config::{MachineConfig, RateLimit};
 use crate::control::{
-    Balloon, DeviceLimit, GuestMemoryStats, Hotplug, Memory, Reason, Refusal, Request, Response, RunState, Status,
-    Target, Vcpu,
+    Answer, Balloon, DeviceLimit, GuestMemoryStats, Hotplug, Memory, Reason, Refusal, Request, Response, RunState,
+    Status, Target, Vcpu,
 };
 use crate::devices::legacy::generation;
 use crate::devices::virtio::balloon;
@@ -50,6 +50,22 @@ impl Target for MachineHandle {
             Request::Balloon { target_bytes } => done(self.set_balloon(target_bytes)),
             Request::Memory { requested_bytes } => done(self.set_hotplug(requested_bytes)),
             Request::Limit { device, limit } => done(self.set_limit(&device, limit)),
+            Request::Snapshot { .. } | Request::Fork { .. } => self.carry_out(request).response,
+        }
+    }
+
+    fn carry_out(&self, request: Request) -> Answer {
+        let refused = |refusal| Response::Error(refusal).into();
+        match request {
+            Request::Snapshot { directory, base, disks, stay_paused } => {
+                let order = SnapshotOrder { directory, base, disks, stay_paused };
+                self.snapshot(&order).map_or_else(refused, |report| Response::Snapshot(report).into())
+            }
+            Request::Fork { directory, disks } => match self.fork(&directory, &disks) {
+                Ok((report, files)) => Answer { response: Response::Fork(report), files },
+                Err(refusal) => refused(refusal),
+            },
+            other => self.execute(other).into(),
         }
     }
 }

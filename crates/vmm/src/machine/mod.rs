@@ -35,6 +35,7 @@ pub use assembly::{Host, Networks, Terminal};
 pub use disks::DiskCuts;
 use events::{End, Events};
 use restore::Restoration;
+pub use snapshot::SnapshotOrder;
 use vcpus::Vcpus;
 
 /// How long the console may take to pass on its last output.

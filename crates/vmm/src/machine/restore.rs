@@ -4,7 +4,7 @@
 //! their local APICs come before whatever may raise an interrupt: what devices and timers raise while they are restored is
 //! not lost. Device threads wait at the machine's gate until all is in place.
 
-use queztl_guest_memory::{GuestRam, RamConfig};
+use queztl_guest_memory::{GuestRam, MemoryImage, RamConfig};
 
 use super::Error;
 use super::assembly::{Live, new_generation};
@@ -13,12 +13,12 @@ use crate::clock::Clock;
 use crate::config::MachineConfig;
 use crate::devices::legacy::generation;
 use crate::devices::virtio::device_type;
-use crate::snapshot::{self, Identity, MachineState, Persist, Snapshot, memory};
+use crate::snapshot::{self, Identity, MachineState, Persist, Snapshot};
 
 /// What a machine is restored from.
 pub(super) struct Restoration {
     state: MachineState,
-    memory: std::fs::File,
+    memory: MemoryImage,
     /// The generation identifier of its own.
     generation: Option<[u8; generation::LEN]>,
 }
@@ -39,11 +39,9 @@ impl Restoration {
         Ok(Restoration { state, memory, generation })
     }
 
-    /// RAM as it was.
+    /// RAM as it was; pages are read when they are touched.
     pub fn ram(&self, config: &RamConfig, hotplug_bytes: u64) -> Result<GuestRam, Error> {
-        let ram = GuestRam::with_hotplug(config, hotplug_bytes)?;
-        memory::read(&ram, &self.memory)?;
-        Ok(ram)
+        Ok(GuestRam::from_image(config, hotplug_bytes, &self.memory)?)
     }
 
     /// The guest's time, going on from when it was saved.

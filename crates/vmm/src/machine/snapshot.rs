@@ -1,65 +1,106 @@
 //! Taking a snapshot of a running machine.
 //!
 //! ```text
-//!  running ──> stand still: vCPUs parked, devices quiet ──> cut: states, memory ──> go on ──> write, sync, rename
-//!     ^                       │ cannot                       │ fails                             │ fails
-//!     └───────────────────────┴──────────────────────────────┴───────────────────────────────────┘ nothing is left
+//!  running ──> stand still: vCPUs parked, devices quiet ──> cut: states, RAM frozen ──> go on ──> write, sync, rename
+//!     ^                       │ cannot                       │ fails                              │ fails
+//!     └───────────────────────┴──────────────────────────────┴────────────────────────────────────┘ nothing is left
 //! ```
+//! RAM is frozen, not copied, while the machine stands still; what a snapshot writes and a fork passes on is that frozen
+//! image ([`queztl_guest_memory::GuestRam::freeze`]).
+//!
 //! Promise: whatever fails, the machine goes on as it did before, and no half snapshot has the name of one.
 
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
+
+use queztl_guest_memory::{Frozen, GuestRam, ImageError, LayerId, Settling};
 
 use super::assembly::Live;
 use super::restore::disk_sectors;
 use super::{MachineHandle, lock};
 use crate::config::MachineConfig;
-use crate::control::{Reason, Refusal, SnapshotReport};
+use crate::control::{DiskCut, Reason, Refusal, SnapshotReport};
+use crate::snapshot::memory::Base;
 use crate::snapshot::state::is_counted;
-use crate::snapshot::{self, ClockState, MEMORY_FILE, MachineState, Persist, Staging, memory};
+use crate::snapshot::{self, ClockState, MEMORY_FILE, MachineState, Persist, Staging};
 
 /// How long the vCPUs may take to tell their states.
 const STATES_LIMIT: Duration = Duration::from_secs(10);
 
-/// A machine's state at one moment, and what else was done at that moment.
-struct Cut<T> {
+/// A snapshot as it is wished.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SnapshotOrder {
+    /// Where it will be; its parent exists.
+    pub directory: PathBuf,
+    /// The directory, beside it, of the snapshot that was taken or restored last, on whose memory it shall build.
+    pub base: Option<PathBuf>,
+    /// Disks that go on in other files.
+    pub disks: Vec<DiskCut>,
+    /// The machine stays paused, if all goes well.
+    pub stay_paused: bool,
+}
+
+/// A machine at one moment.
+struct Cut {
     state: MachineState,
-    other: T,
+    ram: Arc<GuestRam>,
+    frozen: Frozen,
     pause: Duration,
     /// The machine was paused before.
     was_paused: bool,
 }
 
 impl MachineHandle {
-    /// Takes a snapshot into `directory`, which is made. The machine stands still only for the moment that it shows, and
-    /// stays so afterwards if `stay_paused`.
-    pub fn snapshot(&self, directory: &Path, stay_paused: bool) -> Result<SnapshotReport, Refusal> {
+    /// Takes a snapshot. The machine stands still only for the moment that the snapshot shows.
+    ///
+    /// # Errors
+    /// It cannot be taken or written; then the machine is as before, but disks that were cut stay so.
+    pub fn snapshot(&self, order: &SnapshotOrder) -> Result<SnapshotReport, Refusal> {
         let started = Instant::now();
-        let staging = Staging::begin(directory)?;
-        let file = staging.create(MEMORY_FILE)?;
-        let failed = snapshot::Error::io(staging.path(MEMORY_FILE), "writing the memory");
-        let cut = self.cut(stay_paused, |live| Ok(memory::write(&live.ram, &file).map_err(failed)?))?;
-        let written = file
-            .sync_all()
-            .map_err(snapshot::Error::io(staging.path(MEMORY_FILE), "writing the memory"))
-            .and_then(|()| staging.write_state(&cut.state))
-            .and_then(|()| staging.commit());
-        if let Err(error) = written {
-            if stay_paused && !cut.was_paused {
-                self.resume();
-            }
-            return Err(error.into());
+        let base = order.base.as_deref().map(|base| Base::look_at(base, &order.directory)).transpose()?;
+        let staging = Staging::begin(&order.directory)?;
+        let cut = self.cut(&order.disks, order.stay_paused)?;
+        let Cut { mut state, ram, frozen, pause, was_paused } = cut;
+        let (layer, bases) = base.map_or((None, Vec::new()), |base| (Some(base.layer), base.names));
+        state.bases = bases;
+        let written = write(staging, &state, &frozen, layer);
+        drop(frozen);
+        give_back(&ram);
+        if written.is_err() && order.stay_paused && !was_paused {
+            self.resume();
         }
-        Ok(SnapshotReport {
-            pause_ns: nanoseconds(cut.pause),
-            total_ns: nanoseconds(started.elapsed()),
-            memory_bytes: cut.other,
-        })
+        let (pause_ns, total_ns) = (nanoseconds(pause), nanoseconds(started.elapsed()));
+        Ok(SnapshotReport { pause_ns, total_ns, memory_bytes: written? })
     }
 
-    /// Makes the machine stand still, takes its state and does `other` meanwhile. It goes on unless it was paused before
-    /// or shall stay so.
-    fn cut<T>(&self, stay_paused: bool, other: impl FnOnce(&Live) -> Result<T, Refusal>) -> Result<Cut<T>, Refusal> {
+    /// Makes the machine's state ready for clones, in `directory`, and gives the files of its memory, which never change.
+    ///
+    /// # Errors
+    /// Those of [`MachineHandle::snapshot`].
+    pub fn fork(&self, directory: &Path, disks: &[DiskCut]) -> Result<(SnapshotReport, Vec<OwnedFd>), Refusal> {
+        let started = Instant::now();
+        let staging = Staging::begin(directory)?;
+        let cut = self.cut(disks, false)?;
+        let (files, table) = cut.frozen.image().parts();
+        let failed = |error: std::io::Error| Refusal::new(Reason::Failed, format!("passing memory on: {error}"));
+        let files = files.iter().map(|file| file.as_fd().try_clone_to_owned());
+        let files = files.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        staging.write_table(&table)?;
+        staging.write_state(&cut.state)?;
+        staging.commit()?;
+        let (pause_ns, total_ns) = (nanoseconds(cut.pause), nanoseconds(started.elapsed()));
+        let memory_bytes = cut.ram.allocated_bytes().unwrap_or(0);
+        Ok((SnapshotReport { pause_ns, total_ns, memory_bytes }, files))
+    }
+
+    /// Makes the machine stand still, takes its state and freezes its RAM. It goes on unless it was paused before or shall
+    /// stay so.
+    fn cut(&self, disks: &[DiskCut], stay_paused: bool) -> Result<Cut, Refusal> {
+        let overlays: Vec<_> = disks.iter().map(|disk| (disk.index, disk.overlay.clone())).collect();
+        let settler = settler()?;
         let _transition = lock(&self.shared.transition);
         let config = lock(&self.shared.config).clone();
         if is_counted(&config) {
@@ -71,15 +112,21 @@ impl MachineHandle {
         let was_paused = self.shared.vcpus.is_paused();
         let started = Instant::now();
         let taken = self.stand_still().and_then(|()| {
+            let cuts = self.prepare_disk_cuts(&overlays)?;
+            // The state names the disks' files of now, which stay as they are if they are cut.
             let state = self.state(config, &live)?;
-            Ok((state, other(&live)?))
+            let (frozen, settling) = live.ram.freeze().map_err(snapshot::Error::from)?;
+            // Without the thread the work is done here and now.
+            let _ = settler.send(settling);
+            self.commit_disk_cuts(cuts)?;
+            Ok((state, frozen))
         });
         let stays = was_paused || (stay_paused && taken.is_ok());
         if !stays {
             self.go_on();
         }
         let pause = started.elapsed();
-        taken.map(|(state, other)| Cut { state, other, pause, was_paused })
+        taken.map(|(state, frozen)| Cut { state, ram: live.ram, frozen, pause, was_paused })
     }
 
     /// The state of all parts. Devices come before the interrupt controllers, and these before the vCPUs' own: bringing one
@@ -102,8 +149,42 @@ impl MachineHandle {
             paravirtual_clock: board.kvmclock().save(),
             devices,
             disk_sectors: disk_sectors(live),
+            bases: Vec::new(),
             clock: ClockState { ticks: clock.tsc(), hz: clock.tsc_hz(), wall_clock_ns: clock.wall_clock_ns() },
         })
+    }
+}
+
+/// Writes all there is of a snapshot, down to the disk; gives the bytes of memory.
+fn write(
+    staging: Staging,
+    state: &MachineState,
+    frozen: &Frozen,
+    base: Option<LayerId>,
+) -> Result<u64, snapshot::Error> {
+    let file = staging.create(MEMORY_FILE)?;
+    let written = frozen.image().write(&file, base)?;
+    staging.write_table(&written.table)?;
+    staging.write_state(state)?;
+    staging.commit()?;
+    Ok(written.data_bytes)
+}
+
+/// A thread that does what is left of a freeze; it runs before the machine stands still, so that nobody waits for its
+/// start.
+fn settler() -> Result<Sender<Settling>, Refusal> {
+    let (sender, work) = channel::<Settling>();
+    let body = move || work.into_iter().for_each(Settling::run);
+    let thread = std::thread::Builder::new().name("settle".into()).spawn(body);
+    let failed = |error| Refusal::new(Reason::Failed, format!("no thread for a freeze of memory: {error}"));
+    thread.map(|_| sender).map_err(failed)
+}
+
+/// Frozen pages of which the machine has its own copies, and nobody else needs, go back to the host.
+fn give_back(ram: &GuestRam) {
+    match ram.reclaim() {
+        Ok(bytes) => tracing::debug!(bytes, "frozen memory given back"),
+        Err(error) => tracing::warn!(%error, "frozen memory cannot be given back"),
     }
 }
 
@@ -114,9 +195,23 @@ fn nanoseconds(time: Duration) -> u64 {
 impl From<snapshot::Error> for Refusal {
     fn from(error: snapshot::Error) -> Refusal {
         let reason = match &error {
-            snapshot::Error::Io { .. } => Reason::Failed,
+            snapshot::Error::Io { .. } | snapshot::Error::Memory(ImageError::Io { .. }) => Reason::Failed,
             _ => Reason::Invalid,
         };
-        Refusal::new(reason, error.to_string())
+        Refusal::new(reason, chain(&error))
     }
+}
+
+/// An error and what has led to it. Those that tell their source themselves are not repeated.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
 }

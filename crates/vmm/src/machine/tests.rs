@@ -12,7 +12,7 @@ use super::*;
 use crate::accel::probe::KvmSupport;
 use crate::config::{AccelChoice, ConsoleChoice, DiskConfig, SerialOutput, SoftClock, SoftOptions, SoftTranslator};
 use crate::control::{Reason, Refusal, SnapshotReport};
-use crate::snapshot::{self, MEMORY_FILE, STATE_FILE};
+use crate::snapshot::{self, MEMORY_FILE, STATE_FILE, TABLE_FILE};
 
 const LONG: Duration = Duration::from_secs(20);
 const RAM_BYTES: u64 = 4 << 20;
@@ -129,13 +129,23 @@ impl Running {
     }
 
     fn snapshot(&self, folder: &Path) -> SnapshotReport {
-        self.handle.snapshot(folder, false).unwrap()
+        self.handle.snapshot(&order(folder)).unwrap()
+    }
+
+    /// A snapshot with only the memory that has changed since the one at `base`.
+    fn snapshot_on(&self, base: &Path, folder: &Path) -> SnapshotReport {
+        let order = SnapshotOrder { base: Some(base.to_path_buf()), ..order(folder) };
+        self.handle.snapshot(&order).unwrap()
     }
 
     fn stop(self) {
         self.handle.stop();
         assert_eq!(self.thread.join().unwrap().unwrap(), Outcome::Stopped);
     }
+}
+
+fn order(folder: &Path) -> SnapshotOrder {
+    SnapshotOrder { directory: folder.to_path_buf(), ..SnapshotOrder::default() }
 }
 
 /// The names in a directory, in order.
@@ -155,7 +165,7 @@ fn a_restored_guest_goes_on_where_it_was_and_so_does_the_one_it_was_taken_from()
         first.send("some words");
         let report = first.snapshot(&place);
         assert!(report.pause_ns > 0 && report.memory_bytes > 0 && report.memory_bytes < RAM_BYTES, "{report:?}");
-        assert_eq!(names(&place), [MEMORY_FILE, STATE_FILE]);
+        assert_eq!(names(&place), [MEMORY_FILE, TABLE_FILE, STATE_FILE]);
         first.send(" more");
 
         let twins = ["second", "third"].map(|name| Running::restored(config(folder.path(), accel, name), &place));
@@ -234,9 +244,10 @@ fn a_paused_machine_stays_paused_and_a_running_one_does_on_request() {
     let folder = tempfile::tempdir().unwrap();
     let running = Running::boot(config(folder.path(), soft(), "first"));
     running.send("a");
-    running.handle.snapshot(&folder.path().join("one"), true).unwrap();
+    let stay_paused = true;
+    running.handle.snapshot(&SnapshotOrder { stay_paused, ..order(&folder.path().join("one")) }).unwrap();
     assert!(running.handle.shared.vcpus.is_paused());
-    running.handle.snapshot(&folder.path().join("two"), false).unwrap();
+    running.snapshot(&folder.path().join("two"));
     assert!(running.handle.shared.vcpus.is_paused());
     running.handle.resume();
     running.send("b");
@@ -254,7 +265,7 @@ fn what_cannot_be_taken_is_refused_and_the_guest_goes_on() {
     std::fs::create_dir(folder.path().join("taken")).unwrap();
     let before = names(folder.path());
     for place in ["taken", "no/such/place", "guest/file"] {
-        let refused = running.handle.snapshot(&folder.path().join(place), false).unwrap_err();
+        let refused = running.handle.snapshot(&order(&folder.path().join(place))).unwrap_err();
         assert_eq!(refused.reason, Reason::Invalid, "{refused}");
     }
     assert_eq!(names(folder.path()), before);
@@ -267,7 +278,7 @@ fn a_machine_whose_time_is_made_of_instructions_has_no_snapshots() {
     let folder = tempfile::tempdir().unwrap();
     let counted = SoftOptions { clock: SoftClock::Instructions, ..SoftOptions::default() };
     let running = Running::boot(config(folder.path(), AccelChoice::Soft(counted), "first"));
-    let Refusal { reason, message } = running.handle.snapshot(&folder.path().join("one"), false).unwrap_err();
+    let Refusal { reason, message } = running.handle.snapshot(&order(&folder.path().join("one"))).unwrap_err();
     assert!(reason == Reason::Invalid && message.contains("instructions"), "{message}");
     running.stop();
 }
@@ -328,15 +339,104 @@ fn what_is_no_snapshot_of_ours_is_refused_with_a_reason() {
 }
 
 #[test]
-fn memory_that_was_cut_off_is_refused() {
-    let (folder, place) = snapshot();
+fn memory_that_was_cut_off_or_changed_its_table_is_refused() {
+    let (_folder, place) = snapshot();
+    let table = std::fs::read(place.join(TABLE_FILE)).unwrap();
+    for at in [0, 9, table.len() / 2, table.len() - 1] {
+        let mut damaged = table.clone();
+        damaged[at] ^= 0x10;
+        std::fs::write(place.join(TABLE_FILE), damaged).unwrap();
+        assert!(matches!(Snapshot::open(&place), Err(snapshot::Error::Memory(_))), "byte {at}");
+    }
+    std::fs::write(place.join(TABLE_FILE), table).unwrap();
+    assert!(Snapshot::open(&place).is_ok());
     let memory = std::fs::File::options().write(true).open(place.join(MEMORY_FILE)).unwrap();
     for bytes in [RAM_BYTES, 4096, 0] {
         memory.set_len(bytes).unwrap();
-        let restored = Snapshot::open(&place).map_err(Error::from);
-        let restored =
-            restored.and_then(|saved| Machine::restore(config(folder.path(), soft(), "second"), saved, None));
-        assert!(restored.err().unwrap().to_string().contains("memory is damaged"));
+        assert!(Snapshot::open(&place).unwrap_err().to_string().contains("cut off"));
+    }
+}
+
+#[test]
+fn incremental_snapshots_have_what_changed_and_need_what_they_build_on() {
+    for accel in accelerators() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |number: usize| folder.path().join(format!("snapshot-{number}"));
+        let running = Running::boot(config(folder.path(), accel, "first"));
+        let mut sent = "ab".to_owned();
+        running.send("ab");
+        let full = running.snapshot(&place(0));
+        for round in 1..4 {
+            running.send("cd");
+            sent.push_str("cd");
+            let report = running.snapshot_on(&place(round - 1), &place(round));
+            assert!(report.memory_bytes > 0 && report.memory_bytes < full.memory_bytes, "{report:?} after {full:?}");
+        }
+        running.send("not in it");
+        // One whose base is that of a machine restored from it.
+        let again = Running::restored(config(folder.path(), accel, "again"), &place(3));
+        again.send("ef");
+        again.snapshot_on(&place(3), &place(4));
+        again.stop();
+        running.stop();
+
+        let last = Running::restored(config(folder.path(), accel, "last"), &place(4));
+        last.send("g");
+        last.ends_with(sum(&format!("{sent}efg")));
+        std::fs::remove_dir_all(place(1)).unwrap();
+        assert!(Snapshot::open(&place(4)).is_err());
+        assert!(Snapshot::open(&place(0)).is_ok());
+    }
+}
+
+#[test]
+fn a_base_of_another_machine_or_elsewhere_is_refused() {
+    let (folder, place) = snapshot();
+    let running = Running::boot(config(folder.path(), soft(), "other"));
+    running.send("a");
+    let wrong = |base: &Path| {
+        let order = SnapshotOrder { base: Some(base.to_path_buf()), ..order(&folder.path().join("new")) };
+        running.handle.snapshot(&order).unwrap_err().message
+    };
+    assert!(wrong(&place).contains("descend"), "{}", wrong(&place));
+    assert!(wrong(Path::new("/elsewhere/base")).contains("beside"));
+    assert!(wrong(&folder.path().join("nothing")).contains("no snapshot"));
+    assert_eq!(names(folder.path()), ["first.out", "guest", "other.out", "snapshot"]);
+    running.send("b");
+    running.ends_with(sum("ab"));
+}
+
+#[test]
+fn forks_and_their_parent_never_see_each_others_writes() {
+    for accel in accelerators() {
+        let folder = tempfile::tempdir().unwrap();
+        let parent = Running::boot(config(folder.path(), accel, "parent"));
+        let mut sent = String::new();
+        let mut children = Vec::new();
+        for round in 0..3 {
+            let text = format!("round {round} ");
+            parent.send(&text);
+            sent.push_str(&text);
+            let place = folder.path().join(format!("fork-{round}"));
+            let (report, files) = parent.handle.fork(&place, &[]).unwrap();
+            assert!(report.pause_ns > 0);
+            let files: Vec<_> = files.into_iter().map(std::fs::File::from).collect();
+            for twin in ["a", "b"] {
+                let files = files.iter().map(|file| file.try_clone().unwrap()).collect();
+                let fork = Snapshot::open_fork(&place, files).unwrap();
+                let config = config(folder.path(), accel, &format!("{round}{twin}"));
+                let child = Running::start(Machine::restore(config, fork, None).unwrap());
+                children.push((child, format!("{sent}{twin}"), twin));
+            }
+        }
+        parent.send("the end");
+        for (child, _, twin) in &children {
+            child.send(twin);
+        }
+        parent.ends_with(sum(&format!("{sent}the end")));
+        for (child, text, _) in children {
+            child.ends_with(sum(&text));
+        }
     }
 }
 

@@ -9,13 +9,18 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use queztl_guest_memory::MemoryTable;
+
 use super::file::{self, MAX_BYTES};
 use super::{Error, MachineState};
 
 /// The machine's state.
 pub const STATE_FILE: &str = "state.json";
-/// Guest RAM: page-aligned, its regions one after the other, holes where it is zero.
+/// Guest RAM, or what has changed of it: page-aligned, regions one after the other, holes where it is zero.
 pub const MEMORY_FILE: &str = "memory";
+
+/// What of RAM lies where in that file, with checksums.
+pub const TABLE_FILE: &str = "memory.table";
 
 const UNFINISHED: &str = ".unfinished";
 
@@ -63,15 +68,17 @@ impl Staging {
 
     /// Writes the machine's state, down to the disk.
     pub fn write_state(&self, state: &MachineState) -> Result<(), Error> {
-        let bytes = file::encode(state)?;
-        let mut file = self.create(STATE_FILE)?;
-        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-        written.map_err(Error::io(self.folder.join(STATE_FILE), "writing the state"))
+        self.write(STATE_FILE, &file::encode(state)?, "writing the state")
     }
 
-    /// The place of a file, for errors.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+    /// Writes the table of the memory's file, down to the disk.
+    pub fn write_table(&self, table: &MemoryTable) -> Result<(), Error> {
+        self.write(TABLE_FILE, &table.to_bytes(), "writing the memory's table")
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], step: &'static str) -> Result<(), Error> {
+        let mut file = self.create(name)?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(self.folder.join(name), step))
     }
 
     /// Gives the directory its name, for good. Its files have been brought to the disk before.
@@ -103,7 +110,7 @@ fn remove(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    for name in [STATE_FILE, MEMORY_FILE] {
+    for name in [STATE_FILE, MEMORY_FILE, TABLE_FILE] {
         gone(fs::remove_file(folder.join(name)))?;
     }
     gone(fs::remove_dir(folder))

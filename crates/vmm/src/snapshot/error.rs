@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use queztl_guest_memory::ImageError;
+
 use super::Invalid;
 
 /// What can go wrong with a snapshot.
@@ -26,8 +28,12 @@ pub enum Error {
     NotUnderstood(String),
     #[error("the snapshot's state cannot be ({0}): use another snapshot")]
     Impossible(&'static str),
-    #[error("the snapshot's memory is damaged ({0}): use another snapshot")]
-    Memory(String),
+    #[error(transparent)]
+    Memory(#[from] ImageError),
+    #[error("{0:?} is not beside the new snapshot: a snapshot and what it builds on have one parent directory")]
+    BaseElsewhere(PathBuf),
+    #[error("a snapshot builds on {0} others at most: take a full one")]
+    TooManyBases(usize),
     #[error("a part's state is refused: {0}: use another snapshot")]
     Part(#[from] Invalid),
     #[error("the state of vCPU {vcpu} is refused: {reason}: use another snapshot")]

@@ -1,76 +1,75 @@
-//! Guest RAM as a file: the regions one after the other, lowest first, holes where pages are zero.
+//! Where a snapshot's memory is: in its own file, in those of the snapshots it builds on, or in files that are passed on.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::io::Read;
+use std::path::Path;
 
-use queztl_guest_memory::{GuestRam, PAGE_SIZE};
-use rustix::fs::SeekFrom;
-use vm_memory::{Bytes, GuestAddress};
+use queztl_guest_memory::{LayerId, MemoryImage, MemoryTable};
 
-use super::Error;
+use super::directory::{MEMORY_FILE, TABLE_FILE};
+use super::{Error, MachineState};
 
-/// Bytes that are copied at a time.
-const CHUNK: u64 = 256 << 10;
+/// Snapshots that one may build on; each is a file that stays open.
+pub const MAX_BASES: usize = 64;
+/// The longest table: that of 512 GiB of RAM has some megabytes.
+const MAX_TABLE_BYTES: u64 = 64 << 20;
 
-/// Writes `ram`, which nobody writes to meanwhile; gives how many bytes were not zero.
-pub(crate) fn write(ram: &GuestRam, file: &File) -> io::Result<u64> {
-    file.set_len(ram.bytes())?;
-    let (mut offset, mut written) = (0, 0);
-    let mut buffer = vec![0; CHUNK as usize];
-    for (start, len) in ram.ranges() {
-        for at in (0..len).step_by(CHUNK as usize) {
-            let chunk = &mut buffer[..(len - at).min(CHUNK) as usize];
-            ram.memory().read_slice(chunk, GuestAddress(start + at)).map_err(io::Error::other)?;
-            written += write_pages(chunk, file, offset + at)?;
-        }
-        offset += len;
+/// The memory of the snapshot in `folder`.
+pub(crate) fn open(folder: &Path, state: &MachineState) -> Result<MemoryImage, Error> {
+    let mut chain = vec![link(folder)?];
+    for base in &state.bases {
+        chain.push(link(&folder.with_file_name(base))?);
     }
-    Ok(written)
+    chain.reverse();
+    Ok(MemoryImage::open(chain)?)
 }
 
-/// Writes those of the pages that are not zero.
-fn write_pages(pages: &[u8], file: &File, offset: u64) -> io::Result<u64> {
-    let mut written = 0;
-    for (number, page) in (0..).zip(pages.chunks(PAGE_SIZE as usize)) {
-        if page.iter().any(|byte| *byte != 0) {
-            file.write_all_at(page, offset + number * PAGE_SIZE)?;
-            written += page.len() as u64;
-        }
-    }
-    Ok(written)
+/// The memory of a fork whose state is in `folder`.
+pub(crate) fn open_passed(folder: &Path, files: Vec<File>) -> Result<MemoryImage, Error> {
+    Ok(MemoryImage::from_parts(files, &table(folder)?)?)
 }
 
-/// Fills `ram`, which is zero, from `file`.
-pub(crate) fn read(ram: &GuestRam, file: &File) -> Result<(), Error> {
-    let bytes = file.metadata().map_err(|error| Error::Memory(error.to_string()))?.len();
-    if bytes != ram.bytes() {
-        return Err(Error::Memory(format!("it has {bytes} bytes and not {}", ram.bytes())));
-    }
-    copy_in(ram, file).map_err(|error| Error::Memory(error.to_string()))
+fn link(folder: &Path) -> Result<(File, MemoryTable), Error> {
+    let table = table(folder)?;
+    let path = folder.join(MEMORY_FILE);
+    Ok((File::open(&path).map_err(Error::io(path, "opening the memory"))?, table))
 }
 
-fn copy_in(ram: &GuestRam, file: &File) -> io::Result<()> {
-    let mut offset = 0;
-    let mut buffer = vec![0; CHUNK as usize];
-    for (start, len) in ram.ranges() {
-        let mut at = 0;
-        while at < len {
-            at = match rustix::fs::seek(file.as_fd(), SeekFrom::Data(offset + at)) {
-                Ok(data) => (data - offset) & !(PAGE_SIZE - 1),
-                Err(rustix::io::Errno::NXIO) => break,
-                Err(error) => return Err(error.into()),
-            };
-            if at >= len {
-                break;
-            }
-            let chunk = &mut buffer[..(len - at).min(CHUNK) as usize];
-            file.read_exact_at(chunk, offset + at)?;
-            ram.memory().write_slice(chunk, GuestAddress(start + at)).map_err(io::Error::other)?;
-            at += chunk.len() as u64;
+fn table(folder: &Path) -> Result<MemoryTable, Error> {
+    let path = folder.join(TABLE_FILE);
+    let file = File::open(&path).map_err(Error::io(&path, "opening the memory's table"))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TABLE_BYTES).read_to_end(&mut bytes).map_err(Error::io(path, "reading the memory's table"))?;
+    Ok(MemoryTable::from_bytes(&bytes)?)
+}
+
+/// What an incremental snapshot builds on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Base {
+    /// Directories beside the snapshot's own, the newest first.
+    pub names: Vec<String>,
+    pub layer: LayerId,
+}
+
+impl Base {
+    /// Looks at the snapshot in `folder`, on which one at `place` is to build.
+    pub fn look_at(folder: &Path, place: &Path) -> Result<Base, Error> {
+        let elsewhere = || Error::BaseElsewhere(folder.to_path_buf());
+        if folder.parent() != place.parent() {
+            return Err(elsewhere());
         }
-        offset += len;
+        let name = folder.file_name().and_then(|name| name.to_str()).ok_or_else(elsewhere)?;
+        let state = super::directory::read_state(folder)?;
+        let layer = table(folder)?.top().ok_or(Error::Damaged("its memory has no layer"))?;
+        let names: Vec<String> = [name.to_owned()].into_iter().chain(state.bases).collect();
+        if names.len() > MAX_BASES {
+            return Err(Error::TooManyBases(MAX_BASES));
+        }
+        Ok(Base { names, layer })
     }
-    Ok(())
+}
+
+/// Whether this is the name of a directory beside another one.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }

@@ -12,7 +12,8 @@
 //!
 //! ```text
 //! DIRECTORY/state.json    MachineState: versioned, checksummed, no unknown fields
-//! DIRECTORY/memory        RAM: sparse, page-aligned, regions one after the other
+//! DIRECTORY/memory        RAM, or what has changed since another snapshot: sparse, page-aligned, mapped as it is
+//! DIRECTORY/memory.table  what of RAM is in it, with checksums: queztl_guest_memory::MemoryTable
 //! ```
 
 mod directory;
@@ -26,7 +27,7 @@ pub(crate) mod state;
 mod tests;
 
 pub(crate) use directory::Staging;
-pub use directory::{MEMORY_FILE, STATE_FILE, is_unfinished};
+pub use directory::{MEMORY_FILE, STATE_FILE, TABLE_FILE, is_unfinished};
 pub use error::Error;
 pub use file::VERSION;
 #[cfg(test)]

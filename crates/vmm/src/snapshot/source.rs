@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::path::Path;
 
+use queztl_guest_memory::MemoryImage;
 use queztl_network::Mac;
 use serde::{Deserialize, Serialize};
 
-use super::directory::{self, MEMORY_FILE};
-use super::{Error, MachineState};
+use super::{Error, MachineState, directory, memory};
 use crate::config::MachineConfig;
 
 /// What tells a clone from its siblings before its guest runs.
@@ -26,7 +26,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Snapshot {
     pub(crate) state: MachineState,
-    pub(crate) memory: File,
+    pub(crate) memory: MemoryImage,
 }
 
 impl Snapshot {
@@ -36,8 +36,17 @@ impl Snapshot {
     /// It is no snapshot, damaged, of a newer version, or cannot be read.
     pub fn open(folder: &Path) -> Result<Snapshot, Error> {
         let state = directory::read_state(folder)?;
-        let path = folder.join(MEMORY_FILE);
-        let memory = File::open(&path).map_err(Error::io(path, "opening the memory"))?;
+        let memory = memory::open(folder, &state)?;
+        Ok(Snapshot { state, memory })
+    }
+
+    /// Opens what a fork has left: its state in `folder`, its memory in `files`, in the order in which they came.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::open`]; the files are not those of the state.
+    pub fn open_fork(folder: &Path, files: Vec<File>) -> Result<Snapshot, Error> {
+        let state = directory::read_state(folder)?;
+        let memory = memory::open_passed(folder, files)?;
         Ok(Snapshot { state, memory })
     }
 

@@ -5,6 +5,7 @@ use queztl_soft_cpu::cpuid::CpuidResult;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::memory::{MAX_BASES, is_plain_name};
 use crate::clock::RESUMABLE_HZ;
 use crate::config::{AccelChoice, ConsoleChoice, MachineConfig, SoftClock, SoftOptions};
 use crate::devices::legacy::SavedLegacy;
@@ -31,6 +32,8 @@ pub struct MachineState {
     pub devices: Vec<SavedTransport>,
     /// Sizes of the disks in sectors of 512 bytes, in their order.
     pub disk_sectors: Vec<u64>,
+    /// Snapshots whose memory this one builds on, by the names of their directories beside its own, the newest first.
+    pub bases: Vec<String>,
 }
 
 /// One vCPU.
@@ -84,6 +87,8 @@ impl MachineState {
             (RESUMABLE_HZ.contains(&self.clock.hz), "its counter's frequency is of no processor"),
             (self.clock.ticks < MOST_TICKS, "its counter is at no machine's time"),
             (self.disk_sectors.len() == self.config.disks.len(), "the number of disks differs"),
+            (self.bases.iter().all(|name| is_plain_name(name)), "it builds on something elsewhere"),
+            (self.bases.len() <= MAX_BASES, "it builds on too many others"),
             (!is_counted(&self.config), "its time is made of instructions"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {
