@@ -64,6 +64,8 @@ pub enum EventKind {
         operation: String,
     },
     DaemonStarted,
+    /// Something is not as it should be, and nothing fails for it.
+    Warning,
     /// The reader was too slow: events up to this one were dropped.
     Lost {
         up_to: u64,

@@ -6,11 +6,27 @@
 //!                                            v
 //!                                         queztl-hv vmm DIR
 //! ```
-//! [`Service`] is the seam: the API knows nothing of processes and files, the manager nothing of HTTP.
+//! [`Service`] is the seam: the API knows nothing of processes and files, the manager nothing of HTTP. [`Manager`] is the
+//! service that runs machines.
 
 pub mod api;
+mod cgroup;
+mod checkpoints;
+mod clones;
+mod events;
+mod images;
+mod manager;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
+mod metrics;
+mod operations;
 mod service;
+mod snapshots;
+mod store;
+mod supervisor;
+mod tokens;
+mod vms;
 
+pub use manager::{Config, Manager, OpenError};
 pub use service::{Endpoints, EventStream, Recorded, Service};
+pub use store::StoreError;

@@ -1,0 +1,120 @@
+//! The manager: one for each home, all of the daemon but its API.
+//!
+//! Promises: the death of a daemon loses no machine and no state. Machines go on; the next manager finds them, finishes or
+//! undoes what its predecessor was at, and serves on.
+//!
+//! ```text
+//!  Service (async) ──> Manager ── threads that may wait ──> Core
+//!                                   ├ store       records, events, one transaction for each change
+//!                                   ├ machines    what is known of them now
+//!                                   ├ operations  what is being done
+//!                                   └ supervisor  their processes
+//! ```
+//! Everything below [`Manager`] is plain code that waits for disks and processes; only the edge is asynchronous.
+
+mod machines;
+mod open;
+mod service;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use queztl_api::{Code, Problem, VmSpec};
+use queztl_guest_image::{self as guest_image, Silent};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::cgroup::Groups;
+use crate::metrics::Figures;
+use crate::operations::Operations;
+use crate::store::Store;
+use crate::vms::config::BootFiles;
+pub(crate) use machines::Machines;
+pub use open::OpenError;
+
+/// What a manager needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where store, machines and images are: an absolute path. It is short, since sockets lie below it.
+    pub home: PathBuf,
+    /// The program that runs machines: `queztl-hv`.
+    pub program: PathBuf,
+    /// Where guest kernels are; none for the user's store.
+    pub kernels: Option<PathBuf>,
+}
+
+impl Config {
+    /// The manager of `home`, with the program that runs now.
+    ///
+    /// # Errors
+    /// The program cannot be found.
+    pub fn new(home: impl Into<PathBuf>) -> std::io::Result<Config> {
+        Ok(Config { home: home.into(), program: std::env::current_exe()?, kernels: None })
+    }
+}
+
+/// The manager of virtual machines.
+#[derive(Debug)]
+pub struct Manager {
+    core: Arc<Core>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub config: Config,
+    pub store: Store,
+    pub machines: Machines,
+    pub operations: Operations,
+    pub figures: Figures,
+    pub groups: Groups,
+    pub runtime: Handle,
+    closed: watch::Sender<bool>,
+}
+
+impl Core {
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closed.borrow()
+    }
+
+    /// Waits until the manager is closed.
+    pub(crate) fn closed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut closed = self.closed.subscribe();
+        async move {
+            // Without a sender there is no manager either.
+            let _ = closed.wait_for(|closed| *closed).await;
+        }
+    }
+
+    /// What a machine starts from.
+    pub(crate) fn boot_files(&self, spec: &VmSpec) -> Result<BootFiles, Problem> {
+        if let Some(kernel) = &spec.kernel {
+            return Ok(BootFiles { kernel: kernel.clone(), initrd: spec.initrd.clone(), own: false });
+        }
+        let failed = |error: guest_image::Error| {
+            Problem::new(Code::Host, format!("there is no guest kernel to boot: {error}; try `queztl-hv kernel build`"))
+        };
+        let store = match &self.config.kernels {
+            Some(path) => guest_image::Store::at(path),
+            None => guest_image::Store::open(),
+        };
+        let store = store.map_err(failed)?;
+        let kernel = guest_image::default_kernel_in(&store, &mut Silent).map_err(failed)?.vmlinux;
+        let initrd = match &spec.initrd[..] {
+            [] => vec![guest_image::rootfs::build(&store, &[], &mut Silent).map_err(failed)?.initramfs],
+            own => own.to_vec(),
+        };
+        Ok(BootFiles { kernel, initrd, own: true })
+    }
+}
+
+impl Manager {
+    /// Runs a call that may wait.
+    async fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Arc<Core>) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let core = self.core.clone();
+        let result = tokio::task::spawn_blocking(move || call(&core)).await;
+        result.unwrap_or_else(|error| Err(Problem::new(Code::Internal, format!("the daemon made a mistake here: {error}"))))
+    }
+}

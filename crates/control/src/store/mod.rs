@@ -1,0 +1,289 @@
+//! What the manager must not forget: one transactional file.
+//!
+//! Promises:
+//! - a change is there as a whole or not at all, whatever happens to the process; once [`Store::write`] has returned, it
+//!   survives the loss of power;
+//! - events are written with the change that they tell of, and numbered without gaps;
+//! - one daemon uses a store at a time, and a store of a newer version is refused, each with a sentence.
+//!
+//! Values are JSON: a field that an older version did not write has its default, so that a store outlives a version.
+//!
+//! ```text
+//! $QUEZTL_HOME/manager.redb    the tables of `tables`
+//! $QUEZTL_HOME/daemon.lock     held while a daemon runs; its process number
+//! ```
+
+mod lock;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use queztl_api::{Code, Event, EventKind, Problem, Timestamp};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use lock::Lock;
+pub(crate) use tables::{Answered, IDEMPOTENCY, IMAGES, LAYERS, OPERATIONS, SNAPSHOTS, TOKENS, Table, VM_NAMES, VMS};
+
+/// The version of what is in the tables.
+const SCHEMA: u64 = 1;
+/// Events that are kept; older ones are dropped.
+const MAX_EVENTS: u64 = 10_000;
+/// Most events that are read at once.
+pub(crate) const EVENT_BATCH: usize = 256;
+/// Memory for pages of the file; what is asked for most is kept by the manager itself.
+const CACHE_BYTES: usize = 8 << 20;
+
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const EVENTS: TableDefinition<u64, &[u8]> = TableDefinition::new("events");
+/// Samples by machine and time; see [`crate::metrics`].
+const HISTORY: TableDefinition<(&str, i64), &[u8]> = TableDefinition::new("history");
+
+/// Why there is no store, or why it has not done what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{path:?} cannot be used as the home of virtual machines: {source}")]
+    Home { path: PathBuf, source: std::io::Error },
+    #[error("a daemon, process {pid}, serves {home:?} already: use that one, stop it first, or set QUEZTL_HOME")]
+    InUse { home: PathBuf, pid: String },
+    #[error("{path:?} is a store of version {found}, and this program knows version {SCHEMA}: use the newer program")]
+    Newer { path: PathBuf, found: u64 },
+    #[error("the store {path:?} cannot be opened: {source}; if it is damaged, put back a copy of it")]
+    Open { path: PathBuf, source: Box<redb::Error> },
+    #[error("the store failed: {0}; is the disk full?")]
+    Failed(Box<redb::Error>),
+    #[error("the store holds something that is not understood ({0}): was it written by another version?")]
+    Content(serde_json::Error),
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        let code = if matches!(error, StoreError::Failed(_)) { Code::Host } else { Code::Internal };
+        Problem::new(code, error.to_string())
+    }
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> StoreError {
+        StoreError::Failed(Box::new(error.into()))
+    }
+}
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// The store. Its calls wait for the disk: for threads that may wait.
+#[derive(Debug)]
+pub(crate) struct Store {
+    database: Database,
+    /// One writer at a time, and events told of in their order.
+    writing: Mutex<()>,
+    last_event: watch::Sender<u64>,
+    _lock: Lock,
+}
+
+impl Store {
+    /// Opens the store in `home`, which is made if it is not there.
+    pub fn open(home: &Path) -> Result<Store> {
+        let failed = |source| StoreError::Home { path: home.to_path_buf(), source };
+        std::fs::create_dir_all(home).map_err(failed)?;
+        let lock = Lock::take(home)?;
+        let path = home.join("manager.redb");
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path);
+        let database = database.map_err(|error| StoreError::Open { path: path.clone(), source: Box::new(error.into()) })?;
+        let last = prepare(&database, &path)?;
+        Ok(Store { database, writing: Mutex::new(()), last_event: watch::Sender::new(last), _lock: lock })
+    }
+
+    /// Carries out changes as one. Nothing of it happens if `change` gives an error.
+    pub fn write<T>(
+        &self,
+        change: impl FnOnce(&mut Change<'_>) -> std::result::Result<T, Problem>,
+    ) -> std::result::Result<T, Problem> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = self.database.begin_write().map_err(StoreError::from)?;
+        let mut change_in = Change { transaction: &transaction, last_event: *self.last_event.borrow() };
+        let result = change(&mut change_in)?;
+        let last = change_in.last_event;
+        transaction.commit().map_err(StoreError::from)?;
+        self.last_event.send_if_modified(|known| std::mem::replace(known, last) != last);
+        Ok(result)
+    }
+
+    pub fn get<V: DeserializeOwned>(&self, table: Table<V>, key: &str) -> Result<Option<V>> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(table.definition())?;
+        table.get(key)?.map(|value| decode(value.value())).transpose()
+    }
+
+    /// All entries in the order of their keys.
+    pub fn list<V: DeserializeOwned>(&self, table: Table<V>) -> Result<Vec<(String, V)>> {
+        self.list_with(table, "")
+    }
+
+    /// The entries whose keys begin so, in the order of their keys.
+    pub fn list_with<V: DeserializeOwned>(&self, table: Table<V>, prefix: &str) -> Result<Vec<(String, V)>> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(table.definition())?;
+        collect(&table, prefix)
+    }
+
+    /// Tells the number of the last event.
+    pub fn watch_events(&self) -> watch::Receiver<u64> {
+        self.last_event.subscribe()
+    }
+
+    /// Up to [`EVENT_BATCH`] events from number `from` on.
+    pub fn events_from(&self, from: u64) -> Result<Vec<Event>> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(EVENTS)?;
+        table.range(from..)?.take(EVENT_BATCH).map(|entry| decode(entry?.1.value())).collect()
+    }
+
+    /// The last events, at most so many, oldest first.
+    pub fn last_events(&self, limit: usize) -> Result<Vec<Event>> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(EVENTS)?;
+        let last = table.iter()?.rev().take(limit).map(|entry| decode(entry?.1.value()));
+        let mut events = last.collect::<Result<Vec<Event>>>()?;
+        events.reverse();
+        Ok(events)
+    }
+
+    /// Keeps points of machines' histories, and forgets those before `oldest_ms`. Lost points are no harm: this does not
+    /// wait for the disk.
+    pub fn add_history(&self, points: &[(String, i64, Vec<u8>)], oldest_ms: i64) -> Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(redb::Durability::None)?;
+        {
+            let mut table = transaction.open_table(HISTORY)?;
+            for (vm, at_ms, point) in points {
+                table.insert((vm.as_str(), *at_ms), point.as_slice())?;
+                let old: Vec<i64> = table
+                    .range((vm.as_str(), i64::MIN)..(vm.as_str(), oldest_ms))?
+                    .map(|entry| Ok(entry?.0.value().1))
+                    .collect::<Result<_>>()?;
+                for at_ms in old {
+                    table.remove((vm.as_str(), at_ms))?;
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// A machine's points between two times in milliseconds, both included.
+    pub fn history(&self, vm: &str, from_ms: i64, to_ms: i64) -> Result<Vec<(i64, Vec<u8>)>> {
+        if from_ms > to_ms {
+            return Ok(Vec::new());
+        }
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(HISTORY)?;
+        let points = table.range((vm, from_ms)..=(vm, to_ms))?;
+        points
+            .map(|entry| {
+                let (key, value) = entry?;
+                Ok((key.value().1, value.value().to_vec()))
+            })
+            .collect()
+    }
+}
+
+/// Changes in the making.
+pub(crate) struct Change<'a> {
+    transaction: &'a redb::WriteTransaction,
+    last_event: u64,
+}
+
+impl Change<'_> {
+    pub fn get<V: DeserializeOwned>(&self, table: Table<V>, key: &str) -> Result<Option<V>> {
+        let table = self.transaction.open_table(table.definition())?;
+        table.get(key)?.map(|value| decode(value.value())).transpose()
+    }
+
+    pub fn list_with<V: DeserializeOwned>(&self, table: Table<V>, prefix: &str) -> Result<Vec<(String, V)>> {
+        let table = self.transaction.open_table(table.definition())?;
+        collect(&table, prefix)
+    }
+
+    pub fn count<V>(&self, table: Table<V>) -> Result<usize> {
+        let count = self.transaction.open_table(table.definition())?.len()?;
+        Ok(usize::try_from(count).unwrap_or(usize::MAX))
+    }
+
+    pub fn put<V: Serialize>(&mut self, table: Table<V>, key: &str, value: &V) -> Result<()> {
+        let bytes = serde_json::to_vec(value).map_err(StoreError::Content)?;
+        self.transaction.open_table(table.definition())?.insert(key, bytes.as_slice())?;
+        Ok(())
+    }
+
+    pub fn remove<V>(&mut self, table: Table<V>, key: &str) -> Result<()> {
+        self.transaction.open_table(table.definition())?.remove(key)?;
+        Ok(())
+    }
+
+    /// Tells of the change, once it has happened.
+    pub fn event(&mut self, kind: EventKind, message: impl Into<String>) -> Result<()> {
+        let sequence = self.last_event + 1;
+        let event = Event { sequence, at: Timestamp::now(), kind, message: message.into() };
+        let bytes = serde_json::to_vec(&event).map_err(StoreError::Content)?;
+        let mut table = self.transaction.open_table(EVENTS)?;
+        table.insert(sequence, bytes.as_slice())?;
+        if table.len()? > MAX_EVENTS {
+            table.pop_first()?;
+        }
+        self.last_event = sequence;
+        Ok(())
+    }
+
+    /// Forgets a machine's history.
+    pub fn forget_history(&mut self, vm: &str) -> Result<()> {
+        let mut table = self.transaction.open_table(HISTORY)?;
+        table.retain_in((vm, i64::MIN)..=(vm, i64::MAX), |_, _| false)?;
+        Ok(())
+    }
+}
+
+/// Makes the tables, checks the version, and gives the number of the last event.
+fn prepare(database: &Database, path: &Path) -> Result<u64> {
+    let transaction = database.begin_write()?;
+    let last = {
+        let mut meta = transaction.open_table(META)?;
+        let found = meta.get("schema")?.map(|value| value.value());
+        match found {
+            None => drop(meta.insert("schema", SCHEMA)?),
+            Some(SCHEMA) => {}
+            Some(found) => return Err(StoreError::Newer { path: path.to_path_buf(), found }),
+        }
+        tables::make(&transaction)?;
+        transaction.open_table(HISTORY)?;
+        let events = transaction.open_table(EVENTS)?;
+        events.last()?.map_or(0, |(sequence, _)| sequence.value())
+    };
+    transaction.commit()?;
+    Ok(last)
+}
+
+fn collect<V: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    prefix: &str,
+) -> Result<Vec<(String, V)>> {
+    let mut found = Vec::new();
+    for entry in table.range(prefix..)? {
+        let (key, value) = entry?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        found.push((key.value().to_owned(), decode(value.value())?));
+    }
+    Ok(found)
+}
+
+fn decode<V: DeserializeOwned>(bytes: &[u8]) -> Result<V> {
+    serde_json::from_slice(bytes).map_err(StoreError::Content)
+}
