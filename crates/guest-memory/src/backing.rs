@@ -21,6 +21,7 @@ use crate::image::{ImageError, ImageFile, MemoryImage, Segment, Shape, within};
 use crate::mapping::{self, Reservation, Sharing};
 use crate::pagemap::Pagemap;
 use crate::placement;
+use crate::userfault::Userfault;
 
 /// What is wanted of the host for one run of RAM.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +38,8 @@ pub(crate) struct Backing {
     /// One for each run of the shape.
     pub wishes: Vec<Wish>,
     pagemap: OnceLock<Pagemap>,
+    userfault: Option<Userfault>,
+    without_userfault: AtomicBool,
     is_private: AtomicBool,
     state: RwLock<State>,
 }
@@ -59,7 +62,21 @@ impl Backing {
             let _ = pagemap.set(opened);
         }
         let state = RwLock::new(State { image, settled: Arc::new(Latch::opened()) });
-        Backing { reserved, shape, wishes, pagemap, is_private: AtomicBool::new(is_private), state }
+        let is_private = AtomicBool::new(is_private);
+        let userfault = Userfault::open().ok();
+        let without_userfault = AtomicBool::new(false);
+        Backing { reserved, shape, wishes, pagemap, userfault, without_userfault, is_private, state }
+    }
+
+    /// Where page faults are handled by this process, if the host permits it.
+    pub fn userfault(&self) -> Option<&Userfault> {
+        self.userfault.as_ref().filter(|_| !self.without_userfault.load(Ordering::Relaxed))
+    }
+
+    /// Does from now on as on a host where this process may not handle page faults.
+    #[cfg(test)]
+    pub fn do_without_userfault(&self) {
+        self.without_userfault.store(true, Ordering::Relaxed);
     }
 
     /// Whether RAM lies in files of its own, which others may map.

@@ -26,6 +26,7 @@ mod region;
 #[cfg(test)]
 mod tests;
 mod tracker;
+mod userfault;
 
 use std::sync::Arc;
 

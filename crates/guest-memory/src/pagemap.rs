@@ -22,7 +22,7 @@ const WORD_SWAPPED: u64 = 1 << 62;
 const WORD_PRESENT: u64 = 1 << 63;
 
 /// Runs that one scan returns at most.
-const BATCH: usize = 1024;
+const BATCH: usize = 4096;
 /// Pages whose words are read at once.
 const WORDS: u64 = 16 << 10;
 

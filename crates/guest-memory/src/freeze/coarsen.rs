@@ -7,11 +7,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::PAGE_SIZE;
 use crate::image::{MemoryImage, Segment, overlay};
 
-/// Runs of a new layer at most: each costs some µs while the guest stands still.
-const MAX_RUNS: usize = 1024;
+/// Runs of a new layer at most: each costs about 7 µs while the guest stands still, and as much again where it is moved
+/// alone.
+const MAX_RUNS: usize = 384;
 /// Segments of an image at most.
 const MAX_SEGMENTS: usize = 8192;
 /// Files of an image at most, and how many are left when there were more.
@@ -22,16 +22,29 @@ const KEPT_FILES: usize = 32;
 pub(super) fn coarsen(written: &[(u64, u64)], image: &MemoryImage) -> Vec<(u64, u64)> {
     let mut runs = written.to_vec();
     runs.extend(least_useful(image.segments()));
+    // What was written is told in the order of host addresses, where later mappings may come first.
     runs.sort_unstable();
-    let mut gap = 0;
-    loop {
-        runs = join(&runs, gap, image);
-        let is_joined = gap > image.shape().bytes();
-        if is_joined || runs.len() <= MAX_RUNS && segments_with(&runs, image) <= MAX_SEGMENTS {
-            return runs;
-        }
-        gap = (gap * 2).max(PAGE_SIZE);
+    runs = join(&runs, 0, image);
+    if runs.len() > MAX_RUNS {
+        runs = join(&runs, gap_for(&runs, MAX_RUNS), image);
     }
+    while segments_with(&runs, image) > MAX_SEGMENTS {
+        let fewer = if runs.len() > 1 { join(&runs, gap_for(&runs, runs.len() / 2), image) } else { Vec::new() };
+        // What is left lies in different runs of RAM, or is one: then the pieces are elsewhere.
+        if fewer.is_empty() || fewer.len() == runs.len() {
+            return image.shape().placed().map(|(_, offset, len)| (offset, len)).collect();
+        }
+        runs = fewer;
+    }
+    runs
+}
+
+/// The gap that runs must be joined across for `most` of them to be left, more than none and less than there are.
+fn gap_for(runs: &[(u64, u64)], most: usize) -> u64 {
+    let gap = |pair: &[(u64, u64)]| pair[1].0 - (pair[0].0 + pair[0].1);
+    let mut gaps: Vec<u64> = runs.windows(2).map(gap).collect();
+    let place = gaps.len() - most;
+    *gaps.select_nth_unstable(place).1
 }
 
 /// Joins runs that are `gap` bytes or less apart, or as far as it takes without leaving a run of RAM.
@@ -99,6 +112,18 @@ mod tests {
         let far = [(1 << 29, 0x1000), ((1 << 29) + 0x10_0000, 0x1000)];
         let runs: Vec<_> = near.chain(far).collect();
         assert_eq!(coarsen(&runs, &image), [(0, 1999 * 0x2000 + 0x1000), far[0], far[1]]);
+    }
+
+    #[test]
+    fn an_image_in_many_pieces_gets_a_layer_that_covers_them() {
+        let below = image(vec![(0, 1 << 30)]);
+        let file = Arc::new(ImageFile::own(tempfile::tempfile().unwrap()));
+        let piece = |n| Segment { start: n * 0x4000, len: 0x3000, offset: 0, layer: 1, file: file.clone() };
+        let pieces: Vec<_> = (0..MAX_SEGMENTS as u64 / 2).map(piece).collect();
+        let image = MemoryImage::new(below.shape().clone(), Vec::new(), overlay(below.segments(), &pieces));
+        let runs: Vec<_> = (0..300).map(|n| (n * 0x1_0000 + 0x1000, 0x1000)).collect();
+        let runs = coarsen(&runs, &image);
+        assert!(runs.len() < 300 && segments_with(&runs, &image) <= MAX_SEGMENTS, "{runs:?}");
     }
 
     #[test]

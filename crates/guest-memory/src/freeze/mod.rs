@@ -69,6 +69,8 @@ enum Work {
     Nothing,
     /// Page tables to be taken apart.
     Unmap(Reservation),
+    /// A layer to be filled.
+    Copy(Box<layer::LayerCopy>),
 }
 
 impl Settling {
@@ -87,6 +89,7 @@ impl Drop for Settling {
         match std::mem::replace(&mut self.work, Work::Nothing) {
             Work::Nothing => {}
             Work::Unmap(reservation) => drop(reservation),
+            Work::Copy(copy) => copy.run(),
         }
         self.settled.open();
     }
@@ -123,7 +126,7 @@ impl Latch {
 
 impl Backing {
     /// See [`crate::GuestRam::freeze`].
-    pub(crate) fn freeze(&self) -> Result<(Frozen, Settling), ImageError> {
+    pub(crate) fn freeze(self: &Arc<Self>) -> Result<(Frozen, Settling), ImageError> {
         let mut state = self.state_mut();
         state.settled.wait();
         let id = LayerId::random()?;

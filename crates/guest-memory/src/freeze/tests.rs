@@ -32,7 +32,7 @@ enum Step {
     Scatter { machine: usize, stride: u64, value: u64 },
     Discard { machine: usize, page: u64, count: u64 },
     Freeze { machine: usize },
-    Fork { image: usize },
+    Fork { image: usize, userfault: bool },
     Snapshot { machine: usize, full: bool },
     Restore { machine: usize },
     Reclaim { machine: usize },
@@ -48,7 +48,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (machine.clone(), 0..PAGES, 1..40_u64)
             .prop_map(|(machine, page, count)| Step::Discard { machine, page, count }),
         4 => machine.clone().prop_map(|machine| Step::Freeze { machine }),
-        3 => (0..8_usize).prop_map(|image| Step::Fork { image }),
+        3 => (0..8_usize, any::<bool>()).prop_map(|(image, userfault)| Step::Fork { image, userfault }),
         2 => (machine.clone(), any::<bool>()).prop_map(|(machine, full)| Step::Snapshot { machine, full }),
         1 => machine.clone().prop_map(|machine| Step::Restore { machine }),
         1 => machine.prop_map(|machine| Step::Reclaim { machine }),
@@ -94,10 +94,13 @@ impl World {
                 let frozen = self.machine(machine).freeze();
                 self.images.push(frozen);
             }
-            Step::Fork { image } => {
+            Step::Fork { image, userfault } => {
                 let count = self.images.len().max(1);
                 if let Some((image, contents)) = self.images.get(image % count) {
                     let ram = GuestRam::from_image(&config(), 0, image).unwrap();
+                    if !userfault {
+                        ram.backing.do_without_userfault();
+                    }
                     self.add(Machine::new(ram, contents.clone()));
                 }
             }
@@ -204,4 +207,80 @@ proptest! {
             Machine::new(GuestRam::from_image(&config(), 0, image).unwrap(), contents.clone()).check(usize::MAX);
         }
     }
+}
+
+/// Threads go on writing while a layer is filled, as vCPUs do; the image has what was there before, RAM what came after.
+#[test]
+fn writers_go_on_while_a_layer_is_filled() {
+    const MANY: u64 = 4096;
+    let config = RamConfig::plain(MANY * PAGE_SIZE);
+    let ram = GuestRam::with(&config).unwrap();
+    if ram.backing.userfault().is_none() {
+        eprintln!("skipped: this process may not handle page faults, so layers are filled before writers go on");
+    }
+    let write = |page: u64, value: u64| ram.memory().write_obj(value, GuestAddress(page * PAGE_SIZE)).unwrap();
+    (0..MANY).for_each(|page| write(page, 1));
+    ram.freeze().unwrap().1.run();
+    (0..MANY).filter(|page| !page.is_multiple_of(3)).for_each(|page| write(page, page % 5));
+    let (frozen, settling) = ram.freeze().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| settling.run());
+        scope.spawn(|| (0..MANY).rev().for_each(|page| write(page, 7)));
+        scope.spawn(|| {
+            let read = |page: u64| ram.memory().read_obj::<u64>(GuestAddress(page * PAGE_SIZE)).unwrap();
+            let before = |page: u64| if !page.is_multiple_of(3) { page % 5 } else { 1 };
+            (0..MANY).for_each(|page| assert!([before(page), 7].contains(&read(page)), "page {page}"));
+        });
+    });
+    let child = GuestRam::from_image(&config, 0, frozen.image()).unwrap();
+    let read = |ram: &GuestRam, page: u64| ram.memory().read_obj::<u64>(GuestAddress(page * PAGE_SIZE)).unwrap();
+    assert!((0..MANY).all(|page| read(&child, page) == if !page.is_multiple_of(3) { page % 5 } else { 1 }));
+    assert!((0..MANY).all(|page| read(&ram, page) == 7));
+}
+
+#[test]
+fn work_that_is_dropped_is_done_all_the_same() {
+    let mut machine = Machine::new(GuestRam::with(&config()).unwrap(), vec![0; PAGES as usize]);
+    machine.freeze();
+    (0..PAGES).for_each(|page| machine.write(page, 9));
+    let (frozen, settling) = machine.ram.freeze().unwrap();
+    drop(settling);
+    let child = Machine::new(GuestRam::from_image(&config(), 0, frozen.image()).unwrap(), machine.contents.clone());
+    child.check(1);
+}
+
+/// Many freezes of scattered writes: neither mappings nor files nor memory grow without end.
+#[test]
+fn images_do_not_fall_into_ever_more_pieces() {
+    let mut machine = Machine::new(GuestRam::with(&config()).unwrap(), vec![0; PAGES as usize]);
+    for round in 1..200 {
+        (0..PAGES).filter(|page| (page * 7 + round).is_multiple_of(11)).for_each(|page| machine.write(page, round));
+        machine.ram.freeze().unwrap().1.run();
+        machine.ram.reclaim().unwrap();
+    }
+    machine.check(0);
+    let files = machine.ram.backing.state().image.parts().0.len();
+    let allocated = machine.ram.allocated().unwrap();
+    assert!(files <= 64, "{files} files");
+    assert!(allocated.shared <= PAGES * PAGE_SIZE, "{allocated:?}");
+}
+
+#[test]
+fn reclaiming_frees_frozen_pages_that_only_this_machine_had() {
+    let mut machine = Machine::new(GuestRam::with(&config()).unwrap(), vec![0; PAGES as usize]);
+    (0..PAGES).for_each(|page| machine.write(page, 1));
+    let (frozen, settling) = machine.ram.freeze().unwrap();
+    settling.run();
+    (0..100).for_each(|page| machine.write(page, 2));
+    assert_eq!(machine.ram.reclaim().unwrap(), 0, "somebody has the image");
+    drop(frozen);
+    assert_eq!(machine.ram.reclaim().unwrap(), 100 * PAGE_SIZE);
+    machine.check(0);
+    let (frozen, settling) = machine.ram.freeze().unwrap();
+    settling.run();
+    drop(frozen.image().parts());
+    drop(frozen);
+    (0..200).for_each(|page| machine.write(page, 3));
+    assert_eq!(machine.ram.reclaim().unwrap(), 0, "others have the files");
+    machine.check(0);
 }

@@ -46,6 +46,12 @@ impl Shape {
         })
     }
 
+    /// The offset in RAM of a guest-physical address, if there is RAM.
+    pub(crate) fn offset_of(&self, address: u64) -> Option<u64> {
+        let run = self.placed().find(|(start, _, len)| address.wrapping_sub(*start) < *len);
+        run.map(|(start, offset, _)| offset + (address - start))
+    }
+
     pub(super) fn encode(&self, writer: &mut Writer) {
         writer.u32(self.0.len() as u32);
         self.0.iter().for_each(|(start, len)| {
@@ -87,5 +93,6 @@ mod tests {
             [(0x3000, 0x3000, 0x1000), (0x10_0000, 0x4000, 0x1000)]
         );
         assert_eq!(shape.parts(0x6000, 0x1000).count(), 0);
+        assert_eq!([0x3fff, 0x4000, 0x10_0001].map(|at| shape.offset_of(at)), [Some(0x3fff), None, Some(0x4001)]);
     }
 }
