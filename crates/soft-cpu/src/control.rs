@@ -3,7 +3,8 @@
 //! One word, [`Control::attention`], is all a vCPU looks at between blocks of instructions; everything that wants it to
 //! do something else sets a bit there. A halted vCPU sleeps on the same word.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// An interrupt controller may have something to take.
 pub(crate) const EVENT: u32 = 1;
@@ -20,8 +21,11 @@ pub struct Control {
     /// The vCPU thread may be using host pointers into guest RAM.
     in_guest: AtomicBool,
     parked: AtomicBool,
+    parked_ns: AtomicU64,
     /// Another vCPU of the guest has asked that this one leave HLT, now or when it gets there.
     kicked: AtomicBool,
+    /// The page that the vCPU is turning into code, its number plus one; 0 for none.
+    watching: AtomicU64,
 }
 
 impl Control {
@@ -77,10 +81,26 @@ impl Control {
 
     /// Sleeps until some attention bit is set.
     pub(crate) fn park(&self) {
+        let since = Instant::now();
         self.parked.store(true, Ordering::SeqCst);
         while self.attention.load(Ordering::SeqCst) == 0 {
             self.futex(libc::FUTEX_WAIT, 0);
         }
+        self.parked.store(false, Ordering::SeqCst);
+        let slept_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.parked_ns.fetch_add(slept_ns, Ordering::Relaxed);
+    }
+
+    /// How long the vCPU has slept, in nanoseconds.
+    pub fn parked_ns(&self) -> u64 {
+        self.parked_ns.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps until some attention bit is set, for `limit` at the longest.
+    pub(crate) fn park_for(&self, limit: Duration) {
+        let time = libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
+        self.parked.store(true, Ordering::SeqCst);
+        self.futex_for(libc::FUTEX_WAIT, 0, &raw const time);
         self.parked.store(false, Ordering::SeqCst);
     }
 
@@ -95,16 +115,24 @@ impl Control {
         !self.in_guest.load(Ordering::SeqCst) || self.attention.load(Ordering::SeqCst) & DROP_WRITES == 0
     }
 
+    /// Says which page, by number, the vCPU is turning into code.
+    pub(crate) fn set_watching(&self, page: Option<u64>) {
+        self.watching.store(page.map_or(0, |page| page + 1), Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_watching(&self, page: u64) -> bool {
+        self.watching.load(Ordering::SeqCst) == page + 1
+    }
+
     fn futex(&self, operation: i32, value: u32) {
-        // SAFETY: the futex word lives as long as `self`; a missing timeout means none.
+        self.futex_for(operation, value, std::ptr::null());
+    }
+
+    /// With a time limit for waiting; null for none.
+    fn futex_for(&self, operation: i32, value: u32, limit: *const libc::timespec) {
+        // SAFETY: the futex word lives as long as `self`, the limit is null or outlives the call.
         unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                self.attention.as_ptr(),
-                operation | libc::FUTEX_PRIVATE_FLAG,
-                value,
-                std::ptr::null::<libc::timespec>(),
-            );
+            libc::syscall(libc::SYS_futex, self.attention.as_ptr(), operation | libc::FUTEX_PRIVATE_FLAG, value, limit);
         }
     }
 }
@@ -113,6 +141,21 @@ impl Control {
 mod tests {
     use super::*;
     use std::sync::Arc;
+
+    #[test]
+    fn notify_ends_a_timed_sleep() {
+        let control = Arc::new(Control::default());
+        let sleeper = std::thread::spawn({
+            let control = control.clone();
+            move || {
+                while control.attention() == 0 {
+                    control.park_for(Duration::from_secs(3600));
+                }
+            }
+        });
+        control.notify();
+        sleeper.join().unwrap();
+    }
 
     #[test]
     fn notify_wakes_a_parked_vcpu() {

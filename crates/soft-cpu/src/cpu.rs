@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use queztl_guest_memory::GuestRam;
 
@@ -375,6 +376,25 @@ impl Cpu {
             self.enter_guest();
         }
         result
+    }
+
+    /// Leaves the host CPU to others, the `offers`-th time in the same spin. Other CPUs need not wait for this one meanwhile.
+    ///
+    /// Where all CPUs can run at once, that is a matter of a moment. Where they cannot, and a guest with hundreds of them has
+    /// all but one spin (Linux starts its processors that way), yielding lets each spinner have its turn before the one that
+    /// works: there the spinners sleep, each about as long as it has been spinning.
+    pub(crate) fn give_way(&mut self, offers: u32) {
+        const YIELDS: u32 = 16;
+        const SHORTEST: Duration = Duration::from_micros(50);
+        const DOUBLINGS: u32 = 8;
+        self.control.set_in_guest(false);
+        match offers.checked_sub(YIELDS) {
+            Some(sleeps) if self.shared.is_overcommitted() => {
+                self.control.park_for(SHORTEST * (1 << sleeps.min(DOUBLINGS)))
+            }
+            _ => std::thread::yield_now(),
+        }
+        self.enter_guest();
     }
 
     /// Marks the thread as touching guest RAM, and answers what was asked while it did not.

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use queztl_guest_memory::GuestRam;
+use queztl_guest_memory::{GuestRam, PAGE_SIZE};
 
 use crate::control::{Control, DROP_WRITES};
 use crate::cpuid::CpuidTable;
@@ -17,8 +18,10 @@ pub struct Shared {
     pub(crate) cpuid: CpuidTable,
     pub(crate) native: NativePool,
     controls: Vec<Arc<Control>>,
-    /// CPUs that are turning a page into code at this moment.
-    pub(crate) watching: AtomicU32,
+    /// The host cannot run all CPUs at once.
+    overcommitted: bool,
+    /// How many CPUs are turning a page into code at this moment; which pages, their handles say.
+    watching: AtomicU32,
     /// Held while a locked instruction works on bytes that one host instruction cannot reach: an operand across two
     /// pages, or in device memory.
     pub(crate) split_lock: Mutex<()>,
@@ -38,9 +41,14 @@ impl Shared {
             cpuid,
             native: NativePool::new()?,
             controls: (0..cpus).map(|_| Arc::new(Control::default())).collect(),
+            overcommitted: std::thread::available_parallelism().is_ok_and(|host| (cpus as usize) > host.get()),
             watching: AtomicU32::new(0),
             split_lock: Mutex::new(()),
         })
+    }
+
+    pub(crate) fn is_overcommitted(&self) -> bool {
+        self.overcommitted
     }
 
     /// What CPUID tells.
@@ -63,37 +71,65 @@ impl Shared {
         }
     }
 
-    /// Runs `mark`, which turns a page into code and says whether it held none before, and then `drop_writes` if some CPU
-    /// may still have a fast write path to the page: after the first to mark it, or while that one is not done yet.
-    pub(crate) fn watch(&self, mark: impl FnOnce() -> bool, drop_writes: impl FnOnce()) {
-        let others = self.watching.fetch_add(1, Ordering::SeqCst);
+    /// Runs `mark`, by which CPU `id` turns the page at `gpa` into code and which says whether it held none before; the first
+    /// to mark a page then runs `drop_writes`, after which no CPU has a fast write path to it. Returns whether another CPU is
+    /// still at that: the caller must wait until [`Shared::is_watched_elsewhere`] says no more.
+    ///
+    /// Nobody waits for other pages than its own, and nobody drops twice: on a host with fewer CPUs than the guest, each
+    /// round takes until all vCPUs have had their turn.
+    pub(crate) fn watch(&self, id: u32, gpa: u64, mark: impl FnOnce() -> bool, drop_writes: impl FnOnce()) -> bool {
+        let own = self.controls.get(id as usize);
+        // Before the mark, so that whoever finds the page marked also finds who may not be done with it.
+        own.inspect(|control| control.set_watching(Some(gpa / PAGE_SIZE)));
+        self.watching.fetch_add(1, Ordering::SeqCst);
         let first = mark();
-        if first || others > 0 || self.watching.load(Ordering::SeqCst) > 1 {
+        if first {
             drop_writes();
         }
-        self.watching.fetch_sub(1, Ordering::SeqCst);
+        // Before waiting, so that no two CPUs wait for each other.
+        own.inspect(|control| control.set_watching(None));
+        let others = self.watching.fetch_sub(1, Ordering::SeqCst) > 1;
+        !first && others && self.is_watched_elsewhere(id, gpa)
+    }
+
+    /// Whether a CPU other than `id` may be turning the page at `gpa` into code.
+    pub(crate) fn is_watched_elsewhere(&self, id: u32, gpa: u64) -> bool {
+        let page = gpa / PAGE_SIZE;
+        let others = self.controls.iter().enumerate().filter(|(other, _)| *other != id as usize);
+        others.map(|(_, control)| control).any(|control| control.is_watching(page))
     }
 
     /// Makes every CPU drop its fast write paths and waits until each has, or is not touching guest RAM: a page whose
     /// dirty bit was taken before is marked anew by its next write. Not for a thread that is executing guest code.
     pub fn drop_write_paths(&self) {
         const NONE: u32 = u32::MAX;
-        self.drop_writes_elsewhere(NONE, || {});
+        self.drop_writes_elsewhere(NONE);
     }
 
-    /// Makes every other CPU drop its fast write paths and waits until each has, or is not touching guest RAM.
-    /// `answer` is called while waiting, so that two CPUs that ask each other both go on.
-    pub(crate) fn drop_writes_elsewhere(&self, id: u32, mut answer: impl FnMut()) {
+    /// Makes every other CPU drop its fast write paths and waits until each has, or is not touching guest RAM. The caller
+    /// must not touch it either, so that two CPUs that ask each other both go on.
+    pub(crate) fn drop_writes_elsewhere(&self, id: u32) {
         let others = || self.controls.iter().enumerate().filter(|(other, _)| *other != id as usize);
         for (_, control) in others() {
             control.raise_quietly(DROP_WRITES);
         }
         for (_, control) in others() {
-            let mut spins = 0;
-            while !control.has_dropped_writes() {
-                answer();
-                spins += 1;
-                if spins % 64 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            self.wait_while(|| !control.has_dropped_writes());
+        }
+    }
+
+    /// Waits for other CPUs, first by spinning, then by giving way to them. Not while touching guest RAM.
+    pub(crate) fn wait_while(&self, mut busy: impl FnMut() -> bool) {
+        const SPINS: u32 = 64;
+        const YIELDS: u32 = 16;
+        const SLEEP: Duration = Duration::from_micros(50);
+        let mut turns: u32 = 0;
+        while busy() {
+            turns = turns.saturating_add(1);
+            match turns {
+                ..=SPINS => std::hint::spin_loop(),
+                _ if turns > SPINS + YIELDS && self.overcommitted => std::thread::sleep(SLEEP),
+                _ => std::thread::yield_now(),
             }
         }
     }

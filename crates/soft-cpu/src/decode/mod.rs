@@ -99,7 +99,9 @@ impl Cpu {
         let generation = page.tracker.generation(page.index);
         let shared = self.shared.clone();
         let mark = || page.tracker.add_code(page.index, line_mask(inside, len));
-        shared.watch(mark, || self.drop_writes_everywhere());
+        if shared.watch(self.id, gpa, mark, || self.drop_writes_everywhere()) {
+            self.wait_for_watch(gpa);
+        }
         // SAFETY: the bytes lie within the page.
         unsafe {
             std::ptr::copy_nonoverlapping(page.host.add(inside as usize), bytes.buffer.as_mut_ptr(), len as usize);
@@ -121,13 +123,16 @@ impl Cpu {
     /// No CPU keeps a fast write path to a page that now holds decoded code.
     fn drop_writes_everywhere(&mut self) {
         self.tlbs.drop_writes();
-        let shared = self.shared.clone();
-        let id = self.id;
-        shared.drop_writes_elsewhere(id, || {
-            if self.control.attention() & crate::control::DROP_WRITES != 0 {
-                self.answer_drop_writes();
-            }
-        });
+        self.control.set_in_guest(false);
+        self.shared.drop_writes_elsewhere(self.id);
+        self.enter_guest();
+    }
+
+    /// Waits until no other CPU is turning the page at `gpa` into code.
+    fn wait_for_watch(&mut self, gpa: u64) {
+        self.control.set_in_guest(false);
+        self.shared.wait_while(|| self.shared.is_watched_elsewhere(self.id, gpa));
+        self.enter_guest();
     }
 }
 

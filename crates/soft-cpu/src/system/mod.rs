@@ -275,23 +275,25 @@ fn into(cpu: &mut Cpu) -> Outcome<Next> {
 pub(crate) struct Spin {
     /// The instruction count at the last PAUSE.
     last: u64,
-    /// PAUSEs in a row.
+    /// PAUSEs in a row since the host CPU was last offered.
     pauses: u32,
+    /// How often it was offered in this spin.
+    offers: u32,
 }
 
 /// PAUSE: the program spins for another CPU, which may be waiting for this host CPU. A short spin costs little; a long one
-/// offers the host CPU again and again.
+/// offers the host CPU again and again, and where there are fewer of them than CPUs here, it ends up sleeping.
 fn pause(cpu: &mut Cpu) -> Next {
     /// PAUSEs before the host CPU is offered, and between two offers.
     const PATIENCE: u32 = 32;
     /// Most instructions from one PAUSE to the next in what counts as the same spin.
     const LOOP: u64 = 32;
-    let Spin { last, pauses } = cpu.spin;
-    let same = cpu.instructions.wrapping_sub(last) <= LOOP;
-    cpu.spin = Spin { last: cpu.instructions, pauses: if same { pauses + 1 } else { 1 } };
+    let same = cpu.instructions.wrapping_sub(cpu.spin.last) <= LOOP;
+    let Spin { pauses, offers, .. } = if same { cpu.spin } else { Spin::default() };
+    cpu.spin = Spin { last: cpu.instructions, pauses: pauses + 1, offers };
     if cpu.spin.pauses >= PATIENCE {
-        cpu.spin.pauses = 0;
-        std::thread::yield_now();
+        cpu.spin = Spin { pauses: 0, offers: offers.saturating_add(1), ..cpu.spin };
+        cpu.give_way(offers);
     } else {
         std::hint::spin_loop();
     }
