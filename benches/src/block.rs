@@ -1,15 +1,16 @@
-//! A disk at the virtqueue against fio with io_uring: the same file, the same pattern, in turns.
+//! A disk at the virtqueue against fio with io_uring: the same file, the same pattern, in turns. For a qcow2 image, against the
+//! same disk as a raw file, both at the virtqueue.
 //!
 //! What is measured is the whole of our storage path — the ring, the device's thread, the disk's queue — without a
 //! guest in front of it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use queztl_storage::{RawConfig, RawFile};
+use queztl_storage::image::{CreateConfig, create};
+use queztl_storage::{Format, ImageConfig, open_disk};
 use queztl_vmm::devices::virtio::block::BlockConfig;
 use queztl_vmm::devices::virtio::limit::{Limiter, RateLimit};
 
@@ -38,6 +39,10 @@ pub struct BlockArgs {
     /// Measurements of each kind; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+
+    /// Format of the disk; fio reads and writes raw files, so qcow2 is compared with raw at the virtqueue
+    #[arg(long, default_value_t = Format::Raw)]
+    format: Format,
 
     /// Requests in flight
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=85))]
@@ -79,14 +84,29 @@ const PATTERNS: [Pattern; 4] = [
 /// # Errors
 /// The file cannot be made, fio is missing or fails, or the device fails.
 pub fn run(arguments: &BlockArgs) -> Result<()> {
-    let file = tempfile::Builder::new().prefix("queztl-bench-").tempfile_in(&arguments.folder)?;
-    fill(file.path(), arguments.size << 20)?;
+    let folder = tempfile::Builder::new().prefix("queztl-bench-").tempdir_in(&arguments.folder)?;
+    let raw = Image { path: folder.path().join("disk"), format: Format::Raw };
+    fill(&raw.path, arguments.size << 20)?;
+    let (image, peer) = match arguments.format {
+        Format::Raw => (Image { path: raw.path.clone(), format: Format::Raw }, "fio"),
+        Format::Qcow2 => (qcow2(folder.path(), arguments)?, "raw"),
+    };
     println!(
-        "disk at the virtqueue against fio (io_uring), one queue, {} in flight, {} MiB",
-        arguments.depth, arguments.size
+        "{} disk at the virtqueue against {peer}, one queue, {} in flight, {} MiB",
+        image.format, arguments.depth, arguments.size
     );
-    println!("{:<8}{:<24}{:>12}{:>12}{:>10}{:>12}", "mode", "pattern", "fio IOPS", "ours IOPS", "ratio", "ours MiB/s");
-    for direct in [false, true] {
+    println!(
+        "{:<8}{:<24}{:>12}{:>12}{:>10}{:>12}",
+        "mode",
+        "pattern",
+        format!("{peer} IOPS"),
+        "ours IOPS",
+        "ratio",
+        "ours MiB/s"
+    );
+    // A qcow2 image goes through the host's page cache.
+    let modes: &[bool] = if image.format == Format::Raw { &[false, true] } else { &[false] };
+    for &direct in modes {
         let mode = if direct { "direct" } else { "cached" };
         for pattern in &PATTERNS {
             let kind = format!("{mode} {}", pattern.name);
@@ -95,8 +115,11 @@ pub fn run(arguments: &BlockArgs) -> Result<()> {
             }
             let (mut theirs, mut ours) = (Vec::new(), Vec::new());
             for _ in 0..arguments.rounds {
-                theirs.push(fio(file.path(), pattern, direct, arguments)?);
-                ours.push(at_the_queue(file.path(), pattern, direct, arguments)?);
+                theirs.push(match image.format {
+                    Format::Raw => fio(&raw.path, pattern, direct, arguments)?,
+                    Format::Qcow2 => at_the_queue(&raw, pattern, direct, arguments)?,
+                });
+                ours.push(at_the_queue(&image, pattern, direct, arguments)?);
             }
             let [theirs, ours] = [&mut theirs, &mut ours].map(|values| median(values).unwrap_or(f64::NAN));
             let mib = ours * f64::from(pattern.block_bytes) / f64::from(1 << 20);
@@ -105,6 +128,43 @@ pub fn run(arguments: &BlockArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A file with a disk in it.
+struct Image {
+    path: PathBuf,
+    format: Format,
+}
+
+/// A qcow2 image with all its clusters, as a disk has that was in use for a while.
+fn qcow2(folder: &Path, arguments: &BlockArgs) -> Result<Image> {
+    let (path, format) = (folder.join("disk.qcow2"), Format::Qcow2);
+    let size_bytes = Some(arguments.size << 20);
+    create(&CreateConfig { path: path.clone(), format, size_bytes, parent: None })?;
+    let image = Image { path, format };
+    let mut driver = driver(&image, false, 1, 1 << 20)?;
+    for piece in 0..arguments.size {
+        driver.offer(0, Direction::Write, piece << 11)?;
+        driver.notify()?;
+        driver.wait()?;
+        ensure!(driver.finished()?.is_some(), "the image cannot be filled");
+    }
+    Ok(image)
+}
+
+/// A driver of a disk.
+fn driver(image: &Image, direct: bool, depth: u16, block_bytes: u32) -> Result<Driver> {
+    let config = ImageConfig {
+        path: image.path.clone(),
+        format: Some(image.format),
+        read_only: false,
+        backing: Default::default(),
+        direct,
+        in_order: false,
+    };
+    let (disk, limiter) = (open_disk(&config)?, Limiter::new(RateLimit::default()));
+    let device = BlockConfig { disk, serial: String::new(), queues: 1, limiter }.build()?;
+    Driver::new(device, depth, block_bytes)
 }
 
 /// Writes the whole file, so that it has its blocks and lies in the page cache.
@@ -138,16 +198,8 @@ fn fio(path: &Path, pattern: &Pattern, direct: bool, arguments: &BlockArgs) -> R
 }
 
 /// Our requests a second.
-fn at_the_queue(path: &Path, pattern: &Pattern, direct: bool, arguments: &BlockArgs) -> Result<f64> {
-    let disk = RawFile::open(&RawConfig { path: path.to_owned(), read_only: false, direct, in_order: false })?;
-    let device = BlockConfig {
-        disk: Arc::new(disk),
-        serial: String::new(),
-        queues: 1,
-        limiter: Limiter::new(RateLimit::default()),
-    }
-    .build()?;
-    let mut driver = Driver::new(device, arguments.depth, pattern.block_bytes)?;
+fn at_the_queue(image: &Image, pattern: &Pattern, direct: bool, arguments: &BlockArgs) -> Result<f64> {
+    let mut driver = driver(image, direct, arguments.depth, pattern.block_bytes)?;
     let mut blocks = Blocks::new(pattern, arguments.size << 20);
     let start = Instant::now();
     let limit = Duration::from_secs(arguments.seconds);
@@ -205,13 +257,8 @@ mod tests {
     fn the_driver_reads_and_writes_the_file_through_the_device() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fill(file.path(), 1 << 20).unwrap();
-        let config = RawConfig { path: file.path().to_owned(), read_only: false, direct: false, in_order: false };
-        let disk = Arc::new(RawFile::open(&config).unwrap());
-        let device =
-            BlockConfig { disk, serial: String::new(), queues: 1, limiter: Limiter::new(RateLimit::default()) }
-                .build()
-                .unwrap();
-        let mut driver = Driver::new(device, 8, 4096).unwrap();
+        let image = Image { path: file.path().to_owned(), format: Format::Raw };
+        let mut driver = driver(&image, false, 8, 4096).unwrap();
         // A place's buffer takes block 3 and then writes it to block 9.
         for (direction, sector) in [(Direction::Read, 3 * 8), (Direction::Write, 9 * 8)] {
             driver.offer(5, direction, sector).unwrap();

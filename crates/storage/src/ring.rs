@@ -54,7 +54,12 @@ pub(crate) struct Landing {
 impl Ring {
     pub fn new(depth: u32) -> io::Result<Ring> {
         let depth = depth.clamp(1, 4096);
-        let ring = IoUring::builder().dontfork().setup_r_disabled().build(depth.next_power_of_two())?;
+        let entries = depth.next_power_of_two();
+        // Where the kernel can (from 5.19 on), the end of a transfer does not interrupt a thread that is busy; it is seen to
+        // when the thread looks.
+        let patient =
+            IoUring::builder().dontfork().setup_r_disabled().setup_coop_taskrun().setup_taskrun_flag().build(entries);
+        let ring = patient.or_else(|_| IoUring::builder().dontfork().setup_r_disabled().build(entries))?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         ring.submitter().register_restrictions(&mut restrictions())?;
@@ -121,7 +126,19 @@ impl Ring {
 
     /// Whether the kernel has finished with a transfer that was not reaped.
     pub fn has_landed(&mut self) -> bool {
-        !self.ring.completion().is_empty()
+        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    }
+
+    /// Has the kernel enter what has ended into the ring, if it waits for this thread to do so.
+    fn enter_ended(&mut self) {
+        /// IORING_ENTER_GETEVENTS.
+        const GET_EVENTS: u32 = 1;
+        if self.ring.submission().taskrun() {
+            // SAFETY: nothing is submitted, nothing is waited for, and there is no argument.
+            let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, GET_EVENTS, None) };
+            // An interrupted call has done its work; what is left is told by the event.
+            drop(entered);
+        }
     }
 
     /// The next transfer that the kernel has finished with.
@@ -139,6 +156,9 @@ impl Ring {
 
     /// The next completion: its place and what the kernel says. Where there is none, the event is heard again.
     fn next_entry(&mut self) -> Option<(u64, i32)> {
+        if self.ring.completion().is_empty() {
+            self.enter_ended();
+        }
         let mut queue = self.ring.completion();
         if queue.is_empty() && queue.eventfd_disabled() {
             queue.enable_eventfd();
