@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use queztl_soft_cpu::cpuid::CpuidConfig;
 
+use crate::accel::VcpuCounters;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::devices::legacy::MachineEvents;
@@ -30,12 +31,22 @@ pub struct BoardParts {
 /// A machine without its vCPUs.
 pub struct Board {
     parts: BoardParts,
+    counters: Box<[VcpuCounters]>,
     in_user_mode: AtomicBool,
 }
 
 impl Board {
     pub fn new(parts: BoardParts) -> Board {
-        Board { parts, in_user_mode: AtomicBool::new(false) }
+        let counters = (0..parts.irqchip.vcpus()).map(|_| VcpuCounters::default()).collect();
+        Board { parts, counters, in_user_mode: AtomicBool::new(false) }
+    }
+
+    /// What vCPU `cpu` has been taken out of the guest for.
+    ///
+    /// # Panics
+    /// When the machine has no such vCPU.
+    pub fn counters(&self, cpu: u32) -> &VcpuCounters {
+        &self.counters[cpu as usize]
     }
 
     pub fn irqchip(&self) -> &IrqChip {

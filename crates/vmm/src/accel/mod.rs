@@ -10,6 +10,7 @@
 //! know which accelerator runs. Registers cross the seam as [`State`], the software CPU's own: every accelerator
 //! translates to and from it, so that an instruction one cannot execute can be finished by another.
 
+mod counters;
 mod dirty;
 pub mod kvm;
 pub mod probe;
@@ -27,6 +28,7 @@ use queztl_soft_cpu::cpuid::CpuidResult;
 use queztl_soft_cpu::state::BadState;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use self::counters::{Counted, ExitFigures, VcpuCounters};
 pub use self::dirty::DirtyPages;
 use crate::board::Board;
 use crate::confine::Kind;
@@ -175,4 +177,9 @@ pub trait VcpuHandle: Send + Sync {
 
     /// Makes `run` return soon, or at once when it is called next.
     fn stop(&self);
+
+    /// How long the vCPU has slept because its guest had nothing to do, where that happens in this process.
+    fn halted_ns(&self) -> u64 {
+        0
+    }
 }

@@ -9,7 +9,7 @@ use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
 use queztl_soft_cpu::state::{Activity, BadState};
 use queztl_soft_cpu::{Control, Cpu, Exit, Shared, State, TRANSLATION_THRESHOLD};
 
-use super::{Accelerator, DirtyPages, Error, Vcpu, VcpuExit, VcpuHandle, Vm, dirty};
+use super::{Accelerator, Counted, DirtyPages, Error, Vcpu, VcpuExit, VcpuHandle, Vm, dirty};
 use crate::board::Board;
 use crate::config::{SoftOptions, SoftTranslator};
 use crate::confine::Kind;
@@ -198,6 +198,10 @@ impl VcpuHandle for SoftHandle {
     fn stop(&self) {
         self.control.stop();
     }
+
+    fn halted_ns(&self) -> u64 {
+        self.control.parked_ns()
+    }
 }
 
 /// The board, as the software CPU sees its surroundings.
@@ -208,6 +212,10 @@ pub(super) struct BoardPlatform {
 impl BoardPlatform {
     pub fn new(board: Arc<Board>) -> BoardPlatform {
         BoardPlatform { board }
+    }
+
+    fn count(&self, cpu: u32, what: Counted) {
+        self.board.counters(cpu).count(what);
     }
 
     /// Moves instruction-counted time to `instructions` and fires what has become due.
@@ -231,31 +239,41 @@ const GRAIN: u64 = 10_000;
 
 impl Platform for BoardPlatform {
     fn mmio_read(&self, cpu: u32, address: u64, data: &mut [u8]) {
+        self.count(cpu, Counted::Mmio);
         self.board.mmio_read(cpu, address, data);
     }
 
     fn mmio_write(&self, cpu: u32, address: u64, data: &[u8]) {
+        self.count(cpu, Counted::Mmio);
         self.board.mmio_write(cpu, address, data);
     }
 
-    fn port_read(&self, _cpu: u32, port: u16, data: &mut [u8]) {
+    fn port_read(&self, cpu: u32, port: u16, data: &mut [u8]) {
+        self.count(cpu, Counted::Port);
         self.board.port_read(port, data);
     }
 
-    fn port_write(&self, _cpu: u32, port: u16, data: &[u8]) {
+    fn port_write(&self, cpu: u32, port: u16, data: &[u8]) {
+        self.count(cpu, Counted::Port);
         self.board.port_write(port, data);
     }
 
     fn msr_read(&self, cpu: u32, msr: u32) -> Option<u64> {
+        self.count(cpu, Counted::Msr);
         self.board.msr_read(cpu, msr)
     }
 
     fn msr_write(&self, cpu: u32, msr: u32, value: u64) -> bool {
+        self.count(cpu, Counted::Msr);
         self.board.msr_write(cpu, msr, value)
     }
 
     fn take_event(&self, cpu: u32, accepts: Accepts) -> Option<Event> {
-        self.board.irqchip().take_event(cpu, accepts)
+        let event = self.board.irqchip().take_event(cpu, accepts);
+        if matches!(event, Some(Event::Interrupt(_))) {
+            self.count(cpu, Counted::Interrupt);
+        }
+        event
     }
 
     fn task_priority(&self, cpu: u32) -> u8 {
@@ -285,6 +303,7 @@ impl Platform for BoardPlatform {
     }
 
     fn idle(&self, cpu: u32, instructions: u64) -> Idle {
+        self.count(cpu, Counted::Halt);
         if !self.board.clock().is_instruction_counted() {
             return Idle::Park;
         }

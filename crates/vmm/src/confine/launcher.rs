@@ -4,7 +4,6 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 
-use super::lists::starts_threads;
 use super::{KIND, Kind, enter};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -23,13 +22,13 @@ pub(super) fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Carries out `work` and gives its result: on the launcher if this is a confined thread that may not start threads, such
+/// Carries out `work` and gives its result: on the launcher if this is a confined thread that may not start devices, such
 /// as a vCPU's, else here.
 ///
 /// # Panics
 /// When `work` panics.
 pub fn on_launcher<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let is_bound = KIND.get().is_some_and(|kind| !starts_threads(kind));
+    let is_bound = KIND.get().is_some_and(|kind| !matches!(kind, Kind::Machine | Kind::Launcher));
     let Some(jobs) = JOBS.get().filter(|_| is_bound) else { return work() };
     let (done, result) = sync_channel(1);
     let job = move || {

@@ -60,7 +60,7 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
         Kind::Rng => &[BASE, INTERRUPTS, POLL, RATES],
         Kind::Console | Kind::Device => &[BASE, INTERRUPTS, POLL],
         Kind::Control => &[BASE, INTERRUPTS, POLL, RATES, CONTROL],
-        Kind::ConsoleHub => &[BASE, INTERRUPTS, POLL, CONTROL, RECORD],
+        Kind::ConsoleHub => &[BASE, INTERRUPTS, POLL, CONTROL, VIEWERS, RECORD],
         Kind::Snapshot => &[BASE, INTERRUPTS, THREADS, SNAPSHOT],
         Kind::Timers | Kind::Input | Kind::Output => &[BASE, INTERRUPTS],
         Kind::PasstLog => &[BASE],
@@ -169,8 +169,14 @@ const MEMORY_RETURN: Group = &[call(libc::SYS_fallocate)];
 /// The timer by which a rate limit wakes its device.
 const RATES: Group = &[call(libc::SYS_timerfd_settime)];
 
+/// Which pages are this process's own: linux/fs.h.
+const PAGEMAP_SCAN: u32 = 0xc060_6610;
+
 /// Clients of the control socket, and what guest memory takes of the host.
 const CONTROL: Group = &[
+    // What the kernel tells of threads and memory, in files that are open.
+    call(libc::SYS_pread64),
+    call_if(libc::SYS_ioctl, &[Is(1, PAGEMAP_SCAN)]),
     call(libc::SYS_accept4),
     call(libc::SYS_recvfrom),
     call(libc::SYS_sendmsg),
@@ -178,6 +184,9 @@ const CONTROL: Group = &[
     call(libc::SYS_fstat),
     call_if(libc::SYS_newfstatat, &[Bits(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]),
 ];
+
+/// Viewers of the console.
+const VIEWERS: Group = &[call(libc::SYS_sendto)];
 
 /// The files of a console's output and of the log, which are open: they are cut, and change names.
 const RECORD: Group = &[
@@ -213,10 +222,25 @@ const SNAPSHOT: Group = &[
     call(libc::SYS_fdatasync),
     call(libc::SYS_memfd_create),
     call(libc::SYS_fallocate),
+    // Images that disks go on with.
+    call(libc::SYS_flock),
+    call(libc::SYS_readlink),
+    call(libc::SYS_readlinkat),
+    call_if(libc::SYS_ioctl, &[Is(1, BLKSSZGET)]),
+    call_if(libc::SYS_ioctl, &[Is(1, BLKPBSZGET)]),
+    call(libc::SYS_preadv),
+    call(libc::SYS_pwritev),
     // Sealing files; duplicates of descriptors for clones.
     call(libc::SYS_fcntl),
-    // PAGEMAP_SCAN, linux/fs.h: which pages are private.
-    call_if(libc::SYS_ioctl, &[Is(1, 0xc060_6610)]),
+    call_if(libc::SYS_ioctl, &[Is(1, PAGEMAP_SCAN)]),
+    // Filling a layer while the guest runs, linux/userfaultfd.h.
+    call(libc::SYS_userfaultfd),
+    call_if(libc::SYS_ioctl, &[Is(1, 0xaa00)]),      // USERFAULTFD_IOC_NEW
+    call_if(libc::SYS_ioctl, &[Is(1, 0xc018_aa3f)]), // UFFDIO_API
+    call_if(libc::SYS_ioctl, &[Is(1, 0xc020_aa00)]), // UFFDIO_REGISTER
+    call_if(libc::SYS_ioctl, &[Is(1, 0x8010_aa01)]), // UFFDIO_UNREGISTER
+    call_if(libc::SYS_ioctl, &[Is(1, 0x8010_aa02)]), // UFFDIO_WAKE
+    call_if(libc::SYS_ioctl, &[Is(1, 0xc028_aa03)]), // UFFDIO_COPY
 ];
 
 /// Frames through a descriptor that exists already.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::{Answer, MAX_FILES, Refusal, Request, Response, SnapshotReport, Status};
+use super::{Answer, MAX_FILES, Metrics, Refusal, Request, Response, SnapshotReport, Status};
 
 /// How long an answer may take: longer than the machine waits for its own parts.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,6 +102,15 @@ impl Client {
     pub fn command(&mut self, request: &Request) -> Result<(), ClientError> {
         match self.request(request)? {
             Response::Done {} => Ok(()),
+            Response::Error(refusal) => Err(refusal.into()),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Asks what the machine's parts have done.
+    pub fn metrics(&mut self) -> Result<Metrics, ClientError> {
+        match self.request(&Request::Metrics {})? {
+            Response::Metrics(metrics) => Ok(*metrics),
             Response::Error(refusal) => Err(refusal.into()),
             _ => Err(ClientError::Unexpected),
         }

@@ -19,12 +19,14 @@
 mod client;
 mod connection;
 mod errands;
+mod metrics;
 mod server;
 #[cfg(test)]
 mod tests;
 mod types;
 
 pub use client::{Client, ClientError};
+pub use metrics::{DiskFigures, ExitFigures, Metrics, NetFigures, ProcessMemory, VcpuFigures};
 pub(crate) use server::listen;
 pub use server::{Server, ServerError, Target};
 pub use types::{

@@ -13,6 +13,8 @@ use crate::config::RateLimit;
 pub enum Request {
     /// How the machine is. Answered by [`Response::Status`].
     Status {},
+    /// What its parts have done. Answered by [`Response::Metrics`].
+    Metrics {},
     /// Stop all vCPUs and make the devices quiet. Nothing to do if they are.
     Pause {},
     /// Go on after a pause. Nothing to do if the machine runs.
@@ -85,6 +87,7 @@ pub enum Response {
     Snapshot(SnapshotReport),
     /// Descriptors of the memory's files come with it.
     Fork(SnapshotReport),
+    Metrics(Box<super::Metrics>),
     Error(Refusal),
 }
 

@@ -136,6 +136,7 @@ pub(super) struct Live {
     pub ram: Arc<GuestRam>,
     /// Changed when the guest goes on as a copy of itself.
     pub generation: Arc<GenerationId>,
+    pub nets: Vec<Arc<net::Net>>,
     /// By number.
     pub disks: Vec<Arc<Block>>,
     pub balloon: Arc<Balloon>,
@@ -189,7 +190,7 @@ pub struct Terminal(Arc<dyn Fn() -> Box<dyn Write + Send> + Send + Sync>);
 
 /// A network device with its limits, to the guest and from it.
 struct Network {
-    device: Arc<dyn VirtioDevice>,
+    device: Arc<net::Net>,
     limiters: [Arc<Limiter>; 2],
 }
 
@@ -298,6 +299,7 @@ impl Assembly {
             ram,
             generation,
             disks,
+            nets: host.nets.0.iter().map(|net| net.device.clone()).collect(),
             balloon,
             mem,
             limiters,

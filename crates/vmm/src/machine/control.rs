@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::assembly::Live;
 use super::events::End;
-use super::{MachineHandle, SnapshotOrder, lock};
+use super::{MachineHandle, SnapshotOrder, lock, read};
 use crate::config::{MachineConfig, RateLimit};
 use crate::control::{
     Answer, Balloon, DeviceLimit, GuestMemoryStats, Hotplug, Memory, Reason, Refusal, Request, Response, RunState,
@@ -33,6 +33,7 @@ impl Target for MachineHandle {
         };
         match request {
             Request::Status {} => Response::Status(Box::new(self.status())),
+            Request::Metrics {} => Response::Metrics(Box::new(self.metrics())),
             Request::Pause {} => done(self.pause()),
             Request::Resume {} => {
                 self.resume();
@@ -84,7 +85,7 @@ impl MachineHandle {
         if !self.shared.vcpus.pause(PAUSE_LIMIT) {
             return Err(late("a vCPU did not stop"));
         }
-        let gate = lock(&self.shared.live).as_ref().map(|live| live.gate.clone());
+        let gate = read(&self.shared.live).as_ref().map(|live| live.gate.clone());
         if gate.is_some_and(|gate| !gate.close(PAUSE_LIMIT)) {
             return Err(late("a device did not become quiet"));
         }
@@ -99,7 +100,7 @@ impl MachineHandle {
 
     /// [`MachineHandle::resume`] for whoever holds the transition.
     pub(super) fn go_on(&self) {
-        if let Some(live) = lock(&self.shared.live).as_ref() {
+        if let Some(live) = read(&self.shared.live).as_ref() {
             live.gate.open();
         }
         self.shared.vcpus.resume();
@@ -107,7 +108,7 @@ impl MachineHandle {
 
     /// Asks the guest to switch itself off. It does when something in it listens to the button; a paused one once it goes on.
     pub fn press_power_button(&self) -> Result<(), Refusal> {
-        let power = lock(&self.shared.live).as_ref().map(|live| live.legacy.pm.clone());
+        let power = read(&self.shared.live).as_ref().map(|live| live.legacy.pm.clone());
         power.ok_or_else(restarting)?.press_power_button();
         Ok(())
     }
@@ -118,7 +119,7 @@ impl MachineHandle {
     /// # Errors
     /// Between two runs of the guest.
     pub fn change_generation(&self, id: [u8; generation::LEN]) -> Result<(), Refusal> {
-        let generation = lock(&self.shared.live).as_ref().map(|live| live.generation.clone());
+        let generation = read(&self.shared.live).as_ref().map(|live| live.generation.clone());
         let failed = |error| Refusal::new(Reason::Invalid, format!("the identifier cannot be written: {error}"));
         generation.ok_or_else(restarting)?.change(id).map_err(failed)
     }
@@ -136,7 +137,7 @@ impl MachineHandle {
             return Err(Refusal::new(Reason::Invalid, message));
         }
         config.balloon_bytes = bytes;
-        if let Some(live) = lock(&self.shared.live).as_ref() {
+        if let Some(live) = read(&self.shared.live).as_ref() {
             live.balloon.set_target_bytes(bytes);
         }
         Ok(())
@@ -156,7 +157,7 @@ impl MachineHandle {
             return Err(Refusal::new(Reason::Invalid, message));
         }
         config.hotplug_requested_bytes = bytes;
-        if let Some(mem) = lock(&self.shared.live).as_ref().and_then(|live| live.mem.clone()) {
+        if let Some(mem) = read(&self.shared.live).as_ref().and_then(|live| live.mem.clone()) {
             mem.set_requested_bytes(bytes);
         }
         Ok(())
@@ -176,7 +177,7 @@ impl MachineHandle {
             return Err(Refusal::new(Reason::Missing, message));
         };
         *wished = limit;
-        if let Some(live) = lock(&self.shared.live).as_ref() {
+        if let Some(live) = read(&self.shared.live).as_ref() {
             live.limiters.iter().filter(|(name, _)| name == device).for_each(|(_, limiter)| limiter.set(limit));
         }
         Ok(())
@@ -185,14 +186,14 @@ impl MachineHandle {
     /// How the machine is. Asks the guest for its memory figures and waits a moment for them.
     pub fn status(&self) -> Status {
         let shared = &self.shared;
-        let live = lock(&shared.live).clone();
-        let state = match (shared.vcpus.is_paused(), &live) {
+        let config = lock(&shared.config).clone();
+        let live = read(&shared.live);
+        let state = match (shared.vcpus.is_paused(), live.as_ref()) {
             (true, _) => RunState::Paused,
             (false, Some(_)) => RunState::Running,
             (false, None) => RunState::Restarting,
         };
         let guest = live.as_ref().and_then(|live| guest_memory(&live.balloon, state == RunState::Running));
-        let config = lock(&shared.config).clone();
         Status {
             state,
             pid: std::process::id(),
@@ -210,7 +211,7 @@ fn restarting() -> Refusal {
     Refusal::new(Reason::Invalid, "the guest is just starting anew: try again in a moment")
 }
 
-fn milliseconds(time: Duration) -> u64 {
+pub(super) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -231,7 +232,7 @@ fn configured_limit<'a>(config: &'a mut MachineConfig, device: &str) -> Option<&
     }
 }
 
-fn memory(config: &MachineConfig, live: Option<&Live>, guest: Option<GuestMemoryStats>) -> Memory {
+pub(super) fn memory(config: &MachineConfig, live: Option<&Live>, guest: Option<GuestMemoryStats>) -> Memory {
     Memory {
         ram_bytes: config.ram_bytes,
         resident_bytes: live.and_then(|live| live.ram.allocated_bytes().ok()).unwrap_or(0),
@@ -258,7 +259,7 @@ fn limits(live: &Live) -> Vec<DeviceLimit> {
 }
 
 /// The guest's figures: fresh ones if `ask` and it answers soon, else the last, if any.
-fn guest_memory(balloon: &balloon::Balloon, ask: bool) -> Option<GuestMemoryStats> {
+pub(super) fn guest_memory(balloon: &balloon::Balloon, ask: bool) -> Option<GuestMemoryStats> {
     let asked = Instant::now();
     if ask {
         balloon.refresh_stats(STATS_LIMIT);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use queztl_storage::{Backing, Format, open_overlay};
 
 use super::assembly::is_repeatable;
-use super::{MachineHandle, lock};
+use super::{MachineHandle, lock, read};
 use crate::control::{Reason, Refusal};
 use crate::devices::virtio::block::{Block, Cut, CutError, DiskFigures};
 
@@ -22,11 +22,11 @@ struct Ready {
 impl MachineHandle {
     /// What each disk has done since the guest was last started; nothing between two runs.
     pub fn disk_figures(&self) -> Vec<DiskFigures> {
-        self.disks().iter().map(|disk| disk.figures()).collect()
+        read(&self.shared.live).as_ref().map(|live| disk_figures(&live.disks)).unwrap_or_default()
     }
 
     fn disks(&self) -> Vec<Arc<Block>> {
-        lock(&self.shared.live).as_ref().map(|live| live.disks.clone()).unwrap_or_default()
+        read(&self.shared.live).as_ref().map(|live| live.disks.clone()).unwrap_or_default()
     }
 
     /// Makes ready to let disks go on with overlays, each by the disk's number: empty qcow2 images that build directly on the
@@ -72,6 +72,10 @@ impl MachineHandle {
         }
         result
     }
+}
+
+pub(super) fn disk_figures(disks: &[Arc<Block>]) -> Vec<DiskFigures> {
+    disks.iter().map(|disk| disk.figures()).collect()
 }
 
 fn refusal(index: usize, error: &CutError) -> Refusal {

@@ -15,14 +15,16 @@ mod assembly;
 mod control;
 mod disks;
 mod events;
+mod metrics;
 mod restore;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod vcpus;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use crate::accel;
@@ -87,12 +89,15 @@ struct Shared {
     config: Mutex<MachineConfig>,
     events: Arc<Events>,
     vcpus: Arc<Vcpus>,
-    /// `None` between two runs.
-    live: Mutex<Option<Live>>,
+    /// `None` between two runs. Whoever looks at a part holds the lock, so that the parts are taken down by the machine's
+    /// own thread; it is taken after that of the configuration.
+    live: RwLock<Option<Live>>,
     /// Columns and rows of the terminal, once known.
     size: Mutex<Option<(u16, u16)>>,
     /// Held while the machine is being stopped, or must stay as it is: pauses, snapshots and ends exclude each other.
     transition: Mutex<()>,
+    /// What the kernel tells of this process's memory (proc(5), `statm`).
+    memory: Option<File>,
     started: Instant,
     restarts: AtomicU64,
 }
@@ -143,9 +148,10 @@ impl Machine {
             config: Mutex::new(config),
             events,
             vcpus: Arc::default(),
-            live: Mutex::new(Some(assembly.live())),
+            live: RwLock::new(Some(assembly.live())),
             size: Mutex::default(),
             transition: Mutex::default(),
+            memory: File::open("/proc/self/statm").ok(),
             started: Instant::now(),
             restarts: AtomicU64::new(0),
         };
@@ -192,7 +198,7 @@ impl Shared {
     fn assemble_again(&self, host: &Host) -> Result<Assembly, Error> {
         let config = lock(&self.config);
         let assembly = Assembly::new(&config, host, self.events.clone(), Start::Boot { fresh: false })?;
-        let mut connected = lock(&self.live);
+        let mut connected = self.live.write().unwrap_or_else(PoisonError::into_inner);
         let live = assembly.live();
         if let Some((columns, rows)) = *lock(&self.size) {
             live.console.resize(columns, rows);
@@ -222,7 +228,7 @@ fn run_once(mut assembly: Assembly, shared: &Shared, deadline: Option<Instant>) 
     let end = shared.events.wait(deadline);
     // A snapshot that is being taken gets the machine as it is.
     let transition = lock(&shared.transition);
-    *lock(&shared.live) = None;
+    *shared.live.write().unwrap_or_else(PoisonError::into_inner) = None;
     shared.vcpus.end();
     drop(transition);
     let counts = threads.into_iter().map(|thread| thread.join().ok().flatten());
@@ -248,13 +254,13 @@ impl MachineHandle {
 
     /// Gives input to the console that has the terminal and returns how many bytes it takes now.
     pub fn input(&self, bytes: &[u8]) -> usize {
-        lock(&self.shared.live).as_ref().map_or(0, |live| live.console.input(bytes))
+        read(&self.shared.live).as_ref().map_or(0, |live| live.console.input(bytes))
     }
 
     /// Tells the guest the terminal's size.
     pub fn resize(&self, columns: u16, rows: u16) {
         *lock(&self.shared.size) = Some((columns, rows));
-        if let Some(live) = lock(&self.shared.live).as_ref() {
+        if let Some(live) = read(&self.shared.live).as_ref() {
             live.console.resize(columns, rows);
         }
     }
@@ -262,4 +268,8 @@ impl MachineHandle {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }

@@ -20,7 +20,7 @@ use queztl_guest_memory::{Frozen, GuestRam, ImageError, LayerId, Settling};
 
 use super::assembly::Live;
 use super::restore::disk_sectors;
-use super::{MachineHandle, lock};
+use super::{MachineHandle, lock, read};
 use crate::config::MachineConfig;
 use crate::control::{DiskCut, Reason, Refusal, SnapshotReport};
 use crate::snapshot::memory::Base;
@@ -108,7 +108,7 @@ impl MachineHandle {
             return Err(Refusal::new(Reason::Invalid, message));
         }
         let restarting = || Refusal::new(Reason::Busy, "the guest is restarting or has ended: try again");
-        let live = lock(&self.shared.live).clone().ok_or_else(restarting)?;
+        let live = read(&self.shared.live).clone().ok_or_else(restarting)?;
         let was_paused = self.shared.vcpus.is_paused();
         let started = Instant::now();
         let taken = self.stand_still().and_then(|()| {

@@ -183,7 +183,7 @@ fn a_restored_guest_goes_on_where_it_was_and_so_does_the_one_it_was_taken_from()
 fn every_copy_has_a_generation_identifier_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("snapshot");
-    let id = |handle: &MachineHandle| lock(&handle.shared.live).as_ref().unwrap().generation.get().unwrap();
+    let id = |handle: &MachineHandle| super::read(&handle.shared.live).as_ref().unwrap().generation.get().unwrap();
     let first = Running::boot(config(folder.path(), soft(), "first"));
     first.send("a");
     let at_first = id(&first.handle);
@@ -233,7 +233,7 @@ fn the_guests_time_goes_on_and_never_back() {
     let machine = Machine::restore(config(folder.path(), soft(), "second"), Snapshot::open(&place).unwrap(), None);
 
     let machine = machine.unwrap();
-    let live = lock(&machine.shared.live).clone().unwrap();
+    let live = super::read(&machine.shared.live).clone().unwrap();
     let passed_ns = live.board.clock().tsc_to_ns(live.board.clock().tsc() - saved.ticks);
     assert_eq!(live.board.clock().tsc_hz(), saved.hz);
     assert!(passed_ns < LONG.as_nanos() as u64, "{passed_ns} ns");

@@ -9,6 +9,8 @@
 //! A vCPU belongs to its thread, so a parked thread tells the state itself when it is asked ([`Vcpus::states`]).
 //! A pause outlives a restart: the threads of the next run park before their first instruction.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -40,6 +42,8 @@ struct Thread {
     handle: Arc<dyn VcpuHandle>,
     /// The kernel's number of the thread, 0 until it runs.
     tid: Arc<AtomicI32>,
+    /// What the host's scheduler tells of the thread (proc(5), `schedstat`).
+    scheduling: Option<File>,
     /// Parked, or at its end: it executes nothing.
     quiet: bool,
     question: Question,
@@ -83,7 +87,8 @@ impl Vcpus {
         pins: &[Pin],
         events: &Arc<Events>,
     ) -> Result<Vec<JoinHandle<Option<u64>>>, Error> {
-        let thread = |handle| Thread { handle, tid: Arc::default(), quiet: false, question: Question::None };
+        let thread =
+            |handle| Thread { handle, tid: Arc::default(), scheduling: None, quiet: false, question: Question::None };
         {
             let mut state = self.lock();
             state.ended = false;
@@ -131,8 +136,10 @@ impl Vcpus {
 
     fn enter(&self, id: usize) {
         let tid = rustix::thread::gettid().as_raw_nonzero().get();
-        if let Some(thread) = self.lock().threads.get(id) {
+        let scheduling = File::open("/proc/thread-self/schedstat").ok();
+        if let Some(thread) = self.lock().threads.get_mut(id) {
             thread.tid.store(tid, Ordering::Relaxed);
+            thread.scheduling = scheduling;
         }
     }
 
@@ -229,6 +236,16 @@ impl Vcpus {
         self.changed.notify_all();
     }
 
+    /// For each vCPU of this run, in nanoseconds: the processor time of its thread, how long that waited for a processor,
+    /// and how long the vCPU had nothing to do.
+    pub fn times_ns(&self) -> Vec<[u64; 3]> {
+        let times = |thread: &Thread| {
+            let steal = thread.scheduling.as_ref().and_then(waited_ns).unwrap_or(0);
+            [thread_time_ns(thread.tid.load(Ordering::Relaxed)), steal, thread.handle.halted_ns()]
+        };
+        self.lock().threads.iter().map(times).collect()
+    }
+
     /// The processor time that each vCPU's thread has taken in this run, in nanoseconds.
     pub fn cpu_times_ns(&self) -> Vec<u64> {
         self.lock().threads.iter().map(|thread| thread_time_ns(thread.tid.load(Ordering::Relaxed))).collect()
@@ -264,6 +281,13 @@ fn set_quiet(state: &mut State, id: usize, quiet: bool) {
     if let Some(thread) = state.threads.get_mut(id) {
         thread.quiet = quiet;
     }
+}
+
+/// The second of the numbers that `schedstat` holds: how long the thread was ready and did not run.
+fn waited_ns(scheduling: &File) -> Option<u64> {
+    let mut text = [0; 128];
+    let length = scheduling.read_at(&mut text, 0).ok()?;
+    std::str::from_utf8(&text[..length]).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Processor time of a thread of this process; 0 if it does not exist.

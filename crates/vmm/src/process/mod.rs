@@ -30,4 +30,4 @@ pub use exit::{ExitReport, ProcessId};
 pub use file::{FileError, MachineFile, Start, VERSION};
 pub use folder::{Folder, Lock, LockError};
 pub use log::LogFile;
-pub use sandbox::{Sandbox, SandboxMode};
+pub use sandbox::{Sandbox, SandboxError, SandboxMode};

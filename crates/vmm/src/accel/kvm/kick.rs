@@ -8,8 +8,9 @@
 //! `immediate_exit` closes the gap between the last look and the entry: whoever asks after the look sees `in_guest` and
 //! sets it, and the kernel checks it after the signal can no longer be lost.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, Once, OnceLock, PoisonError};
+use std::time::Instant;
 
 use super::page::RunPage;
 use crate::accel::VcpuHandle;
@@ -29,6 +30,7 @@ pub(super) struct Kick {
     /// The page whose `immediate_exit` ends a run.
     page: OnceLock<RunPage>,
     parked: Mutex<bool>,
+    parked_ns: AtomicU64,
     woken: Condvar,
 }
 
@@ -89,12 +91,15 @@ impl Kick {
 
     /// Sleeps until some attention bit is set.
     pub fn park(&self) {
+        let since = Instant::now();
         let mut parked = self.lock();
         *parked = true;
         while self.attention.load(Ordering::SeqCst) == 0 {
             parked = self.woken.wait(parked).unwrap_or_else(PoisonError::into_inner);
         }
         *parked = false;
+        let slept_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.parked_ns.fetch_add(slept_ns, Ordering::Relaxed);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, bool> {
@@ -118,6 +123,10 @@ impl VcpuHandle for Kick {
 
     fn stop(&self) {
         self.raise(STOP);
+    }
+
+    fn halted_ns(&self) -> u64 {
+        self.parked_ns.load(Ordering::Relaxed)
     }
 }
 

@@ -27,7 +27,7 @@ use super::msrs::{Extent, MSR_TSC, MSR_TSC_ADJUST, MsrSet};
 use super::page::{Exit, RunPage};
 use super::transfer::Transfer;
 use super::vm::Inner;
-use crate::accel::{Error, Vcpu, VcpuExit, VcpuHandle};
+use crate::accel::{Counted, Error, Vcpu, VcpuExit, VcpuHandle};
 use crate::confine::Kind;
 use crate::irqchip::{IrqChip, LapicState, MSR_APIC_BASE};
 
@@ -187,7 +187,10 @@ impl KvmVcpu {
             // Until there is nothing left: whoever sent an event has notified once, and may not do so again.
             let Some(event) = self.vm.board.irqchip().take_event(self.id, accepts) else { break };
             match event {
-                Event::Interrupt(vector) => self.inject(vector)?,
+                Event::Interrupt(vector) => {
+                    self.vm.board.counters(self.id).count(Counted::Interrupt);
+                    self.inject(vector)?;
+                }
                 Event::Nmi => self.fd.nmi().map_err(failed("injecting an NMI"))?,
                 Event::Startup(_) if running => continue,
                 Event::Init | Event::Startup(_) => {
@@ -252,7 +255,10 @@ impl KvmVcpu {
         match exit {
             Exit::Look => {}
             Exit::EndOfInterrupt { vector } => self.vm.board.irqchip().end_of_interrupt(vector),
-            Exit::Halted => self.activity = Activity::Halted,
+            Exit::Halted => {
+                self.vm.board.counters(self.id).count(Counted::Halt);
+                self.activity = Activity::Halted;
+            }
             Exit::Shutdown => return Ok(Next::Return(VcpuExit::Shutdown)),
             Exit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, .. } => return self.finish_instruction(),
             Exit::InternalError { suberror, data } => {
@@ -269,6 +275,12 @@ impl KvmVcpu {
     fn access(&mut self, access: Exit) {
         self.completing = true;
         let board = &self.vm.board;
+        match access {
+            Exit::Port { .. } => board.counters(self.id).count(Counted::Port),
+            Exit::Mmio { .. } => board.counters(self.id).count(Counted::Mmio),
+            Exit::ReadMsr { .. } | Exit::WriteMsr { .. } => board.counters(self.id).count(Counted::Msr),
+            _ => {}
+        }
         match access {
             Exit::Port { port, size, count, offset, write } => {
                 let data = self.page.port_data(offset, size.saturating_mul(count));

@@ -121,7 +121,7 @@ impl NetHandler {
 
     fn lose_link(&mut self) {
         self.incoming = false;
-        if self.link.up.swap(false, Ordering::AcqRel) {
+        if !self.link.down.swap(true, Ordering::AcqRel) {
             self.link.generation.fetch_add(1, Ordering::AcqRel);
             self.interrupt.config_changed();
         }
@@ -161,6 +161,7 @@ impl NetHandler {
             frame = &frame[written..];
             self.receive.push(chain.head, written as u32);
         }
+        self.link.received.pass(self.waiting - HEADER_BYTES);
         self.waiting = 0;
         Ok(())
     }
@@ -170,6 +171,7 @@ impl NetHandler {
         for _ in self.taken.drain(..) {
             self.receive.undo_pop();
         }
+        self.link.received.drop_one();
         self.waiting = 0;
         Ok(())
     }
@@ -211,12 +213,15 @@ impl NetHandler {
     fn send(&mut self) {
         self.blocked = false;
         if self.outbox.is_empty() {
-            return;
+            return self.link.sent.drop_one();
         }
         match self.backend.send(&self.outbox) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.blocked = true,
-            Err(error) => tracing::debug!(%error, "a frame is lost"),
-            Ok(()) => {}
+            Err(error) => {
+                tracing::debug!(%error, "a frame is lost");
+                self.link.sent.drop_one();
+            }
+            Ok(()) => self.link.sent.pass(self.outbox.len() - HEADER_BYTES),
         }
     }
 }

@@ -11,10 +11,11 @@ mod handler;
 mod tests;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use queztl_network::{Backend, Mac, Offloads};
+use serde::{Deserialize, Serialize};
 
 use super::limit::{Limiter, Throttle};
 use super::worker::Worker;
@@ -71,10 +72,46 @@ pub struct Net {
     state: Mutex<State>,
 }
 
-/// Whether the back end lives, shared with the device's thread.
+/// Whether the back end lives, and what went through it; shared with the device's thread.
+#[derive(Default)]
 struct Link {
-    up: AtomicBool,
+    down: AtomicBool,
     generation: AtomicU32,
+    received: Direction,
+    sent: Direction,
+}
+
+/// What went one way.
+#[derive(Default)]
+struct Direction {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Direction {
+    /// Counts a frame of `bytes` bytes.
+    fn pass(&self, bytes: usize) {
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn drop_one(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A network device's counters at one moment, since it was made; received and sent are meant as the guest sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetFigures {
+    pub received_frames: u64,
+    pub received_bytes: u64,
+    /// Frames that did not fit into the guest's buffers. (Those that found no buffers wait at the back end.)
+    pub received_dropped: u64,
+    pub sent_frames: u64,
+    pub sent_bytes: u64,
+    /// Frames that the back end refused, and what was no frame.
+    pub sent_dropped: u64,
 }
 
 enum State {
@@ -91,7 +128,7 @@ impl NetConfig {
             mac: Mutex::new(self.mac),
             mtu: self.backend.mtu(),
             offloads: self.backend.offloads(),
-            link: Arc::new(Link { up: AtomicBool::new(true), generation: AtomicU32::new(0) }),
+            link: Arc::default(),
             limiters: [self.receive_limiter, self.transmit_limiter],
             state: Mutex::new(State::Idle(self.backend)),
         }))
@@ -99,6 +136,20 @@ impl NetConfig {
 }
 
 impl Net {
+    /// What went through the device.
+    pub fn figures(&self) -> NetFigures {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Link { received, sent, .. } = &*self.link;
+        NetFigures {
+            received_frames: read(&received.frames),
+            received_bytes: read(&received.bytes),
+            received_dropped: read(&received.dropped),
+            sent_frames: read(&sent.frames),
+            sent_bytes: read(&sent.bytes),
+            sent_dropped: read(&sent.dropped),
+        }
+    }
+
     fn start(
         &self,
         mut activation: Activation,
@@ -154,7 +205,7 @@ impl VirtioDevice for Net {
         // mac, status, max_virtqueue_pairs, mtu (§5.1.4).
         let mut space = [0; 12];
         space[..6].copy_from_slice(&lock(&self.mac).0);
-        let status = if self.link.up.load(Ordering::Acquire) { LINK_UP } else { 0 };
+        let status = if self.link.down.load(Ordering::Acquire) { 0 } else { LINK_UP };
         space[6..8].copy_from_slice(&status.to_le_bytes());
         space[8..10].copy_from_slice(&1u16.to_le_bytes());
         space[10..].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
