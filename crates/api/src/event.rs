@@ -11,8 +11,10 @@ use crate::VmState;
 pub struct Event {
     /// Grows by one with every event of this daemon's store.
     pub sequence: u64,
+    /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
+    /// What.
     #[serde(flatten)]
     pub kind: EventKind,
     /// A sentence.
@@ -22,52 +24,84 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum EventKind {
+    /// A machine was made.
     VmCreated {
+        /// The machine's identifier.
         vm: String,
+        /// The machine's name.
         name: String,
     },
+    /// A machine is in another state now.
     VmChanged {
+        /// The machine's identifier.
         vm: String,
+        /// The machine's name.
         name: String,
+        /// Its state now.
         state: VmState,
     },
+    /// A machine is gone.
     VmDeleted {
+        /// The machine's identifier.
         vm: String,
+        /// The machine's name.
         name: String,
     },
+    /// A machine's guest panicked.
     VmPanicked {
+        /// The machine's identifier.
         vm: String,
+        /// The machine's name.
         name: String,
     },
+    /// A machine's guest restarted.
     VmRestarted {
+        /// The machine's identifier.
         vm: String,
+        /// The machine's name.
         name: String,
     },
+    /// A snapshot was taken.
     SnapshotTaken {
+        /// The machine's identifier.
         vm: String,
+        /// The snapshot's name.
         snapshot: String,
     },
+    /// A snapshot is gone.
     SnapshotDeleted {
+        /// The machine's identifier.
         vm: String,
+        /// The snapshot's name.
         snapshot: String,
     },
+    /// The store has another image.
     ImageAdded {
+        /// The image's name.
         image: String,
     },
+    /// An image is gone.
     ImageDeleted {
+        /// The image's name.
         image: String,
     },
+    /// Long work has begun.
     OperationStarted {
+        /// The operation's identifier.
         operation: String,
     },
+    /// Long work is over.
     OperationEnded {
+        /// The operation's identifier.
         operation: String,
     },
+    /// The daemon has started.
     DaemonStarted,
     /// Something is not as it should be, and nothing fails for it.
     Warning,
     /// The reader was too slow: events up to this one were dropped.
     Lost {
+        /// The number of the last event that was dropped.
         up_to: u64,
     },
 }

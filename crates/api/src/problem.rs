@@ -23,10 +23,12 @@ pub struct Problem {
     pub fields: Vec<FieldProblem>,
 }
 
+/// A field that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldProblem {
     /// Path to the field: `spec.disks[0].image`.
     pub field: String,
+    /// What is wrong with it.
     pub message: String,
 }
 

@@ -18,10 +18,13 @@ pub enum Scope {
     Admin,
 }
 
+/// A token to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
+    /// Its name.
     pub name: Name,
+    /// What its bearer may do.
     pub scope: Scope,
     /// It ends after so long; none for a token that does not end.
     #[serde(default)]
@@ -31,10 +34,14 @@ pub struct CreateToken {
 /// A token without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Token {
+    /// Its name.
     pub name: Name,
+    /// What its bearer may do.
     pub scope: Scope,
+    /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
+    /// When it ends, if it does.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
 }
@@ -42,7 +49,9 @@ pub struct Token {
 /// A token that has just been made. Its secret is shown once and kept only as a hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NewToken {
+    /// What it is.
     #[serde(flatten)]
     pub token: Token,
+    /// What its bearer shows.
     pub secret: String,
 }

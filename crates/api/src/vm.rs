@@ -13,7 +13,9 @@ use crate::Name;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateVm {
+    /// Its name.
     pub name: Name,
+    /// What it is made of.
     #[serde(default)]
     pub spec: VmSpec,
     /// Start it at once.
@@ -43,14 +45,19 @@ pub struct VmSpec {
     pub huge_pages: String,
     /// Disks, in this order /dev/vda, /dev/vdb, …
     pub disks: Vec<Disk>,
+    /// Network devices, in this order eth0, eth1, …
     pub nets: Vec<Net>,
     /// `auto`, `kvm` or `soft`, with the options of `queztl-hv run --accel`.
     pub accel: String,
+    /// Limits that can be changed while it runs.
     pub limits: Limits,
+    /// What becomes of it when it crashes.
     pub on_crash: OnCrash,
+    /// Snapshots taken by themselves, if any.
     pub checkpoints: Option<Checkpoints>,
     /// Start it when the daemon starts.
     pub autostart: bool,
+    /// Notes for people and programs.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -87,6 +94,7 @@ pub struct Disk {
     pub path: Option<PathBuf>,
     /// The disk's size, at least the image's; none for the image's.
     pub size_bytes: Option<u64>,
+    /// The guest cannot write to it.
     pub read_only: bool,
     /// Serial number as the guest reads it, at most 20 bytes.
     pub serial: Option<String>,
@@ -96,6 +104,7 @@ pub struct Disk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
+    /// Where it leads.
     pub kind: NetKind,
     /// The TAP interface, for that kind.
     #[serde(default)]
@@ -105,6 +114,7 @@ pub struct Net {
     pub mac: Option<String>,
 }
 
+/// Where a network device leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetKind {
@@ -118,6 +128,7 @@ pub enum NetKind {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
+    /// What it gets of the host's processors.
     pub cpu: CpuLimits,
     /// What the guest is asked to give up to the balloon.
     pub balloon_bytes: u64,
@@ -141,10 +152,13 @@ pub struct CpuLimits {
     pub pins: Vec<Pin>,
 }
 
+/// A vCPU that stays on some processors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
+    /// Which vCPU.
     pub vcpu: u32,
+    /// Numbers of the host's processors.
     pub cpus: Vec<u32>,
 }
 
@@ -158,9 +172,11 @@ pub struct RateLimit {
     pub requests: Option<Rate>,
 }
 
+/// How much of something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
+    /// How much in a second, after that.
     #[schema(minimum = 1)]
     pub per_second: u64,
     /// How much at once after a rest.
@@ -185,6 +201,7 @@ pub enum OnCrash {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoints {
+    /// How long between two.
     #[schema(minimum = 1)]
     pub every_seconds: u64,
     /// How many are kept.
@@ -196,14 +213,19 @@ pub struct Checkpoints {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpdateVm {
+    /// Its name.
     pub name: Option<Name>,
+    /// Limits that can be changed while it runs.
     pub limits: Option<Limits>,
+    /// What becomes of it when it crashes.
     pub on_crash: Option<OnCrash>,
     /// `null` ends them.
     #[serde(with = "double_option", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Checkpoints>)]
     pub checkpoints: Option<Option<Checkpoints>>,
+    /// Start it when the daemon starts.
     pub autostart: Option<bool>,
+    /// Notes for people and programs.
     pub labels: Option<BTreeMap<String, String>>,
 }
 
@@ -233,9 +255,13 @@ pub struct StopRequest {
 pub struct Vm {
     /// Never used again.
     pub id: String,
+    /// Its name.
     pub name: Name,
+    /// What it does now.
     pub state: VmState,
+    /// What it is made of.
     pub spec: VmSpec,
+    /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// What it was made from, for clones.
@@ -256,15 +282,21 @@ pub struct Vm {
 pub enum VmState {
     /// Never started.
     Created,
+    /// Its process starts.
     Starting,
+    /// The guest runs.
     Running,
+    /// The guest stands still.
     Paused,
+    /// The guest was asked to switch itself off.
     Stopping,
+    /// It is off.
     Stopped,
     /// Its guest or its process ended as it should not.
     Crashed,
 }
 
+/// What a clone was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Origin {
     /// Identifier of the machine that it was cloned from; it may be gone.
@@ -276,24 +308,30 @@ pub struct Origin {
 /// A machine's present run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RuntimeState {
+    /// The process it runs in.
     pub pid: u32,
     /// `kvm` or `soft`.
     pub accelerator: String,
+    /// When it started.
     #[schema(value_type = String, format = DateTime)]
     pub started_at: Timestamp,
     /// How often the guest restarted since.
     pub restarts: u64,
 }
 
+/// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ending {
+    /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
+    /// Why.
     pub reason: EndingReason,
     /// A sentence.
     pub message: String,
 }
 
+/// Why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EndingReason {
@@ -303,7 +341,9 @@ pub enum EndingReason {
     Stopped,
     /// It was killed from outside.
     Killed,
+    /// The guest's kernel gave up.
     GuestPanic,
+    /// The guest met a fault while handling a fault while handling a fault.
     TripleFault,
     /// The process of the machine failed or vanished.
     ProcessFailed,

@@ -32,6 +32,8 @@ mod page;
 mod routes;
 mod sessions;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::sync::Arc;

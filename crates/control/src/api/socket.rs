@@ -147,10 +147,15 @@ async fn write(
                 if count == 0 {
                     break close(close_code::NORMAL, "");
                 }
+                let last = matches!(batch.last(), Some(Message::Close(_)));
                 for message in batch.drain(..) {
                     if sink.feed(message).await.is_err() {
                         return;
                     }
+                }
+                if last {
+                    let _ = sink.close().await;
+                    return;
                 }
                 if sink.flush().await.is_err() {
                     return;

@@ -126,7 +126,10 @@ impl Core {
         if let Err(error) = made
             && Path::new(&format!("/proc/{pid}")).exists()
         {
-            self.warn(format!("virtual machine {} runs without limits of its processors: {group:?}: {error}", record.name));
+            self.warn(format!(
+                "virtual machine {} runs without limits of its processors: {group:?}: {error}",
+                record.name
+            ));
         }
     }
 
@@ -169,7 +172,9 @@ impl Core {
         let found = self.groups.0.get_or_init(|| {
             let found = Root::find();
             if let Err(why) = &found {
-                self.warn(format!("machines run without control groups, so that weights and quotas have no effect: {why}"));
+                self.warn(format!(
+                    "machines run without control groups, so that weights and quotas have no effect: {why}"
+                ));
             }
             found
         });

@@ -18,9 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use queztl_api::{
-    CloneRequest, Code, EventKind, Name, NetKind, Operation, OperationKind, Origin, Problem, VmSpec,
-};
+use queztl_api::{CloneRequest, Code, EventKind, Name, NetKind, Operation, OperationKind, Origin, Problem, VmSpec};
 use queztl_vmm::process::Start;
 use serde_json::json;
 
@@ -128,8 +126,14 @@ impl Core {
             None => self.fork(source)?,
         };
         // A fork is all there is to know of the source; a snapshot must stay until it has been read.
-        let claim = if from.memory.is_some() { drop(claim); None } else { Some(claim) };
-        let made = self.furnish_clones(&from, clones, task).and_then(|()| self.run_clones(&from, request, clones, task));
+        let claim = if from.memory.is_some() {
+            drop(claim);
+            None
+        } else {
+            Some(claim)
+        };
+        let made =
+            self.furnish_clones(&from, clones, task).and_then(|()| self.run_clones(&from, request, clones, task));
         if from.memory.is_some() {
             remove_fork(&from.state);
         }

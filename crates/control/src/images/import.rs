@@ -8,7 +8,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use queztl_api::{Code, EventKind, Image, ImageFormat, ImportImage, Name, Operation, OperationKind, Problem, Timestamp};
+use queztl_api::{
+    Code, EventKind, Image, ImageFormat, ImportImage, Name, Operation, OperationKind, Problem, Timestamp,
+};
 use queztl_storage::{Backing, ImageConfig, image};
 use queztl_vmm::config::Format;
 use rustix::fs::{SeekFrom, seek};

@@ -8,8 +8,8 @@ use queztl_api::{
     CheckReport, Code, ConvertImage, CreateImage, EventKind, Image, ImageFormat, Name, Operation, OperationKind,
     Problem, ResizeImage,
 };
-use queztl_storage::image::{self, CreateConfig};
 use queztl_storage::Backing;
+use queztl_storage::image::{self, CreateConfig};
 use serde_json::json;
 
 use super::import::{broken, flatten};
@@ -118,7 +118,8 @@ impl Core {
     pub(crate) fn resize_image(self: &Arc<Self>, name: &Name, request: ResizeImage) -> Result<Operation, Problem> {
         let record = self.image_record(name)?;
         if request.size_bytes < record.size_bytes && !request.shrink {
-            let message = format!("is less than the image's {} bytes: say shrink to lose what is behind", record.size_bytes);
+            let message =
+                format!("is less than the image's {} bytes: say shrink to lose what is behind", record.size_bytes);
             return Err(Problem::invalid("size_bytes", message));
         }
         self.store.write(|change| Users::of(name, &Records::read(change)?).refuse(name, "resized"))?;

@@ -32,7 +32,9 @@ impl Users {
                 users.vms.push((vm.id.clone(), vm.name.to_string()));
             }
         }
-        users.images.extend(records.images.iter().filter(|(_, on)| on.as_ref() == Some(name)).map(|(n, _)| n.to_string()));
+        users
+            .images
+            .extend(records.images.iter().filter(|(_, on)| on.as_ref() == Some(name)).map(|(n, _)| n.to_string()));
         users.layers = users.vms.is_empty() && (!on_image.is_empty() || records.snapshots.iter().any(reads));
         users
     }

@@ -115,6 +115,8 @@ impl Manager {
     ) -> Result<T, Problem> {
         let core = self.core.clone();
         let result = tokio::task::spawn_blocking(move || call(&core)).await;
-        result.unwrap_or_else(|error| Err(Problem::new(Code::Internal, format!("the daemon made a mistake here: {error}"))))
+        result.unwrap_or_else(|error| {
+            Err(Problem::new(Code::Internal, format!("the daemon made a mistake here: {error}")))
+        })
     }
 }

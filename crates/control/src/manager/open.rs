@@ -47,7 +47,9 @@ impl Manager {
     pub async fn close(&self) {
         self.core.closed.send_replace(true);
         let deadline = tokio::time::Instant::now() + CLOSE_LIMIT;
-        while self.core.is_busy() && tokio::time::Instant::now() < deadline {
+        // Nobody but this manager has the store then, and another can open it.
+        let in_use = || self.core.is_busy() || Arc::strong_count(&self.core) > 1;
+        while in_use() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -124,7 +124,10 @@ impl Core {
         self.runtime.spawn_blocking(move || {
             let task = Task(running);
             let result = catch_unwind(AssertUnwindSafe(|| work(&core, &task))).unwrap_or_else(|_| {
-                Err(Problem::new(Code::Internal, "the daemon made a mistake here: its log says which; please report it"))
+                Err(Problem::new(
+                    Code::Internal,
+                    "the daemon made a mistake here: its log says which; please report it",
+                ))
             });
             core.finish(&task.0, result);
         });

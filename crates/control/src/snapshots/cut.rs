@@ -18,11 +18,11 @@ use std::path::Path;
 use queztl_api::{Code, Problem, Timestamp};
 use queztl_storage::image::Parent;
 use queztl_vmm::config::Format;
+use queztl_vmm::control::DiskCut;
 
 use super::layers::{self, LayerBase, LayerRecord};
 use crate::manager::Core;
 use crate::store::{LAYERS, VMS};
-use crate::supervisor::DiskCut;
 use crate::vms::naming::new_id;
 use crate::vms::{DiskRecord, DiskSource, Machine};
 
@@ -41,8 +41,7 @@ pub(crate) struct Cut {
 impl Core {
     /// Makes files for a machine `vm` to go on from `disks`: one on top of each that can be written.
     pub(crate) fn stack(&self, vm: &str, disks: &[DiskRecord]) -> Result<Cut, Problem> {
-        let mut cut =
-            Cut { old: disks.to_vec(), new: disks.to_vec(), layers: Vec::new(), orders: Vec::new() };
+        let mut cut = Cut { old: disks.to_vec(), new: disks.to_vec(), layers: Vec::new(), orders: Vec::new() };
         for (index, disk) in disks.iter().enumerate().filter(|(_, disk)| !disk.read_only) {
             let below = match &disk.source {
                 DiskSource::Layer(id) => id.clone(),

@@ -51,7 +51,8 @@ impl Core {
     /// Oldest first.
     pub(crate) fn snapshots(&self, vm: &str) -> Result<Vec<Snapshot>, Problem> {
         let machine = self.machines.find(vm)?;
-        let mut snapshots: Vec<Snapshot> = self.snapshot_records(&machine.id)?.into_iter().map(|r| r.snapshot).collect();
+        let mut snapshots: Vec<Snapshot> =
+            self.snapshot_records(&machine.id)?.into_iter().map(|r| r.snapshot).collect();
         snapshots.sort_by_key(|snapshot| snapshot.created_at);
         Ok(snapshots)
     }
@@ -92,7 +93,11 @@ impl Core {
         if names.is_empty() {
             return Ok(());
         }
-        let text = format!("snapshot {:?} cannot be deleted: {} build on it; delete these first", name.as_str(), names.join(", "));
+        let text = format!(
+            "snapshot {:?} cannot be deleted: {} build on it; delete these first",
+            name.as_str(),
+            names.join(", ")
+        );
         Err(Problem::new(Code::InUse, text))
     }
 

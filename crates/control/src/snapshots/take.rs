@@ -85,7 +85,9 @@ impl Core {
         let taken = match ask(base.as_ref()) {
             Ok(pause_ns) => Ok((pause_ns, base)),
             // What it should build on is not what the process remembers: then all of it.
-            Err(problem) if base.is_some() && problem.code == Code::Invalid => ask(None).map(|pause_ns| (pause_ns, None)),
+            Err(problem) if base.is_some() && problem.code == Code::Invalid => {
+                ask(None).map(|pause_ns| (pause_ns, None))
+            }
             Err(problem) => Err(problem),
         };
         let (pause_ns, base) = match taken {
@@ -123,7 +125,10 @@ impl Core {
             change.put(VMS, &record.id, &record)?;
             let kind = EventKind::SnapshotTaken { vm: record.id.clone(), snapshot: name.to_string() };
             let pause_ms = taken.snapshot.pause_ns as f64 / 1e6;
-            change.event(kind, format!("snapshot {name} of {} was taken; the guest stood still for {pause_ms:.1} ms", record.name))?;
+            change.event(
+                kind,
+                format!("snapshot {name} of {} was taken; the guest stood still for {pause_ms:.1} ms", record.name),
+            )?;
             inner.record = record;
             Ok(())
         })

@@ -55,6 +55,8 @@ pub enum StoreError {
     Newer { path: PathBuf, found: u64 },
     #[error("the store {path:?} cannot be opened: {source}; if it is damaged, put back a copy of it")]
     Open { path: PathBuf, source: Box<redb::Error> },
+    #[error("the store {path:?} is damaged: put back a copy of it, or move it away to begin without machines")]
+    Damaged { path: PathBuf },
     #[error("the store failed: {0}; is the disk full?")]
     Failed(Box<redb::Error>),
     #[error("the store holds something that is not understood ({0}): was it written by another version?")]
@@ -76,6 +78,17 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 
 type Result<T> = std::result::Result<T, StoreError>;
 
+/// Opens a file whose checksums are right; gives the number of the last event, too.
+fn open_whole(path: &Path) -> Result<(Database, u64)> {
+    let failed = |error: redb::Error| StoreError::Open { path: path.to_path_buf(), source: Box::new(error) };
+    let mut database =
+        Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| failed(error.into()))?;
+    // What is wrong after a crash is put right by this; only what cannot be is an error.
+    database.check_integrity().map_err(|error| failed(error.into()))?;
+    let last = prepare(&database, path)?;
+    Ok((database, last))
+}
+
 /// The store. Its calls wait for the disk: for threads that may wait.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -93,9 +106,9 @@ impl Store {
         std::fs::create_dir_all(home).map_err(failed)?;
         let lock = Lock::take(home)?;
         let path = home.join("manager.redb");
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&path);
-        let database = database.map_err(|error| StoreError::Open { path: path.clone(), source: Box::new(error.into()) })?;
-        let last = prepare(&database, &path)?;
+        // The library takes what it finds in a file for what it has written, and panics where it is not.
+        let opened = std::panic::catch_unwind(|| open_whole(&path));
+        let (database, last) = opened.unwrap_or_else(|_| Err(StoreError::Damaged { path }))?;
         Ok(Store { database, writing: Mutex::new(()), last_event: watch::Sender::new(last), _lock: lock })
     }
 

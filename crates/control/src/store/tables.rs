@@ -68,7 +68,14 @@ pub(crate) struct Answered {
 /// Makes every table, so that readers find them.
 pub(super) fn make(transaction: &WriteTransaction) -> Result<()> {
     let names = [
-        VMS.name, VM_NAMES.name, OPERATIONS.name, SNAPSHOTS.name, LAYERS.name, IMAGES.name, TOKENS.name, IDEMPOTENCY.name,
+        VMS.name,
+        VM_NAMES.name,
+        OPERATIONS.name,
+        SNAPSHOTS.name,
+        LAYERS.name,
+        IMAGES.name,
+        TOKENS.name,
+        IDEMPOTENCY.name,
     ];
     for name in names {
         transaction.open_table(TableDefinition::<&str, &[u8]>::new(name))?;

@@ -29,7 +29,7 @@ impl Core {
             Some((process, pidfd)) => self.adopt_process(machine, process, pidfd),
             None if machine.lock().record.wish == Wish::On => {
                 let report = ExitReport::read(&machine.folder.exit()).ok().flatten();
-                self.conclude(machine, unseen(report.as_ref()));
+                self.conclude(machine, unseen(&machine.folder, report.as_ref()));
             }
             None => {}
         }

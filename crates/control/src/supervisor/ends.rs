@@ -1,12 +1,15 @@
 //! Processes end.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use queztl_api::{Ending, EndingReason, EventKind, Timestamp, VmState};
 use queztl_vmm::config::Outcome;
-use queztl_vmm::process::{ExitReport, ProcessId};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use queztl_vmm::process::{ExitReport, Folder, ProcessId};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -40,7 +43,7 @@ impl Core {
 
     /// Takes note of the end of a machine's process, and does what its crash policy says.
     pub(crate) fn ended(self: &Arc<Self>, machine: &Arc<Machine>, process: ProcessId, pidfd: Option<&OwnedFd>) {
-        let signal = pidfd.and_then(reap);
+        let status = pidfd.and_then(reap);
         let report = ExitReport::read(&machine.folder.exit()).ok().flatten();
         let report = report.filter(|report| report.process == process);
         let wished = {
@@ -50,7 +53,7 @@ impl Core {
                 live => live.as_ref().and_then(|live| live.ending),
             }
         };
-        self.conclude(machine, ending(report.as_ref(), signal, wished));
+        self.conclude(machine, ending(&machine.folder, report.as_ref(), status, wished));
     }
 
     /// Notes how a machine's run ended.
@@ -82,15 +85,19 @@ impl Core {
     }
 }
 
-/// Lets the kernel forget the process if it was our child; gives the signal that ended it, if one did.
-pub(super) fn reap(pidfd: &OwnedFd) -> Option<i32> {
+/// Lets the kernel forget the process if it was our child, and tell how it ended.
+pub(super) fn reap(pidfd: &OwnedFd) -> Option<WaitIdStatus> {
     use std::os::fd::AsFd;
-    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok().flatten()?;
-    status.terminating_signal()
+    waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok().flatten()
 }
 
 /// How a run ended, from the process's own report, from the kernel, and from what somebody had asked for.
-fn ending(report: Option<&ExitReport>, signal: Option<i32>, wished: Option<EndingReason>) -> Ending {
+fn ending(
+    folder: &Folder,
+    report: Option<&ExitReport>,
+    status: Option<WaitIdStatus>,
+    wished: Option<EndingReason>,
+) -> Ending {
     let (reason, message) = match (report, wished) {
         (Some(report), Some(EndingReason::Stopped)) if report.outcome == Some(Outcome::PowerOff) => {
             (EndingReason::Stopped, "it switched itself off when asked to".to_owned())
@@ -101,7 +108,7 @@ fn ending(report: Option<&ExitReport>, signal: Option<i32>, wished: Option<Endin
         (_, Some(EndingReason::Killed)) => (EndingReason::Killed, "it was killed".to_owned()),
         (Some(report), _) => reported(report),
         (None, Some(reason)) => (reason, "it was stopped by force".to_owned()),
-        (None, None) => (EndingReason::ProcessFailed, vanished(signal)),
+        (None, None) => vanished(folder, status),
     };
     let at = report.and_then(|report| {
         i64::try_from(report.ended_unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok())
@@ -116,9 +123,10 @@ fn reported(report: &ExitReport) -> (EndingReason, String) {
             (EndingReason::PowerOff, message("the guest switched itself off"))
         }
         Some(Outcome::Panic) => (EndingReason::GuestPanic, message("the guest panicked: its console says why")),
-        Some(Outcome::TripleFault) => {
-            (EndingReason::TripleFault, message("the guest could not handle an exception: is its kernel meant for this?"))
-        }
+        Some(Outcome::TripleFault) => (
+            EndingReason::TripleFault,
+            message("the guest could not handle an exception: is its kernel meant for this?"),
+        ),
         Some(Outcome::Stopped | Outcome::Timeout) => (EndingReason::Stopped, message("it was stopped")),
         None if report.status == CONFINEMENT_STATUS => {
             (EndingReason::Confinement, message("a thread made a system call that it must not make: see vmm.log"))
@@ -127,16 +135,32 @@ fn reported(report: &ExitReport) -> (EndingReason, String) {
     }
 }
 
-fn vanished(signal: Option<i32>) -> String {
-    match signal {
-        Some(signal) => format!("its process was ended by signal {signal}"),
-        None => "its process vanished without a report: vmm.log may say why".to_owned(),
+/// What is to be said of a process that has left no report.
+fn vanished(folder: &Folder, status: Option<WaitIdStatus>) -> (EndingReason, String) {
+    if let Some(signal) = status.and_then(|status| status.terminating_signal()) {
+        return (EndingReason::ProcessFailed, format!("its process was ended by signal {signal}"));
     }
+    let confined = status.and_then(|status| status.exit_status()) == Some(CONFINEMENT_STATUS.into());
+    let reason = if confined { EndingReason::Confinement } else { EndingReason::ProcessFailed };
+    let last = last_line(&folder.log()).unwrap_or_else(|| "its log says nothing".to_owned());
+    (reason, format!("its process vanished without a report: {last}"))
+}
+
+/// The end of a log, for a message.
+fn last_line(path: &Path) -> Option<String> {
+    const TAIL: u64 = 2048;
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }
 
 /// How a run ended that no daemon was there to see.
-pub(super) fn unseen(report: Option<&ExitReport>) -> Ending {
-    ending(report, None, None)
+pub(super) fn unseen(folder: &Folder, report: Option<&ExitReport>) -> Ending {
+    ending(folder, report, None, None)
 }
 
 impl Core {
@@ -161,11 +185,18 @@ mod tests {
 
     #[test]
     fn an_end_has_the_reason_that_somebody_wished_or_that_it_had() {
-        let reason = |report: Option<ExitReport>, wished| ending(report.as_ref(), None, wished).reason;
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new(folder.path());
+        let reason = |report: Option<ExitReport>, wished| ending(&folder, report.as_ref(), None, wished).reason;
         assert_eq!(reason(None, None), EndingReason::ProcessFailed);
+        std::fs::write(folder.log(), "first\nthe reason\n\n").unwrap();
+        assert_eq!(ending(&folder, None, None, None).message, "its process vanished without a report: the reason");
         assert_eq!(reason(None, Some(EndingReason::Killed)), EndingReason::Killed);
         assert_eq!(reason(Some(report(Some(Outcome::PowerOff), 0)), None), EndingReason::PowerOff);
-        assert_eq!(reason(Some(report(Some(Outcome::PowerOff), 0)), Some(EndingReason::Stopped)), EndingReason::Stopped);
+        assert_eq!(
+            reason(Some(report(Some(Outcome::PowerOff), 0)), Some(EndingReason::Stopped)),
+            EndingReason::Stopped
+        );
         assert_eq!(reason(Some(report(Some(Outcome::Panic), 6)), None), EndingReason::GuestPanic);
         assert_eq!(reason(Some(report(None, 14)), None), EndingReason::Confinement);
         assert_eq!(reason(Some(report(None, 4)), None), EndingReason::ProcessFailed);

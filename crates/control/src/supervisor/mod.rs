@@ -20,7 +20,7 @@ use queztl_vmm::process::Folder;
 use rustix::process::{Signal, pidfd_send_signal};
 
 pub(crate) use adopt::end_unknown;
-pub(crate) use freeze::{DiskCut, fork, snapshot};
+pub(crate) use freeze::{fork, snapshot};
 pub(crate) use spawn::spawn;
 
 /// How the machine is, if its process answers.

@@ -73,7 +73,9 @@ impl Core {
                 let text = format!("the token {:?} has expired: make a new one", token.name.as_str());
                 Err(Problem::new(Code::Unauthenticated, text))
             }
-            None => Err(Problem::new(Code::Unauthenticated, "the token is not known here: make one with `token create`")),
+            None => {
+                Err(Problem::new(Code::Unauthenticated, "the token is not known here: make one with `token create`"))
+            }
         }
     }
 }

@@ -90,12 +90,7 @@ impl Core {
         Ok(())
     }
 
-    fn furnish_disk(
-        &self,
-        vm: &str,
-        index: usize,
-        disk: &Disk,
-    ) -> Result<(DiskRecord, Option<LayerRecord>), Problem> {
+    fn furnish_disk(&self, vm: &str, index: usize, disk: &Disk) -> Result<(DiskRecord, Option<LayerRecord>), Problem> {
         let record = |source| DiskRecord { source, read_only: disk.read_only, serial: disk.serial.clone() };
         if let Some(path) = &disk.path {
             return Ok((record(DiskSource::Path(path.clone())), None));

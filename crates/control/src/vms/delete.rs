@@ -108,7 +108,8 @@ fn remove_files(machine: &Machine) -> Result<(), Problem> {
             continue;
         }
         let is_folder = entry.file_type().map_err(failed)?.is_dir();
-        let removed = if is_folder { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
+        let removed =
+            if is_folder { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
         removed.map_err(failed)?;
     }
     Ok(())

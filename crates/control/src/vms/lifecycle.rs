@@ -127,11 +127,9 @@ mod tests {
             Command::Kill => &[Observation::Ended { crashed: false }],
             Command::Pause => &[Observation::Answered { paused: true }],
             Command::Resume | Command::Reboot => &[Observation::Answered { paused: false }],
-            Command::Restore => &[
-                Observation::Ended { crashed: false },
-                Observation::Spawned,
-                Observation::Answered { paused: false },
-            ],
+            Command::Restore => {
+                &[Observation::Ended { crashed: false }, Observation::Spawned, Observation::Answered { paused: false }]
+            }
             Command::Snapshot | Command::Clone | Command::Delete => &[],
         };
         observed.iter().fold(state, |state, observation| observe(state, *observation))

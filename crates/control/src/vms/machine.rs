@@ -71,7 +71,8 @@ impl Machine {
             _ => VmState::Stopped,
         };
         let id = record.id.clone();
-        let inner = Inner { record, state, live: None, busy: None, deleted: false, restarts: 0, checkpoint_tried: None };
+        let inner =
+            Inner { record, state, live: None, busy: None, deleted: false, restarts: 0, checkpoint_tried: None };
         Machine { id, folder, inner: Mutex::new(inner), changed: Condvar::new() }
     }
 

@@ -21,7 +21,8 @@ impl Core {
         self.store.write(|change| {
             if new.name != old.name {
                 if change.get(VM_NAMES, new.name.as_str())?.is_some() {
-                    let text = format!("there is a virtual machine {:?} already: choose another name", new.name.as_str());
+                    let text =
+                        format!("there is a virtual machine {:?} already: choose another name", new.name.as_str());
                     return Err(Problem::new(Code::Exists, text));
                 }
                 change.remove(VM_NAMES, old.name.as_str())?;

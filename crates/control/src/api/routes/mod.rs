@@ -3,7 +3,7 @@
 //! A handler takes what it needs out of the request, asks the service and says what the answer is. Its description is the
 //! attribute above it: the first line of its documentation is the summary, and `security` names the scope that is enforced.
 
-// mod console;
+mod console;
 mod events;
 mod exec;
 mod files;
@@ -48,7 +48,7 @@ pub fn quick() -> OpenApiRouter<App> {
         .routes(routes!(operations::get_operation, operations::cancel_operation))
         .routes(routes!(events::list_events))
         .routes(routes!(events::stream_events))
-        // .routes(routes!(console::console))
+        .routes(routes!(console::console))
         .routes(routes!(exec::exec_stream))
         .routes(routes!(log::log))
         .routes(routes!(metrics::list_metrics))
