@@ -9,8 +9,9 @@
 
 mod detach;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,6 +20,7 @@ use queztl_vmm::config::Outcome;
 use queztl_vmm::confine;
 use queztl_vmm::machine::{Host, Networks, Terminal};
 use queztl_vmm::process::console::{self, Hub};
+use queztl_vmm::process::sandbox::{self, Needs};
 use queztl_vmm::process::{ExitReport, FileError, Folder, LockError, LogFile, MachineFile, Start};
 use queztl_vmm::snapshot::{Identity, Snapshot};
 use tracing_subscriber::EnvFilter;
@@ -70,12 +72,15 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     })?;
     let config = file.config;
     config.check().map_err(Failure::usage)?;
+    let needs = Needs::of(Path::new("."), &config, &file.start, &file.sandbox);
     let snapshot = snapshot(file.start)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     terminal::restore_on_panic();
     let signals = Signals::block();
     confine::declare(file.seccomp, REPORT).map_err(Failure::host)?;
     let networks = Networks::open(&config).map_err(engine::failure)?;
+    let missing = sandbox::enter(file.sandbox.mode, &needs).map_err(|error| Failure::host(chain(&error)))?;
+    missing.iter().for_each(|sentence| tracing::info!("{sentence}"));
     confine::start_launcher().map_err(Failure::host)?;
     signals.listen();
 
@@ -104,10 +109,28 @@ fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failur
             let snapshot = Snapshot::open(&snapshot).map_err(|error| Failure::usage(chain(&error)))?;
             Ok(Some((snapshot, identity)))
         }
-        Start::Fork { .. } => {
-            Err(Failure::usage("this version cannot go on from the memory of a running machine: restore a snapshot"))
+        Start::Fork { state, memory, identity } => {
+            let snapshot = Snapshot::open_fork(&state, inherited(&memory)?);
+            Ok(Some((snapshot.map_err(|error| Failure::usage(chain(&error)))?, identity)))
         }
     }
+}
+
+/// The files that this process was started with under these numbers.
+fn inherited(numbers: &[RawFd]) -> Result<Vec<File>, Failure> {
+    let mut files = Vec::with_capacity(numbers.len());
+    for (index, number) in numbers.iter().copied().enumerate() {
+        // SAFETY: the call only asks; a number that is no descriptor gives an error.
+        let is_open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+        if number <= libc::STDERR_FILENO || !is_open || numbers[..index].contains(&number) {
+            let message =
+                format!("descriptor {number} holds no memory of the machine: pass the files that its state names");
+            return Err(Failure::usage(message));
+        }
+        // SAFETY: the descriptor is open, and whoever starts this process passes it for this purpose; each is taken once.
+        files.push(File::from(unsafe { OwnedFd::from_raw_fd(number) }));
+    }
+    Ok(files)
 }
 
 fn remove_old_report(folder: &Folder) -> Result<(), Failure> {

@@ -56,7 +56,8 @@ async fn an_image_in_use_is_neither_deleted_nor_resized_and_the_refusal_names_th
     let home = Home::new();
     let manager = home.manager().await;
     import(&manager, "base", &raw(&home)).await;
-    let child = CreateImage { name: name("child"), size_bytes: Some(16 * MIB), format: None, backing: Some(name("base")) };
+    let child =
+        CreateImage { name: name("child"), size_bytes: Some(16 * MIB), format: None, backing: Some(name("base")) };
     done(&manager, manager.create_image(child).await).await;
     let disk = Disk { image: Some(name("child")), ..Disk::default() };
     let vm = spawn(&manager, "user", VmSpec { disks: vec![disk], ..idle(home.folder.path()) }).await;

@@ -61,7 +61,8 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
     assert_eq!(code(manager.resume("one").await), Code::State);
     assert_eq!(code(manager.delete("one", false).await), Code::State);
     assert_eq!(code(manager.start("two").await), Code::NotFound);
-    let twice = end(&manager, manager.create(request("two", VmSpec { vcpus: 1, ..idle(home.folder.path()) }, false)).await);
+    let twice =
+        end(&manager, manager.create(request("two", VmSpec { vcpus: 1, ..idle(home.folder.path()) }, false)).await);
     assert!(twice.await.problem.is_none());
     assert_eq!(code(manager.create(request("two", VmSpec::default(), false)).await), Code::Exists);
     let wrong = VmSpec { accel: "tcg".into(), ..VmSpec::default() };

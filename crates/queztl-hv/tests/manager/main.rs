@@ -4,3 +4,4 @@ mod common;
 mod images;
 mod lifecycle;
 mod recovery;
+mod snapshots;
