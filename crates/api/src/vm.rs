@@ -35,8 +35,10 @@ pub struct VmSpec {
     pub initrd: Vec<PathBuf>,
     /// Kernel command line; with our own kernel it is appended to ours.
     pub cmdline: String,
+    /// How many virtual processors it has.
     #[schema(minimum = 1, maximum = 256)]
     pub vcpus: u32,
+    /// Memory it starts with, in bytes.
     #[schema(minimum = 2097152)]
     pub ram_bytes: u64,
     /// How much memory can be added while it runs.

@@ -26,7 +26,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     }
 }
 
-/// A JSON body that may be left out.
+/// A JSON body that may be left out, or be `null`.
 #[derive(Debug)]
 pub struct Optional<T>(pub T);
 
@@ -40,7 +40,7 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for Optional<T> {
             return Ok(Optional(T::default()));
         }
         check_media_type(kind.as_deref())?;
-        parse(&body).map(Optional)
+        parse::<Option<T>>(&body).map(|given| Optional(given.unwrap_or_default()))
     }
 }
 

@@ -10,7 +10,7 @@ use queztl_api::{Problem, Scope};
 use utoipa::openapi::path::{HttpMethod, Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
-    ContentBuilder, Info, License, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Type,
+    ContentBuilder, Info, License, ObjectBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder, Schema, Type,
 };
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -55,6 +55,7 @@ pub fn complete(document: &mut OpenApi) -> Scopes {
     let mut schemas = vec![(Problem::name().into_owned(), Problem::schema())];
     Problem::schemas(&mut schemas);
     components.schemas.extend(schemas);
+    components.schemas.values_mut().for_each(describe_fields);
     let mut scopes = Scopes::default();
     for (path, item) in &mut document.paths.paths {
         for (method, http, operation) in operations(item) {
@@ -71,6 +72,29 @@ pub fn text(document: &OpenApi) -> String {
     let mut text = document.to_pretty_json().unwrap_or_default();
     text.push('\n');
     text
+}
+
+/// Lifts the description of a field that refers to another type to the field itself, where readers look for it: the
+/// generator leaves it beside the `$ref`, inside of a `oneOf`.
+fn describe_fields(schema: &mut RefOr<Schema>) {
+    match schema {
+        RefOr::T(Schema::Object(object)) => object.properties.values_mut().for_each(lift_description),
+        RefOr::T(Schema::OneOf(one)) => one.items.iter_mut().for_each(describe_fields),
+        RefOr::T(Schema::AllOf(all)) => all.items.iter_mut().for_each(describe_fields),
+        _ => {}
+    }
+}
+
+fn lift_description(field: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::OneOf(one)) = field else { return };
+    for item in &mut one.items {
+        if let RefOr::Ref(reference) = item
+            && one.description.is_none()
+            && !reference.description.is_empty()
+        {
+            one.description = Some(std::mem::take(&mut reference.description));
+        }
+    }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, Method, &mut Operation)> {

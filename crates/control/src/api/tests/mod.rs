@@ -1,11 +1,13 @@
 //! The API over a service in memory: most tests ask the router itself, some a server behind its sockets.
 
+mod bounds;
 mod document;
 mod requests;
 mod rights;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -16,6 +18,7 @@ use queztl_api::Problem;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 use tower::ServiceExt;
 
 use super::answer::PROBLEM;
@@ -135,6 +138,12 @@ impl Daemon {
         tokio::net::UnixStream::connect(self.directory.path().join("daemon.sock")).await.unwrap()
     }
 
+    /// A WebSocket.
+    async fn socket(&self, path: &str) -> Result<WebSocketStream<tokio::net::UnixStream>, tungstenite::Error> {
+        let handshake = client_async(format!("ws://localhost{path}"), self.connect().await);
+        soon(handshake).await.map(|(socket, _)| socket)
+    }
+
     /// Makes a machine that runs.
     async fn running(&self, name: &str) {
         let request = serde_json::from_value(json!({"name": name, "start": true})).unwrap();
@@ -144,5 +153,18 @@ impl Daemon {
     async fn stop(&mut self) {
         drop(self.stop.take());
         self.running.take().unwrap().await.unwrap();
+    }
+}
+
+/// What must come, and does not within a time in which anything would: a test that hangs says less than one that fails.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it did not come")
+}
+
+/// The status with which a WebSocket was refused.
+fn refused(error: tungstenite::Error) -> StatusCode {
+    match error {
+        tungstenite::Error::Http(response) => response.status(),
+        other => panic!("{other}"),
     }
 }

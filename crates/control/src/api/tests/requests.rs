@@ -68,13 +68,16 @@ async fn snapshots_images_and_tokens_come_and_go() {
     }
 }
 
+/// Method, path, kind of body, body, and the status and code that it must get.
+type Wrong<'a> = (Method, &'a str, Option<&'a str>, String, u16, Code);
+
 #[tokio::test]
 async fn everything_that_goes_wrong_is_a_problem() {
     let api = Api::with(MemoryService::default(), Limits { body_bytes: 1000, ..Limits::default() });
     api.running("web").await;
     let json = |text: &str| text.to_owned();
     let big = format!("{{\"name\": \"{}\"}}", "a".repeat(2000));
-    let cases: Vec<(Method, &str, Option<&str>, String, u16, Code)> = vec![
+    let cases: Vec<Wrong<'_>> = vec![
         (Method::GET, "/v1/nothing", None, String::new(), 404, Code::NotFound),
         (Method::GET, "/", None, String::new(), 404, Code::NotFound),
         (Method::GET, "/v1/vms/none", None, String::new(), 404, Code::NotFound),

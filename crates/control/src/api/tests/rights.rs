@@ -23,7 +23,7 @@ async fn every_route_asks_for_its_scope() {
     let mut counts = [0; 3];
 
     for (path, item) in document["paths"].as_object().unwrap() {
-        let path = path.replace('{', "").replace('}', "");
+        let path = path.replace(['{', '}'], "");
         for (method, operation) in item.as_object().unwrap() {
             let method: Method = method.to_uppercase().parse().unwrap();
             let scope = operation["security"][0]["token"][0].as_str();
