@@ -93,6 +93,15 @@ impl Client {
         self.post_json(path, Some(json(value, path)?), ANSWER + wait).await
     }
 
+    /// The same without an idempotency key, where the daemon must not keep the answer: it holds a secret.
+    pub(crate) async fn post_secret<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        value: &impl Serialize,
+    ) -> Result<T, Error> {
+        self.answer(self.request(Method::POST, path, Some(json(value, path)?))?, path, ANSWER).await
+    }
+
     /// A POST that says all by its path.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &Path) -> Result<T, Error> {
         self.post_json(path, None, ANSWER).await

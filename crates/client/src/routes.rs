@@ -198,7 +198,7 @@ impl Client {
     }
 
     pub async fn create_token(&self, request: &CreateToken) -> Result<NewToken, Error> {
-        self.post(&Path::new(&["tokens"]), request).await
+        self.post_secret(&Path::new(&["tokens"]), request).await
     }
 
     pub async fn delete_token(&self, name: &Name) -> Result<(), Error> {

@@ -168,6 +168,19 @@ async fn a_refusal_is_the_daemons_problem() {
 }
 
 #[tokio::test]
+async fn a_tokens_secret_is_asked_for_without_a_key() {
+    let token =
+        json!({"name": "ci", "scope": "read", "created_at": "2026-01-01T00:00:00Z", "expires_at": null, "secret": "s"});
+    let daemon = Daemon::start([Answer::Json(201, token)]);
+    let request = serde_json::from_value(json!({"name": "ci", "scope": "read"})).unwrap();
+
+    assert_eq!(daemon.client().create_token(&request).await.unwrap().secret, "s");
+
+    let asked = daemon.asked();
+    assert!(asked[0].starts_with("POST /v1/tokens ") && !asked[0].contains("idempotency-key"), "{}", asked[0]);
+}
+
+#[tokio::test]
 async fn what_changes_something_has_a_key_of_its_own() {
     let daemon = Daemon::start([Answer::Json(202, operation("running")), Answer::Json(202, operation("running"))]);
     let client = daemon.client();

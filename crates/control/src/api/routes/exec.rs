@@ -211,6 +211,12 @@ impl Client {
             self.input = None;
             return ControlFlow::Continue(());
         }
+        if let ExecControl::Signal { number } = control
+            && !(1..=64).contains(&number)
+        {
+            let reason = format!("{number} is no signal: they are from 1 to 64");
+            return ControlFlow::Break(socket::close(close_code::POLICY, &reason));
+        }
         // What comes early waits for the command.
         let Ok(controller) = self.controller.wait_for(Option::is_some).await.map(|one| one.clone()) else {
             return ControlFlow::Continue(());

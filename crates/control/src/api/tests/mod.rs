@@ -1,9 +1,13 @@
 //! The API over a service in memory: most tests ask the router itself, some a server behind its sockets.
 
+mod agents;
 mod bounds;
 mod document;
+mod generated;
+mod guests;
 mod requests;
 mod rights;
+mod streams;
 
 use std::path::Path;
 use std::sync::Arc;
