@@ -27,6 +27,7 @@ fi
 home=$(mktemp -d)
 export QUEZTL_HOME=$home
 daemon=
+# shellcheck disable=SC2317 # the trap calls it
 finish() {
 	if [ -n "$daemon" ] && kill "$daemon" 2>/dev/null; then
 		wait "$daemon" || true
@@ -55,8 +56,12 @@ fi
 token=$("$hv" token create fuzz --scope admin -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)["secret"])')
 
 # Something of each kind to ask for. Nothing generated would guess their names, so the paths of the description get them.
-"$hv" create web --ram 64MB >/dev/null
-"$hv" image create base --size 16MB >/dev/null
+ask() {
+	curl --fail --silent --show-error --unix-socket "$home/daemon.sock" -H 'content-type: application/json' \
+		"http://localhost/v1/$1" -d "$2" >/dev/null
+}
+ask vms '{"name": "web", "spec": {"ram_bytes": 67108864}}'
+ask images '{"name": "base", "format": "qcow2", "size_bytes": 16777216}'
 python3 - "$home/openapi.json" <<'PYTHON'
 import json, sys
 
