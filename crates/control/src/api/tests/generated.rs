@@ -255,7 +255,7 @@ async fn throw(choices: &mut Choices) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_request_is_a_fault(made in proptest::collection::vec(any::<u32>(), 1..2000)) {
