@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use queztl_guest_memory::GuestRam;
 use queztl_soft_cpu::cpuid::{CpuidConfig, CpuidPolicy};
-use queztl_soft_cpu::platform::{Accepts, Event, Idle, Platform};
+use queztl_soft_cpu::platform::{Idle, Platform};
 use queztl_soft_cpu::state::{Activity, Segment, Table, bits, gpr, seg};
 use queztl_soft_cpu::{Cpu, Shared, State};
 use vm_memory::{Bytes as _, GuestAddress};
@@ -26,38 +26,9 @@ const ROUNDS: u64 = 1 << 16;
 struct Nothing;
 
 impl Platform for Nothing {
-    fn mmio_read(&self, _: u32, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u32, _: u64, _: &[u8]) {}
-    fn port_read(&self, _: u32, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&self, _: u32, _: u16, _: &[u8]) {}
-    fn msr_read(&self, _: u32, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&self, _: u32, _: u32, _: u64) -> bool {
-        false
-    }
-    fn take_event(&self, _: u32, _: Accepts) -> Option<Event> {
-        None
-    }
-    fn task_priority(&self, _: u32) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: u32, _: u8) {}
-    fn tsc(&self, _: u32, instructions: u64) -> u64 {
-        instructions
-    }
-    fn set_tsc_adjust(&self, _: u32, _: u64) {}
-    fn instruction_limit(&self, _: u32, _: u64) -> u64 {
-        u64::MAX
-    }
     fn idle(&self, _: u32, instructions: u64) -> Idle {
         Idle::SkipTo(instructions + 1)
     }
-    fn entered_user_mode(&self, _: u32) {}
 }
 
 /// The first byte chooses the mode, then come the registers, then the code.

@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::cpu::Cpu;
 use crate::cpuid::{CpuidConfig, CpuidPolicy};
 use crate::fault::{Exception, vector};
-use crate::platform::{Accepts, Event, Idle, Platform};
+use crate::platform::Platform;
 use crate::run::Exit;
 use crate::shared::Shared;
 use crate::state::{Segment, State, bits, gpr, rflags, seg};
@@ -23,40 +23,9 @@ struct Stopper {
 }
 
 impl Platform for Stopper {
-    fn mmio_read(&self, _: u32, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u32, _: u64, _: &[u8]) {}
-    fn port_read(&self, _: u32, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
     fn port_write(&self, cpu: u32, _: u16, _: &[u8]) {
         self.controls.lock().unwrap()[cpu as usize].stop();
     }
-    fn msr_read(&self, _: u32, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&self, _: u32, _: u32, _: u64) -> bool {
-        false
-    }
-    fn take_event(&self, _: u32, _: Accepts) -> Option<Event> {
-        None
-    }
-    fn task_priority(&self, _: u32) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: u32, _: u8) {}
-    fn tsc(&self, _: u32, _: u64) -> u64 {
-        0
-    }
-    fn set_tsc_adjust(&self, _: u32, _: u64) {}
-    fn instruction_limit(&self, _: u32, _: u64) -> u64 {
-        u64::MAX
-    }
-    fn idle(&self, _: u32, _: u64) -> Idle {
-        Idle::Park
-    }
-    fn entered_user_mode(&self, _: u32) {}
 }
 
 /// CPUs in 32-bit protected mode without paging, every unit open, about to run `code`.

@@ -15,7 +15,7 @@ use super::{Delivery, TripleFault, deliver};
 use crate::cpu::Cpu;
 use crate::cpuid::{CpuidConfig, CpuidPolicy};
 use crate::fault::Exception;
-use crate::platform::{Accepts, Event, Idle, Platform};
+use crate::platform::Platform;
 use crate::shared::Shared;
 use crate::state::{Segment, State, Table, bits, gpr, rflags, seg};
 
@@ -71,10 +71,6 @@ const PV_UNHALT: u32 = 1 << 7;
 pub(super) const PLATFORM_MSR: u32 = 0x4b56_4d00;
 
 impl Platform for Notes {
-    fn mmio_read(&self, _: u32, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: u32, _: u64, _: &[u8]) {}
     fn port_read(&self, _: u32, _: u16, data: &mut [u8]) {
         let mut reads = self.reads.lock().unwrap();
         *reads += 1;
@@ -90,9 +86,6 @@ impl Platform for Notes {
         self.msrs.lock().unwrap().push((msr, value));
         msr == PLATFORM_MSR
     }
-    fn take_event(&self, _: u32, _: Accepts) -> Option<Event> {
-        None
-    }
     fn task_priority(&self, _: u32) -> u8 {
         *self.priority.lock().unwrap()
     }
@@ -105,13 +98,6 @@ impl Platform for Notes {
     fn set_tsc_adjust(&self, _: u32, adjust: u64) {
         *self.tsc_adjust.lock().unwrap() = adjust;
     }
-    fn instruction_limit(&self, _: u32, _: u64) -> u64 {
-        u64::MAX
-    }
-    fn idle(&self, _: u32, _: u64) -> Idle {
-        Idle::Park
-    }
-    fn entered_user_mode(&self, _: u32) {}
 }
 
 /// A CPU with RAM and tables.
