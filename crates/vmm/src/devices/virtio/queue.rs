@@ -25,6 +25,8 @@ pub enum QueueError {
     Placement { queue: u16 },
     #[error("queue {queue}: the driver makes more chains available than the queue has descriptors")]
     Overrun { queue: u16 },
+    #[error("queue {queue}: the driver takes back chains that it has made available")]
+    Withdrawn { queue: u16 },
     #[error("queue {queue}: the chain at descriptor {head} {what}")]
     Chain { queue: u16, head: u16, what: &'static str },
 }
@@ -159,6 +161,8 @@ pub struct VirtQueue {
     next_used: u16,
     /// What `next_used` was when the driver was last considered for an interrupt.
     signalled: u16,
+    /// [`VirtQueue::rearm`] has seen chains that were not taken yet.
+    promised: bool,
     kick: Arc<EventFd>,
     interrupt: Arc<dyn Interrupt>,
 }
@@ -175,7 +179,8 @@ impl VirtQueue {
     ) -> Result<VirtQueue, QueueError> {
         let rings = Rings::find(queue, memory).ok_or(QueueError::Placement { queue: index })?;
         let (next_available, next_used) = (queue.next_avail(), queue.next_used());
-        Ok(VirtQueue { index, rings, event_index, next_available, next_used, signalled: next_used, kick, interrupt })
+        let (signalled, promised) = (next_used, false);
+        Ok(VirtQueue { index, rings, event_index, next_available, next_used, signalled, promised, kick, interrupt })
     }
 
     /// The queue's number on its device.
@@ -204,6 +209,13 @@ impl VirtQueue {
         let _ = self.kick.read();
     }
 
+    /// Notifies the queue in the driver's place, so that the device's thread comes back to it after everything else that
+    /// waits for the thread.
+    pub fn kick(&self) {
+        // A full counter means that the thread is about to come anyway.
+        let _ = self.kick.write(1);
+    }
+
     /// A complaint about the chain at `head`.
     pub fn bad_chain(&self, head: u16, what: &'static str) -> QueueError {
         QueueError::Chain { queue: self.index, head, what }
@@ -215,10 +227,14 @@ impl VirtQueue {
     }
 
     /// Takes the next chain that the driver has made available.
+    ///
+    /// Chains that were announced and are gone again are an error: rings that lie over each other can say one thing and
+    /// then the other for ever, each time because of what the device itself writes into them.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
         let waiting = self.rings.available_index().wrapping_sub(self.next_available);
+        let promised = std::mem::take(&mut self.promised);
         if waiting == 0 {
-            return Ok(None);
+            return if promised { Err(QueueError::Withdrawn { queue: self.index }) } else { Ok(None) };
         }
         if waiting > self.rings.size() {
             return Err(QueueError::Overrun { queue: self.index });
@@ -297,7 +313,8 @@ impl VirtQueue {
             self.rings.set_used_flags(0);
         }
         fence(Ordering::SeqCst);
-        self.has_available()
+        self.promised = self.has_available();
+        self.promised
     }
 
     /// Tells the driver that notifications are not needed for now. With the event index there is nothing to say: the

@@ -59,3 +59,24 @@ fn no_more_random_bytes_than_the_limit_allows() {
 fn buffers_over_each_other_and_over_the_rings_do_no_harm() {
     Driver::in_lockstep(Rng::new()).overlapping_buffers_do_no_harm(0, 0);
 }
+
+/// Asking not to be notified makes a chain available there, asking to be notified takes it back.
+#[test]
+fn a_ring_whose_flags_lie_over_the_other_index_does_not_keep_the_thread_for_ever() {
+    const DESCRIPTORS: u64 = 0x1_0000;
+    const AVAILABLE: u64 = 0x2_0002;
+    const USED: u64 = AVAILABLE + 2;
+    let mut driver = Driver::new(Rng::new());
+    driver.negotiate(crate::devices::virtio::feature::VERSION_1);
+    driver.write32(0x30, 0);
+    driver.write32(0x38, 16);
+    for (register, address) in [(0x80, DESCRIPTORS), (0x90, AVAILABLE), (0xa0, USED)] {
+        driver.write32(register, address as u32);
+        driver.write32(register + 4, 0);
+    }
+    driver.write32(0x44, 1);
+    driver.write32(0x70, 15);
+    driver.wait_broken();
+    driver.reset();
+    assert_eq!(driver.status(), 0);
+}
