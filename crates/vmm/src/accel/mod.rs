@@ -16,7 +16,7 @@ pub mod kvm;
 pub mod probe;
 pub mod soft;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

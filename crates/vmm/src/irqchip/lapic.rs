@@ -62,7 +62,8 @@ const ICR_LEVEL_TRIGGERED: u32 = 1 << 15;
 
 /// IA32_APIC_BASE.
 pub(super) const BASE_BSP: u64 = 1 << 8;
-pub(super) const BASE_X2APIC: u64 = 1 << 10;
+/// Of IA32_APIC_BASE: x2APIC mode.
+pub const BASE_X2APIC: u64 = 1 << 10;
 pub(super) const BASE_ENABLED: u64 = 1 << 11;
 pub(super) const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 

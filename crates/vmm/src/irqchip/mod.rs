@@ -49,7 +49,7 @@ use crate::timers::Timers;
 
 pub use self::cell::Waker;
 pub use self::external::{LocalApics, Msi};
-pub use self::lapic::APIC_TIMER_HZ;
+pub use self::lapic::{APIC_TIMER_HZ, BASE_X2APIC};
 pub use self::state::{BadLapicState, LapicState};
 
 /// The most vCPUs the controllers serve: physical destinations of the I/O APIC have eight bits, of which all ones mean

@@ -456,3 +456,15 @@ proptest! {
         prop_assert!(!matches!(snapshot::decode(&state), Some(Ok(_))));
     }
 }
+
+#[test]
+fn more_than_255_vcpus_start_in_x2apic_mode() {
+    let soft = crate::accel::soft::Soft::new(SoftOptions::default());
+    for (count, x2apic) in [(255, false), (256, true)] {
+        let bench = crate::accel::testing::Bench::on(&soft, &[], count);
+        let mut vcpus: Vec<_> = (0..count).map(|id| bench.vm.create_vcpu(id).unwrap()).collect();
+        assembly::choose_apic_mode(&mut vcpus).unwrap();
+        let bases = vcpus.iter().map(|vcpu| vcpu.local_apic().unwrap().base);
+        assert!(bases.into_iter().all(|base| (base & crate::irqchip::BASE_X2APIC != 0) == x2apic), "{count} vCPUs");
+    }
+}
