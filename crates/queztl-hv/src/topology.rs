@@ -13,6 +13,11 @@ pub fn memory(text: &str) -> Result<Pages, String> {
         Some(("hugepages", "none")) => Ok(Pages::Host),
         Some(("hugepages", "thp")) => Ok(Pages::Transparent),
         Some(("hugepages", "2M" | "2MB" | "2MiB")) => Ok(Pages::Huge2M),
+        Some(("hugepages", "1G" | "1GB" | "1GiB")) => {
+            Err("huge pages are of 2 MiB here, never of 1 GiB: what a guest gives back \
+                and what is hot-plugged comes in blocks of 2 MiB; write hugepages=2M"
+                .to_string())
+        }
         _ => Err(format!("'{text}' says nothing of memory: write hugepages=2M, hugepages=thp or hugepages=none")),
     }
 }
