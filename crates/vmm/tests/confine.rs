@@ -107,10 +107,10 @@ fn no_thread_starts_programs_or_opens_connections() {
 }
 
 #[test]
-fn only_the_main_thread_opens_files() {
+fn only_the_threads_of_the_machine_and_of_snapshots_open_files() {
     for kind in Kind::ALL {
         match kind {
-            Kind::Machine => assert_eq!(run("on", "open", kind).status.code(), Some(SURVIVED)),
+            Kind::Machine | Kind::Snapshot => assert_eq!(run("on", "open", kind).status.code(), Some(SURVIVED)),
             _ => ends_reported("open", kind, "openat (257)"),
         }
     }
