@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use queztl_guest_memory::GuestRam;
+use queztl_guest_memory::{GuestRam, RamConfig};
 use queztl_network::{Backend, Mac, Offloads, Received};
 use queztl_storage::{RawConfig, RawFile};
 use queztl_vmm::bus::BusDevice;
@@ -23,6 +23,8 @@ use vm_memory::{Bytes as _, GuestAddress};
 use crate::bytes::Bytes;
 
 const RAM_BYTES: u64 = 4 << 20;
+const HOTPLUG_START: u64 = 4 << 30;
+const HOTPLUG_BYTES: u64 = 2 * BLOCK_BYTES;
 /// Where the rings of queue 0 lie; each queue has four pages.
 const RINGS: u64 = 0x1_0000;
 const RING_STRIDE: u64 = 0x4000;
@@ -82,7 +84,7 @@ enum Device {
 
 impl Device {
     /// The device of that number, with what must outlive it.
-    fn new(number: u8) -> (Device, Option<tempfile::TempDir>) {
+    fn new(number: u8, ram: &GuestRam) -> (Device, Option<tempfile::TempDir>) {
         let folder = || tempfile::tempdir().expect("a folder");
         let unlimited = || Limiter::new(RateLimit::default());
         match number % 7 {
@@ -110,8 +112,8 @@ impl Device {
             }
             4 => (Device::Balloon(Balloon::new().expect("a balloon")), None),
             5 => {
-                let mem = Mem::new(RAM_BYTES - BLOCK_BYTES, BLOCK_BYTES);
-                mem.set_requested_bytes(BLOCK_BYTES);
+                let mem = Mem::new(ram.memory().clone(), HOTPLUG_START, HOTPLUG_BYTES);
+                mem.set_requested_bytes(HOTPLUG_BYTES);
                 (Device::Memory(mem), None)
             }
             _ => {
@@ -144,7 +146,7 @@ impl Device {
                 assert!(console.push_input(input) <= input.len());
             }
             Device::Console(console) => console.resize(bytes.u16(), bytes.u16()),
-            Device::Memory(mem) => mem.set_requested_bytes(u64::from(choice & 1) * BLOCK_BYTES),
+            Device::Memory(mem) => mem.set_requested_bytes(u64::from(choice & 3) * BLOCK_BYTES),
             Device::Other(_) => {}
         }
     }
@@ -213,8 +215,12 @@ impl Driver {
             // A descriptor.
             0..=2 => {
                 let slot = u64::from(bytes.u8() % 16);
-                let address = if action & 0x80 != 0 { bytes.u64() } else { u64::from(bytes.u32()) % RAM_BYTES };
-                let len = if action & 0x40 != 0 { bytes.u32() } else { u32::from(bytes.u16()) };
+                let address = match action >> 6 {
+                    0 => u64::from(bytes.u32()) % RAM_BYTES,
+                    1 => HOTPLUG_START + u64::from(bytes.u32()) % HOTPLUG_BYTES,
+                    _ => bytes.u64(),
+                };
+                let len = if action & 0x20 != 0 { bytes.u32() } else { u32::from(bytes.u16()) };
                 self.poke(Self::ring(queue) + slot * 16, &address.to_le_bytes());
                 self.poke(Self::ring(queue) + slot * 16 + 8, &len.to_le_bytes());
                 self.poke(Self::ring(queue) + slot * 16 + 12, &(bytes.u8() & 7).to_le_bytes());
@@ -254,8 +260,8 @@ impl Driver {
 /// The first byte chooses the device, then come the features, then what the driver does.
 pub fn drive(data: &[u8]) {
     let mut bytes = Bytes(data);
-    let (device, _folder) = Device::new(bytes.u8());
-    let ram = GuestRam::new(RAM_BYTES).expect("memory for a guest");
+    let ram = GuestRam::with_hotplug(&RamConfig::plain(RAM_BYTES), HOTPLUG_BYTES).expect("memory for a guest");
+    let (device, _folder) = Device::new(bytes.u8(), &ram);
     let line = IrqLine::new(Arc::new(NoLine), 20);
     let lockstep = Some(Arc::new(Lockstep::new().expect("an eventfd")));
     let ties = Ties { lockstep, gate: None };

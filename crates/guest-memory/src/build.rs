@@ -11,9 +11,16 @@ use crate::config::{Error, HUGE_PAGE_SIZE, Pages, RamConfig};
 use crate::image::{ImageFile, MemoryImage, Segment, Shape};
 use crate::layout::{self, HIGH_RAM_START, Piece};
 use crate::mapping::{self, Reservation, Sharing};
+use crate::plugged::Plugged;
 use crate::region::RamRegion;
 use crate::tracker::PageTracker;
 use crate::{FILE_NAME, GuestMemory, GuestRam, HOTPLUG_ALIGNMENT, Region, placement};
+
+/// The pages of the region for hot-plug. Reserved ones would be taken at once for memory that may never be plugged; its
+/// blocks are of their size, so transparent ones fit as well.
+fn hotplug_pages(pages: Pages) -> Pages {
+    if pages == Pages::Huge2M { Pages::Transparent } else { pages }
+}
 
 /// More than any process has addresses for.
 const MAX_BYTES: u64 = 1 << 48;
@@ -50,7 +57,7 @@ impl Plan {
         let reserved = Reservation::new(end).map_err(|source| Error::AddressSpace { bytes, source })?;
         if let Some((start, len)) = hotplug {
             pieces.push(Piece { start, len, node: sizes.len(), offset: 0 });
-            wishes.push(Wish { pages: Pages::Host, host_node: None });
+            wishes.push(Wish { pages: hotplug_pages(config.pages), host_node: None });
         }
         Ok(Plan { bytes, pieces, hotplug, wishes, reserved })
     }
@@ -97,7 +104,10 @@ impl Plan {
         let (piece, wish) = (&self.pieces[number], &self.wishes[number]);
         let host = self.reserved.at(piece.start);
         if wish.pages == Pages::Transparent {
-            placement::want_huge_pages(host, piece.len).map_err(|source| Error::NoHugePages { source })?;
+            let wanted = placement::want_huge_pages(host, piece.len);
+            // Of memory that comes later, nobody has been promised more than the host can do.
+            let is_hotplug = self.hotplug.is_some() && number + 1 == self.pieces.len();
+            wanted.or_else(|source| if is_hotplug { Ok(()) } else { Err(Error::NoHugePages { source }) })?;
         }
         if let Some(node) = wish.host_node {
             placement::prefer_host_node(host, piece.len, node).map_err(|source| Error::Place { node, source })?;
@@ -116,10 +126,12 @@ impl Plan {
             let tracker = PageTracker::new(len).map_err(Error::Tracker)?;
             let file = segments.get(number).map(shared_file).transpose();
             let file = file.map_err(|source| Error::Reserve { bytes: len, source })?;
-            maps.push(Arc::new(RamRegion::new(backing.clone(), start, len, file, tracker.clone())));
             let is_hotplug = hotplug.is_some_and(|(first, _)| first == start);
+            let plugged = is_hotplug.then(|| Arc::new(Plugged::new(start, len)));
+            let region = RamRegion::new(backing.clone(), start, len, file, tracker.clone(), plugged.clone());
+            maps.push(Arc::new(region));
             let node = if is_hotplug { usize::MAX } else { node };
-            regions.push(Region { start, len, node, host: backing.reserved.at(start), tracker });
+            regions.push(Region { start, len, node, host: backing.reserved.at(start), tracker, plugged });
         }
         let boot = maps[..maps.len() - usize::from(hotplug.is_some())].to_vec();
         let boot_memory = Arc::new(GuestMemory::from_arc_regions(boot).map_err(Error::Regions)?);

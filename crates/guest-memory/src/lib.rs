@@ -22,6 +22,7 @@ mod layout;
 mod mapping;
 mod pagemap;
 mod placement;
+mod plugged;
 mod region;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,8 @@ pub use figures::{MemoryFigures, Usage};
 pub use freeze::{Frozen, Settling};
 pub use image::{ImageError, LayerId, MemoryImage, MemoryTable, Shape, Written};
 pub use layout::{HIGH_RAM_START, LOW_RAM_END, ranges_for};
+use plugged::Plugged;
+pub use plugged::{PLUG_UNIT, Plugging};
 pub use region::RamRegion;
 pub use tracker::{LINE_SIZE, PageTracker, line_mask};
 
@@ -65,6 +68,8 @@ struct Region {
     node: usize,
     host: *mut u8,
     tracker: PageTracker,
+    /// Of the region for hot-plug: what is RAM at the moment.
+    plugged: Option<Arc<Plugged>>,
 }
 
 /// All RAM of one guest.
@@ -115,7 +120,8 @@ impl GuestRam {
     }
 
     /// The same, and above it a region of `hotplug_bytes`, whole huge pages, for memory that comes and goes while the guest
-    /// runs: [`GuestRam::hotplug`]. It starts at a multiple of [`HOTPLUG_ALIGNMENT`], in pages as the host gives them.
+    /// runs: [`GuestRam::hotplug`]. It starts at a multiple of [`HOTPLUG_ALIGNMENT`], in pages as the configuration says but
+    /// for reserved ones, and nothing of it is plugged: see [`plug`].
     ///
     /// # Errors
     /// Those of [`GuestRam::with`].
@@ -171,8 +177,8 @@ impl GuestRam {
         &self.boot_memory
     }
 
-    /// The region for hot-plug as (start, length in bytes), if there is one. It is RAM like any other to whoever accesses
-    /// it, and belongs to no node.
+    /// The region for hot-plug as (start, length in bytes), if there is one. Its plugged blocks are RAM like any other to
+    /// whoever accesses them, the rest is none; it belongs to no node.
     pub fn hotplug(&self) -> Option<(u64, u64)> {
         self.hotplug
     }
@@ -214,15 +220,57 @@ impl GuestRam {
     pub fn host_page(&self, gpa: u64) -> Option<HostPage<'_>> {
         let region = self.regions.iter().find(|r| gpa.wrapping_sub(r.start) < r.len)?;
         let offset = (gpa - region.start) & !(PAGE_SIZE - 1);
+        if region.plugged.as_ref().is_some_and(|plugged| !plugged.has(offset)) {
+            return None;
+        }
         // SAFETY: `offset` is below the region's length, so the result stays inside its mapping.
         let host = unsafe { region.host.add(offset as usize) };
         Some(HostPage { host, tracker: &region.tracker, index: (offset / PAGE_SIZE) as usize })
+    }
+
+    /// Where guest-physical address `gpa` of RAM lies in this process, plugged or not.
+    pub fn host_address(&self, gpa: u64) -> Option<*mut u8> {
+        let region = self.regions.iter().find(|r| gpa.wrapping_sub(r.start) < r.len)?;
+        // SAFETY: the offset is below the region's length, so the result stays inside its mapping.
+        Some(unsafe { region.host.add((gpa - region.start) as usize) })
+    }
+
+    /// `watcher` is told of each change of what is plugged, by the thread that makes it ([`plug`], [`unplug`]): before
+    /// blocks become RAM, which an error prevents, and after they have ceased to be. When it returns from the latter, the
+    /// watcher must have dropped all its ways to the blocks. Nothing is plugged yet when a machine is made.
+    pub fn watch_plugging(&self, watcher: impl Fn(Plugging) -> std::io::Result<()> + Send + Sync + 'static) {
+        if let Some(plugged) = self.regions.iter().find_map(|region| region.plugged.as_ref()) {
+            plugged.watch(Box::new(watcher));
+        }
     }
 
     /// The trackers of all regions with the guest-physical address each starts at.
     pub fn trackers(&self) -> impl Iterator<Item = (u64, &PageTracker)> + '_ {
         self.regions.iter().map(|r| (r.start, &r.tracker))
     }
+}
+
+/// Makes the blocks at `start..start + bytes`, whole ones of [`PLUG_UNIT`] in one region, RAM. Memory that is not of a region
+/// for hot-plug always is.
+///
+/// # Errors
+/// An accelerator cannot follow, and the blocks are not plugged; or there are no such blocks.
+pub fn plug(memory: &GuestMemory, start: GuestAddress, bytes: u64) -> std::io::Result<()> {
+    set_plugged(memory, start, bytes, true)
+}
+
+/// Makes such blocks no RAM any more: when this returns, no vCPU has a way to them, and devices get no new one. What they
+/// hold is still there, for [`discard`] to give back.
+///
+/// # Errors
+/// An accelerator cannot follow; the blocks are unplugged all the same as far as others are concerned.
+pub fn unplug(memory: &GuestMemory, start: GuestAddress, bytes: u64) -> std::io::Result<()> {
+    set_plugged(memory, start, bytes, false)
+}
+
+fn set_plugged(memory: &GuestMemory, start: GuestAddress, bytes: u64, plugged: bool) -> std::io::Result<()> {
+    let (region, offset) = memory.to_region_addr(start).ok_or(std::io::ErrorKind::InvalidInput)?;
+    region.set_plugged(offset.raw_value(), bytes, plugged)
 }
 
 /// What guest RAM takes of the host, in bytes.

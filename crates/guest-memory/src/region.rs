@@ -12,6 +12,7 @@ use vm_memory::{
 
 use crate::PAGE_SIZE;
 use crate::backing::Backing;
+use crate::plugged::{PLUG_UNIT, Plugged};
 use crate::tracker::PageTracker;
 
 /// One contiguous run of guest-physical addresses of one NUMA node.
@@ -22,6 +23,8 @@ pub struct RamRegion {
     region: GuestRegionMmap<PageTracker>,
     /// Where the region is mapped, for as long as it is used.
     backing: Arc<Backing>,
+    /// Of the region for hot-plug: what is RAM at the moment.
+    plugged: Option<Arc<Plugged>>,
 }
 
 impl RamRegion {
@@ -32,6 +35,7 @@ impl RamRegion {
         len: u64,
         file: Option<FileOffset>,
         tracker: PageTracker,
+        plugged: Option<Arc<Plugged>>,
     ) -> RamRegion {
         let builder = MmapRegionBuilder::new_with_bitmap(len as usize, tracker)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -45,7 +49,7 @@ impl RamRegion {
         let builder = unsafe { builder.with_raw_mmap_pointer(backing.reserved.at(start)) };
         let map = builder.build().expect("mappings start at a page");
         let region = GuestRegionMmap::new(map, GuestAddress(start)).expect("regions of the layout do not wrap");
-        RamRegion { region, backing }
+        RamRegion { region, backing, plugged }
     }
 
     /// Gives the whole pages of `offset..offset + len` within the region back to the host, and reports them as written.
@@ -65,6 +69,24 @@ impl RamRegion {
     }
 }
 
+impl RamRegion {
+    /// Plugs or unplugs blocks; see [`crate::plug`].
+    pub(crate) fn set_plugged(&self, offset: u64, len: u64, plugged: bool) -> io::Result<()> {
+        let whole = offset.is_multiple_of(PLUG_UNIT) && len.is_multiple_of(PLUG_UNIT);
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len());
+        match &self.plugged {
+            _ if !whole || !inside => Err(io::ErrorKind::InvalidInput.into()),
+            Some(blocks) => blocks.set(offset, len, plugged),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether all of `count` bytes at `offset` are RAM at the moment.
+    fn is_plugged(&self, offset: MemoryRegionAddress, count: usize) -> bool {
+        self.plugged.as_ref().is_none_or(|plugged| plugged.has_all(offset.raw_value(), count as u64))
+    }
+}
+
 impl GuestMemoryRegion for RamRegion {
     type B = PageTracker;
 
@@ -81,6 +103,9 @@ impl GuestMemoryRegion for RamRegion {
     }
 
     fn get_host_address(&self, address: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
+        if !self.is_plugged(address, 1) {
+            return Err(GuestMemoryError::HostAddressNotAvailable);
+        }
         self.region.get_host_address(address)
     }
 
@@ -94,6 +119,9 @@ impl GuestMemoryRegion for RamRegion {
         offset: MemoryRegionAddress,
         count: usize,
     ) -> Result<VolatileSlice<'_, BS<'_, PageTracker>>, GuestMemoryError> {
+        if !self.is_plugged(offset, count) {
+            return Err(GuestMemoryError::InvalidBackendAddress);
+        }
         GuestMemoryRegion::get_slice(&self.region, offset, count)
     }
 }

@@ -167,12 +167,18 @@ fn memory_for_hot_plug_lies_above_and_is_not_for_boot_loaders() {
     assert_eq!(ram.hotplug(), Some((start, 4 << 20)));
     assert_eq!(ram.ranges().last(), Some((start, 4 << 20)));
     assert!(ram.ranges_of(0).all(|(first, _)| first < start));
+    crate::plug(ram.memory(), GuestAddress(start), 4 << 20).unwrap();
     assert!(ram.host_page(start + (4 << 20) - 1).is_some() && ram.host_page(start + (4 << 20)).is_none());
     ram.memory().write_slice(&[1; 8], GuestAddress(start)).unwrap();
     assert!(ram.boot_memory().write_slice(&[1; 8], GuestAddress(start)).is_err());
     assert_eq!(ram.allocated_bytes().unwrap(), PAGE_SIZE);
     let page = ram.host_page(start).unwrap();
     assert!(page.tracker.is_dirty(0));
+
+    crate::unplug(ram.memory(), GuestAddress(start), 2 << 20).unwrap();
+    assert!(ram.host_page(start).is_none() && ram.host_page(start + (2 << 20)).is_some());
+    assert!(ram.memory().write_slice(&[1; 8], GuestAddress(start)).is_err());
+    assert!(crate::plug(ram.memory(), GuestAddress(start), 4096).is_err(), "no whole block");
 
     assert_eq!(GuestRam::new(16 << 20).unwrap().hotplug(), None);
     assert!(matches!(GuestRam::with_hotplug(&RamConfig::plain(1 << 30), 4096), Err(Error::Unaligned { .. })));

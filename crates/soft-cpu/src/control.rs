@@ -12,6 +12,10 @@ pub(crate) const EVENT: u32 = 1;
 pub(crate) const STOP: u32 = 2;
 /// Another vCPU has turned a page into code: fast write paths must be dropped.
 pub(crate) const DROP_WRITES: u32 = 4;
+/// RAM has gone away: all paths to it must be dropped.
+pub(crate) const DROP_ALL: u32 = 8;
+/// Both of them.
+pub(crate) const DROP: u32 = DROP_WRITES | DROP_ALL;
 
 /// One vCPU, as other threads see it. Alone in its cache lines: its vCPU reads it between any two blocks.
 #[derive(Debug, Default)]
@@ -105,14 +109,14 @@ impl Control {
     }
 
     /// Enters or leaves the part of the run loop that touches guest RAM through host pointers. After entering, the
-    /// caller must look at [`DROP_WRITES`] before it touches RAM.
+    /// caller must look at [`DROP`] before it touches RAM.
     pub(crate) fn set_in_guest(&self, inside: bool) {
         self.in_guest.store(inside, Ordering::SeqCst);
     }
 
-    /// Whether the vCPU has answered a [`DROP_WRITES`] request, or will before it touches RAM.
-    pub(crate) fn has_dropped_writes(&self) -> bool {
-        !self.in_guest.load(Ordering::SeqCst) || self.attention.load(Ordering::SeqCst) & DROP_WRITES == 0
+    /// Whether the vCPU has answered a request of `paths` ([`DROP_WRITES`], [`DROP_ALL`]), or will before it touches RAM.
+    pub(crate) fn has_dropped(&self, paths: u32) -> bool {
+        !self.in_guest.load(Ordering::SeqCst) || self.attention.load(Ordering::SeqCst) & paths == 0
     }
 
     /// Says which page, by number, the vCPU is turning into code.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use queztl_guest_memory::GuestRam;
 
 use crate::block::BlockCache;
-use crate::control::{Control, DROP_WRITES};
+use crate::control::{Control, DROP, DROP_ALL};
 use crate::debug::Debug;
 use crate::fault::{Exception, Outcome, Raised};
 use crate::flags;
@@ -400,15 +400,19 @@ impl Cpu {
     /// Marks the thread as touching guest RAM, and answers what was asked while it did not.
     pub(crate) fn enter_guest(&mut self) {
         self.control.set_in_guest(true);
-        if self.control.attention() & DROP_WRITES != 0 {
-            self.answer_drop_writes();
+        if self.control.attention() & DROP != 0 {
+            self.answer_drops();
         }
     }
 
     #[cold]
-    pub(crate) fn answer_drop_writes(&mut self) {
+    pub(crate) fn answer_drops(&mut self) {
+        let asked = self.control.attention() & DROP;
+        if asked & DROP_ALL != 0 {
+            self.flush_tlb_all();
+        }
         self.tlbs.drop_writes();
         std::sync::atomic::fence(Ordering::SeqCst);
-        self.control.clear(DROP_WRITES);
+        self.control.clear(asked);
     }
 }

@@ -13,7 +13,7 @@ use std::hash::{Hash, Hasher};
 use iced_x86::Mnemonic;
 
 use crate::block::Block;
-use crate::control::{DROP_WRITES, EVENT, STOP};
+use crate::control::{DROP, EVENT, STOP};
 use crate::cpu::{Cpu, slot};
 use crate::fault::{Exception, Raised, vector};
 use crate::mmu::PAGE_MASK;
@@ -188,8 +188,8 @@ impl Cpu {
             self.control.clear(STOP);
             return Some(Exit::Stopped);
         }
-        if attention & DROP_WRITES != 0 {
-            self.answer_drop_writes();
+        if attention & DROP != 0 {
+            self.answer_drops();
         }
         if attention & EVENT != 0 {
             return self.take_event();

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use queztl_guest_memory::{GuestRam, PAGE_SIZE};
 
-use crate::control::{Control, DROP_WRITES};
+use crate::control::{Control, DROP_ALL, DROP_WRITES};
 use crate::cpuid::CpuidTable;
 use crate::native::NativePool;
 use crate::platform::Platform;
+
+/// No CPU's number.
+const NOBODY: u32 = u32::MAX;
 
 /// The machine around the CPUs.
 pub struct Shared {
@@ -102,19 +105,28 @@ impl Shared {
     /// Makes every CPU drop its fast write paths and waits until each has, or is not touching guest RAM: a page whose
     /// dirty bit was taken before is marked anew by its next write. Not for a thread that is executing guest code.
     pub fn drop_write_paths(&self) {
-        const NONE: u32 = u32::MAX;
-        self.drop_writes_elsewhere(NONE);
+        self.drop_elsewhere(NOBODY, DROP_WRITES);
+    }
+
+    /// The same for all paths to RAM: what is no RAM any more ([`queztl_guest_memory::unplug`]) is then reached by no CPU.
+    /// For a thread of a device; a CPU that waits for it is one that is not touching guest RAM.
+    pub fn drop_all_paths(&self) {
+        self.drop_elsewhere(NOBODY, DROP_ALL);
     }
 
     /// Makes every other CPU drop its fast write paths and waits until each has, or is not touching guest RAM. The caller
     /// must not touch it either, so that two CPUs that ask each other both go on.
     pub(crate) fn drop_writes_elsewhere(&self, id: u32) {
+        self.drop_elsewhere(id, DROP_WRITES);
+    }
+
+    fn drop_elsewhere(&self, id: u32, paths: u32) {
         let others = || self.controls.iter().enumerate().filter(|(other, _)| *other != id as usize);
         for (_, control) in others() {
-            control.raise_quietly(DROP_WRITES);
+            control.raise_quietly(paths);
         }
         for (_, control) in others() {
-            self.wait_while(|| !control.has_dropped_writes());
+            self.wait_while(|| !control.has_dropped(paths));
         }
     }
 

@@ -15,7 +15,13 @@ fn config() -> RamConfig {
 }
 
 fn new_ram() -> GuestRam {
-    GuestRam::with_hotplug(&config(), 2 * MIB).unwrap()
+    plugged(GuestRam::with_hotplug(&config(), 2 * MIB).unwrap())
+}
+
+/// RAM whose block for hot-plug is in use.
+fn plugged(ram: GuestRam) -> GuestRam {
+    crate::plug(ram.memory(), GuestAddress(HOTPLUG), 2 * MIB).unwrap();
+    ram
 }
 
 fn put(ram: &GuestRam, address: u64, byte: u8) {
@@ -33,7 +39,7 @@ fn freeze(ram: &GuestRam) -> MemoryImage {
 }
 
 fn child(image: &MemoryImage) -> GuestRam {
-    GuestRam::from_image(&config(), 2 * MIB, image).unwrap()
+    plugged(GuestRam::from_image(&config(), 2 * MIB, image).unwrap())
 }
 
 /// Writes an image as another process would find it.

@@ -33,7 +33,7 @@ mod x87;
 use std::arch::asm;
 use std::sync::TryLockError;
 
-use crate::control::DROP_WRITES;
+use crate::control::DROP;
 use crate::cpu::{CodeSize, Cpu};
 use crate::fault::{Exception, Outcome};
 use crate::mmu::PAGE;
@@ -135,8 +135,8 @@ fn split_locked(cpu: &mut Cpu, address: u64, thunk: &Thunk) -> Outcome<()> {
             Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 // The holder may be waiting for this CPU's answer.
-                if cpu.control.attention() & DROP_WRITES != 0 {
-                    cpu.answer_drop_writes();
+                if cpu.control.attention() & DROP != 0 {
+                    cpu.answer_drops();
                 }
                 std::thread::yield_now();
             }

@@ -47,9 +47,23 @@ impl Accelerator for Soft {
             let control = shared.control(id);
             board.irqchip().set_waker(id, Arc::new(move || control.notify()));
         }
+        drop_paths_on_unplug(&ram, &shared);
         let translator = self.options.translator;
         Ok(Box::new(SoftVm { shared, ram, board, translator, logging: AtomicBool::new(false) }))
     }
+}
+
+/// When memory is unplugged, the CPUs of `shared` drop their ways to it. What is plugged they find by themselves.
+pub(super) fn drop_paths_on_unplug(ram: &GuestRam, shared: &Arc<Shared>) {
+    let shared = Arc::downgrade(shared);
+    ram.watch_plugging(move |change| {
+        if !change.plugged
+            && let Some(shared) = shared.upgrade()
+        {
+            shared.drop_all_paths();
+        }
+        Ok(())
+    });
 }
 
 /// KVM_FEATURE_PV_UNHALT: a vCPU that waits for a spin lock sleeps, and the one that frees the lock wakes it. With more

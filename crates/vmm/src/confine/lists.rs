@@ -45,6 +45,7 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
             SNAPSHOT,
             DEVICE_START,
             KVM_EVENTS,
+            KVM_MEMORY,
             BUILD,
             KVM_BUILD,
         ],
@@ -56,7 +57,8 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
         Kind::Block => &[BASE, INTERRUPTS, POLL, BLOCK, RATES],
         Kind::Net => &[BASE, INTERRUPTS, POLL, NET, RATES],
         Kind::Vsock => &[BASE, INTERRUPTS, POLL, VSOCK],
-        Kind::Balloon | Kind::Memory => &[BASE, INTERRUPTS, POLL, MEMORY_RETURN],
+        Kind::Balloon => &[BASE, INTERRUPTS, POLL, MEMORY_RETURN],
+        Kind::Memory => &[BASE, INTERRUPTS, POLL, MEMORY_RETURN, KVM_MEMORY],
         Kind::Rng => &[BASE, INTERRUPTS, POLL, RATES],
         Kind::Console | Kind::Device => &[BASE, INTERRUPTS, POLL],
         Kind::Control => &[BASE, INTERRUPTS, POLL, RATES, CONTROL],
@@ -345,6 +347,11 @@ const DEVICE_START: Group = &[
 const KVM_EVENTS: Group = kvm![
     0x76, // KVM_IRQFD
     0x79, // KVM_IOEVENTFD
+];
+
+/// Memory that is plugged and unplugged, where KVM takes part.
+const KVM_MEMORY: Group = kvm![
+    0x46, // KVM_SET_USER_MEMORY_REGION
 ];
 
 /// Building a machine, at the start and at every restart of the guest, and taking it apart.

@@ -41,7 +41,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::VsockConfig;
 use crate::devices::virtio::{Gate, Lockstep, MmioTransport, VirtioDevice};
 use crate::irq::{InterruptSink, IrqLine};
-use crate::irqchip::IrqChip;
+use crate::irqchip::{BASE_X2APIC, IrqChip, LapicState};
 use crate::kvmclock::KvmClock;
 use crate::layout;
 use crate::numa;
@@ -442,7 +442,7 @@ fn add_devices(
     let balloon = Balloon::new().map_err(device)?;
     balloon.set_target_bytes(config.balloon_bytes);
     slots.add(balloon.clone())?;
-    let mem = slots.ram.hotplug().map(|(start, bytes)| Mem::new(start, bytes));
+    let mem = slots.ram.hotplug().map(|(start, bytes)| Mem::new(slots.ram.memory().clone(), start, bytes));
     if let Some(mem) = &mem {
         mem.set_requested_bytes(config.hotplug_requested_bytes);
         slots.add(mem.clone())?;
@@ -550,7 +550,21 @@ fn vcpus(vm: &dyn Vm, count: u32, entry: &InitialState) -> Result<Vec<Box<dyn Vc
         set_memory_types(&mut state);
         vcpu.set_state(&if id == 0 { entry_state(entry, state) } else { state });
     }
+    choose_apic_mode(&mut vcpus)?;
     Ok(vcpus)
+}
+
+/// Where there are more vCPUs than local APICs in xAPIC mode can have identifiers, all start in x2APIC mode, as firmware
+/// leaves them: Linux counts no other processors (`arch/x86/kernel/acpi/boot.c`, acpi_parse_x2apic).
+pub(super) fn choose_apic_mode(vcpus: &mut [Box<dyn Vcpu>]) -> Result<(), Error> {
+    const XAPIC_VCPUS: usize = 255;
+    if vcpus.len() > XAPIC_VCPUS {
+        for vcpu in vcpus {
+            let local_apic = vcpu.local_apic()?;
+            vcpu.set_local_apic(&LapicState { base: local_apic.base | BASE_X2APIC, ..local_apic })?;
+        }
+    }
+    Ok(())
 }
 
 /// Memory types as firmware leaves them, the same on every vCPU, for kernels that trust nothing else: write-back but for

@@ -22,6 +22,7 @@ use super::memory::Slots;
 use super::msrs::{self, MsrSet};
 use super::vcpu::KvmVcpu;
 use super::{Controllers, Kvm};
+use crate::accel::soft::drop_paths_on_unplug;
 use crate::accel::{DirtyPages, Error, MessageBinding, Vcpu, Vm, dirty};
 use crate::board::Board;
 use crate::irqchip::Msi;
@@ -98,6 +99,7 @@ impl KvmVm {
             exits: AtomicU64::new(0),
         };
         let inner = Arc::new(inner);
+        follow_plugging(&inner);
         if controllers == Controllers::Kernel {
             let apics = KernelApics::new(Arc::downgrade(&inner));
             inner.board.irqchip().use_local_apics(Arc::new(apics));
@@ -109,6 +111,15 @@ impl KvmVm {
     pub fn finished_instructions(&self) -> u64 {
         self.inner.finished.load(Ordering::Relaxed)
     }
+}
+
+/// Memory that is plugged and unplugged becomes a slot and ceases to be one.
+fn follow_plugging(inner: &Arc<Inner>) {
+    let machine = Arc::downgrade(inner);
+    inner.slots.ram().watch_plugging(move |change| {
+        let Some(machine) = machine.upgrade() else { return Ok(()) };
+        Ok(machine.slots.change(&machine.fd, change)?)
+    });
 }
 
 fn exit_on_msrs(fd: &VmFd, controllers: Controllers) -> Result<(), kvm_ioctls::Error> {
@@ -127,6 +138,7 @@ impl Inner {
             return Ok(shared.clone());
         }
         let shared = finish::shared(self.slots.ram().clone(), self.board.clone(), &self.cpuid_config)?;
+        drop_paths_on_unplug(self.slots.ram(), &shared);
         *soft = Some(shared.clone());
         Ok(shared)
     }

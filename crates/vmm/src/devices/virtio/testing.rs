@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use queztl_guest_memory::{GuestMemory, GuestRam};
+use queztl_guest_memory::{GuestMemory, GuestRam, RamConfig};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::mmio::{MmioTransport, Ties};
@@ -98,8 +98,18 @@ impl Driver {
         Driver::tied(device, Ties { lockstep: Some(Arc::new(Lockstep::new().unwrap())), gate: None })
     }
 
+    /// A machine with hot-plug memory, which `device` makes of it.
+    pub fn with_hotplug(bytes: u64, device: impl FnOnce(&GuestRam) -> Arc<dyn VirtioDevice>) -> Driver {
+        let ram = GuestRam::with_hotplug(&RamConfig::plain(RAM_BYTES), bytes).unwrap();
+        let device = device(&ram);
+        Driver::over(ram, device, Ties::default())
+    }
+
     fn tied(device: Arc<dyn VirtioDevice>, ties: Ties) -> Driver {
-        let ram = GuestRam::new(RAM_BYTES).unwrap();
+        Driver::over(GuestRam::new(RAM_BYTES).unwrap(), device, ties)
+    }
+
+    fn over(ram: GuestRam, device: Arc<dyn VirtioDevice>, ties: Ties) -> Driver {
         let line = Arc::new(Line::default());
         let interrupt = IrqLine::new(line.clone(), 20);
         let transport = MmioTransport::tied(device, ram.memory().clone(), interrupt, ties).unwrap();

@@ -15,6 +15,8 @@ pub(super) enum Answer {
     Ack = 0,
     /// Not now: more than the host wishes.
     Nack = 1,
+    /// Not now: the host cannot.
+    Busy = 2,
     /// The request makes no sense.
     Error = 3,
 }
@@ -64,6 +66,16 @@ impl Blocks {
 
     pub(super) fn usable_bytes(&self) -> u64 {
         self.usable_bytes
+    }
+
+    /// The runs of plugged blocks, as (start, length in bytes).
+    pub(super) fn plugged_runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut at = 0;
+        self.plugged.chunk_by(|one, other| one == other).filter_map(move |run| {
+            let start = self.start + at * BLOCK_BYTES;
+            at += run.len() as u64;
+            run[0].then_some((start, run.len() as u64 * BLOCK_BYTES))
+        })
     }
 
     fn usable_for_request(&self) -> u64 {

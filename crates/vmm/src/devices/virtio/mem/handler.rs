@@ -42,8 +42,8 @@ fn answer(shared: &Shared, memory: &GuestMemory, chain: &Chain) -> Result<u32, &
     let mut response = [0; RESPONSE_BYTES];
     let answer = match u16::from_le_bytes([t0, t1]) {
         REQ_PLUG => shared.plug(address, count),
-        REQ_UNPLUG => shared.unplug(memory, address, count),
-        REQ_UNPLUG_ALL => shared.unplug_all(memory),
+        REQ_UNPLUG => shared.unplug(address, count),
+        REQ_UNPLUG_ALL => shared.unplug_all(),
         REQ_STATE => match lock(&shared.blocks).state(address, count) {
             Some(state) => {
                 response[8] = state as u8;

@@ -10,8 +10,11 @@
 //!  host: set_requested_bytes --config interrupt--> guest: PLUG or UNPLUG requests, until plugged_size fits
 //!        plugged_bytes
 //! ```
-//! The region is RAM of the machine that its memory map does not show. Nothing but the driver's good behaviour keeps the
-//! guest from touching blocks that are not plugged: the region's size is what the host may have to give at the most.
+//! The region has addresses of the machine that its memory map does not show. A block that is not plugged is no memory: a
+//! vCPU reads ones there and writes to nothing, a device refuses buffers there (`queztl_guest_memory::plug`), whatever the
+//! driver does. On KVM that holds for whole slots, which are larger than a block where the region has more than 8 GiB. A
+//! transfer of another device that was under way when its buffer was unplugged may still leave data there, which takes
+//! memory of the host until the block is plugged again or the driver unplugs everything.
 
 mod blocks;
 mod handler;
@@ -21,7 +24,8 @@ mod tests;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use queztl_guest_memory::GuestMemory;
+use queztl_guest_memory::{GuestMemory, PLUG_UNIT, plug, unplug};
+use vm_memory::GuestAddress;
 
 use super::discard::discard;
 use super::worker::Worker;
@@ -31,7 +35,7 @@ use blocks::{Answer, Blocks};
 use handler::MemHandler;
 
 /// Bytes of a block: a huge page, the least that Linux can give back.
-pub const BLOCK_BYTES: u64 = 2 << 20;
+pub const BLOCK_BYTES: u64 = PLUG_UNIT;
 
 const QUEUE_SIZE: u16 = 128;
 /// The driver must not read blocks that are not plugged: reading would take memory of the host.
@@ -45,6 +49,7 @@ pub struct Mem {
 
 /// What the device's thread and the host's threads share.
 struct Shared {
+    memory: Arc<GuestMemory>,
     blocks: Mutex<Blocks>,
     generation: AtomicU32,
 }
@@ -55,10 +60,10 @@ struct Running {
 }
 
 impl Mem {
-    /// A device for the region of `bytes` at guest-physical `start`, both multiples of [`BLOCK_BYTES`]. Nothing is
-    /// plugged, nor requested.
-    pub fn new(start: u64, bytes: u64) -> Arc<Mem> {
-        let shared = Shared { blocks: Mutex::new(Blocks::new(start, bytes)), generation: AtomicU32::new(0) };
+    /// A device for the region of `bytes` at guest-physical `start` of `memory`, both multiples of [`BLOCK_BYTES`]. Nothing
+    /// is plugged, nor requested.
+    pub fn new(memory: Arc<GuestMemory>, start: u64, bytes: u64) -> Arc<Mem> {
+        let shared = Shared { memory, blocks: Mutex::new(Blocks::new(start, bytes)), generation: AtomicU32::new(0) };
         Arc::new(Mem { shared: Arc::new(shared), running: Mutex::new(None) })
     }
 
@@ -89,27 +94,47 @@ impl Mem {
 }
 
 impl Shared {
+    /// What was left in the blocks after they were unplugged is gone before they are memory again.
     fn plug(&self, address: u64, count: u16) -> Answer {
-        self.changing(|blocks| blocks.plug(address, count))
-    }
-
-    /// The lock is held while memory is discarded, so that the blocks cannot be plugged in between.
-    fn unplug(&self, memory: &GuestMemory, address: u64, count: u16) -> Answer {
         self.changing(|blocks| {
-            let answer = blocks.unplug(address, count);
+            let answer = blocks.plug(address, count);
             if answer == Answer::Ack {
-                discard(memory, address, u64::from(count) * BLOCK_BYTES);
+                discard(&self.memory, address, u64::from(count) * BLOCK_BYTES);
+                if let Err(error) = plug(&self.memory, GuestAddress(address), u64::from(count) * BLOCK_BYTES) {
+                    tracing::warn!(%error, "memory cannot be plugged; the guest is told to try again later");
+                    blocks.unplug(address, count);
+                    return Answer::Busy;
+                }
             }
             answer
         })
     }
 
-    fn unplug_all(&self, memory: &GuestMemory) -> Answer {
+    /// The lock is held while memory is discarded, so that the blocks cannot be plugged in between.
+    fn unplug(&self, address: u64, count: u16) -> Answer {
+        self.changing(|blocks| {
+            let answer = blocks.unplug(address, count);
+            if answer == Answer::Ack {
+                self.take_away(address, u64::from(count) * BLOCK_BYTES);
+            }
+            answer
+        })
+    }
+
+    fn unplug_all(&self) -> Answer {
         self.changing(|blocks| {
             blocks.unplug_all();
-            discard(memory, blocks.start(), blocks.region_bytes());
+            self.take_away(blocks.start(), blocks.region_bytes());
             Answer::Ack
         })
+    }
+
+    /// Nobody has a way to the memory any more when it is given back, so it stays with the host.
+    fn take_away(&self, address: u64, bytes: u64) {
+        if let Err(error) = unplug(&self.memory, GuestAddress(address), bytes) {
+            tracing::warn!(%error, "unplugged memory stays within the guest's reach");
+        }
+        discard(&self.memory, address, bytes);
     }
 
     /// `plugged_size` and `usable_region_size` are part of the configuration space.
@@ -164,7 +189,11 @@ impl VirtioDevice for Mem {
     }
 
     fn restore(&self, state: DeviceState) -> Result<(), Invalid> {
-        lock(&self.shared.blocks).restore(state)
+        let mut blocks = lock(&self.shared.blocks);
+        blocks.restore(state)?;
+        let plugged =
+            blocks.plugged_runs().try_for_each(|(start, bytes)| plug(&self.shared.memory, GuestAddress(start), bytes));
+        plugged.map_err(|_| Invalid::new("hot-plug memory", "the host cannot plug what was plugged"))
     }
 
     fn activate(&self, mut activation: Activation) -> Result<(), ActivateError> {

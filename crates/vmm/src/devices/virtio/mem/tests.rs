@@ -1,19 +1,25 @@
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
 use crate::devices::virtio::testing::{Driver, Part};
 
-/// The upper half of the test machine's RAM is the region: two blocks.
-const START: u64 = 4 << 20;
+/// Where the region lies, two blocks.
+const START: u64 = 4 << 30;
 const ACK: (u16, u16) = (0, 0);
 const NACK: (u16, u16) = (1, 0);
 const ERROR: (u16, u16) = (3, 0);
 
 fn setup(requested_blocks: u64) -> (Arc<Mem>, Driver) {
-    let mem = Mem::new(START, 2 * BLOCK_BYTES);
+    let mut mem = None;
+    let mut driver = Driver::with_hotplug(2 * BLOCK_BYTES, |ram| {
+        assert_eq!(ram.hotplug(), Some((START, 2 * BLOCK_BYTES)));
+        mem.insert(Mem::new(ram.memory().clone(), START, 2 * BLOCK_BYTES)).clone()
+    });
+    let mem = mem.unwrap();
     mem.set_requested_bytes(requested_blocks * BLOCK_BYTES);
-    (mem.clone(), Driver::ready(mem, F_UNPLUGGED_INACCESSIBLE))
+    driver.start(F_UNPLUGGED_INACCESSIBLE);
+    (mem, driver)
 }
 
 fn request(kind: u16, address: u64, count: u16) -> [u8; 24] {
@@ -53,9 +59,38 @@ fn unplugged_blocks_go_back_to_the_host_and_others_stay() {
     let before = driver.ram.allocated_bytes().unwrap();
     assert_eq!(ask(&mut driver, 1, START, 1), ACK);
     assert_eq!(before - driver.ram.allocated_bytes().unwrap(), BLOCK_BYTES);
-    assert_eq!((driver.read(START, 8), driver.read(START + BLOCK_BYTES, 8)), (vec![0; 8], vec![7; 8]));
+    assert_eq!(driver.read(START + BLOCK_BYTES, 8), [7; 8]);
     assert_eq!(ask(&mut driver, 2, 0, 0), ACK);
-    assert_eq!((mem.plugged_bytes(), driver.read(START + BLOCK_BYTES, 8)), (0, vec![0; 8]));
+    assert_eq!(mem.plugged_bytes(), 0);
+    assert_eq!(ask(&mut driver, 0, START, 2), ACK);
+    assert_eq!((driver.read(START, 8), driver.read(START + BLOCK_BYTES, 8)), (vec![0; 8], vec![0; 8]));
+}
+
+#[test]
+fn blocks_that_are_not_plugged_are_no_memory_to_anybody() {
+    let (_, mut driver) = setup(2);
+    let is_memory = |driver: &Driver, block: u64| {
+        let address = START + block * BLOCK_BYTES;
+        let device = driver.memory().write_slice(&[1], GuestAddress(address)).is_ok();
+        assert_eq!(driver.ram.host_page(address).is_some(), device);
+        device
+    };
+    assert!(!is_memory(&driver, 0) && !is_memory(&driver, 1));
+    assert_eq!(ask(&mut driver, 0, START + BLOCK_BYTES, 1), ACK);
+    assert!(!is_memory(&driver, 0) && is_memory(&driver, 1));
+    assert!(!driver.memory().check_range(GuestAddress(START + BLOCK_BYTES - 1), 2), "half of it is none");
+    assert_eq!(ask(&mut driver, 1, START + BLOCK_BYTES, 1), ACK);
+    assert!(!is_memory(&driver, 1));
+}
+
+#[test]
+fn memory_that_an_accelerator_does_not_take_is_not_plugged() {
+    let (mem, mut driver) = setup(2);
+    driver
+        .ram
+        .watch_plugging(|change| if change.plugged { Err(std::io::ErrorKind::OutOfMemory.into()) } else { Ok(()) });
+    assert_eq!(ask(&mut driver, 0, START, 1), (2, 0), "busy");
+    assert_eq!((mem.plugged_bytes(), driver.ram.host_page(START).is_some()), (0, false));
 }
 
 #[test]
@@ -127,7 +162,8 @@ fn chains_that_are_no_requests_stop_the_device() {
 
 #[test]
 fn broken_rings_stop_the_device_until_it_is_reset() {
-    Driver::new(Mem::new(START, BLOCK_BYTES)).every_broken_ring_stops_the_device(0, 0);
+    let (_, mut driver) = setup(1);
+    driver.every_broken_ring_stops_the_device(0, 0);
 }
 
 proptest! {

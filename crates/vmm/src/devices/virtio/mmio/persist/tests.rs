@@ -95,9 +95,12 @@ fn a_moved_balloon_keeps_its_size_and_its_statistics_buffer() {
 #[test]
 fn moved_hot_plug_memory_keeps_its_blocks() {
     const START: u64 = 1 << 32;
-    let from = Mem::new(START, 100 * BLOCK_BYTES);
-    from.set_requested_bytes(70 * BLOCK_BYTES);
-    let mut driver = Driver::ready(from, 0);
+    let mut driver = Driver::with_hotplug(100 * BLOCK_BYTES, |ram| {
+        let from = Mem::new(ram.memory().clone(), START, 100 * BLOCK_BYTES);
+        from.set_requested_bytes(70 * BLOCK_BYTES);
+        from
+    });
+    driver.start(0);
     let plug = |block: u64, count: u16| {
         let address = START + block * BLOCK_BYTES;
         let padding = [0; 6];
@@ -105,7 +108,7 @@ fn moved_hot_plug_memory_keeps_its_blocks() {
     };
     driver.call(0, &[Part::Read(&plug(63, 3)), Part::Write(10)]);
 
-    let to = Mem::new(START, 100 * BLOCK_BYTES);
+    let to = Mem::new(driver.ram.memory().clone(), START, 100 * BLOCK_BYTES);
     let mut driver = driver.moved_to(to.clone());
 
     assert_eq!((to.plugged_bytes(), to.requested_bytes()), (3 * BLOCK_BYTES, 70 * BLOCK_BYTES));
