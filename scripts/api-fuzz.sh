@@ -72,6 +72,8 @@ for item in document["paths"].values():
         for parameter in operation.get("parameters", []):
             if parameter["in"] == "path" and parameter["name"] in names:
                 parameter["schema"] = {"type": "string", "enum": names[parameter["name"]]}
+# A start would boot the guest kernel, or build it first.
+document["components"]["schemas"]["CreateVm"]["properties"]["start"] = {"type": "boolean", "enum": [False]}
 json.dump(document, open(sys.argv[1], "w"))
 PYTHON
 

@@ -22,9 +22,12 @@ else
 	cargo test --workspace --no-fail-fast 2>&1 | tee "$log" || status=1
 fi
 
-# nextest: "Summary [ 1.2s] 9 tests run: 8 passed (1 slow), 1 failed, 0 skipped"; cargo: "test result: ok. 8 passed; 1 failed; …"
+echo "==> Python SDK"
+scripts/sdk.sh 2>&1 | tee -a "$log" || status=1
+
+# pytest: "1 failed, 27 passed in 53.36s"; nextest: "Summary [ 1.2s] 9 tests run: 8 passed (1 slow), 1 failed, 0 skipped"; cargo: "test result: ok. 8 passed; 1 failed; …"
 count() {
-	sed 's/\x1b\[[0-9;]*m//g' "$log" | grep -E 'tests? run:|^test result:' | grep -oE "[0-9]+ $1" | awk '{ n += $1 } END { print n + 0 }' || true
+	sed 's/\x1b\[[0-9;]*m//g' "$log" | grep -E 'tests? run:|^test result:|^[0-9]+ (passed|failed|skipped).* in [0-9.]+s' | grep -oE "[0-9]+ $1" | awk '{ n += $1 } END { print n + 0 }' || true
 }
 passed=$(count passed)
 failed=$(($(count failed) + $(count 'timed out')))

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use queztl_control::api::{Certificate, Limits, Listen, ServeConfig, Server};
 use queztl_control::{Config, Manager};
@@ -14,11 +15,18 @@ use crate::cli::ServeArgs;
 use crate::report::{Failure, chain};
 use crate::status::Status;
 
+/// For work in threads when the daemon ends.
+const LAST_WORK: Duration = Duration::from_secs(3);
+
 /// Serves until it is told to end, by SIGTERM or SIGINT. Machines run on.
 pub fn run(place: &Place, args: ServeArgs) -> Result<Status, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("daemon").build();
     let runtime = runtime.map_err(|error| Failure::host(format!("cannot start threads: {error}")))?;
-    runtime.block_on(serve(place, args))
+    let result = runtime.block_on(serve(place, args));
+    // What still runs in threads, such as the build of a guest kernel, would hold the end up for minutes; the next daemon
+    // finishes or undoes it.
+    runtime.shutdown_timeout(LAST_WORK);
+    result
 }
 
 async fn serve(place: &Place, args: ServeArgs) -> Result<Status, Failure> {

@@ -13,7 +13,7 @@ fields that were wrong.
 
 from ._files import AsyncFiles, Files
 from .aio import AsyncClient, AsyncVM
-from .client import Client, VM
+from .client import VM, Client
 from .errors import (
     Busy,
     Conflict,
@@ -31,6 +31,7 @@ from .models import Event, ExecResult, FieldProblem, Metrics, Operation, Snapsho
 from .spec import Disk, Net, parse_size
 
 __all__ = [
+    "VM",
     "AsyncClient",
     "AsyncFiles",
     "AsyncVM",
@@ -55,7 +56,6 @@ __all__ = [
     "Snapshot",
     "TimedOut",
     "Unreachable",
-    "VM",
     "VmInfo",
     "parse_size",
 ]
