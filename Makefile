@@ -1,10 +1,11 @@
 # Everything that a person does with this repository. `make` alone explains.
 .POSIX:
-.PHONY: help demo build test lint bench fuzz guest debian-image clean
+.PHONY: help demo build dashboard test lint bench fuzz guest debian-image clean
 
 help:
 	@echo "make demo          build all, boot a guest, run a command inside; says how long each step took"
 	@echo "make build         the program: target/release/queztl-hv"
+	@echo "make dashboard     the page that the daemon serves; part of build where there is npm"
 	@echo "make guest         the minimal guest kernel and the small root file system"
 	@echo "make debian-image  a disk with Debian, its kernel and RAM disk (root, some minutes)"
 	@echo "make test          everything that must pass"
@@ -16,9 +17,12 @@ help:
 demo:
 	@scripts/demo.sh
 
-build:
+build: dashboard
 	@scripts/setup.sh build
 	cargo build --release -p queztl-hv
+
+dashboard:
+	@scripts/dashboard.sh build
 
 guest: build
 	target/release/queztl-hv kernel build --profile minimal

@@ -7,6 +7,7 @@
 //!   newer daemon;
 //! - sizes are bytes, times are RFC 3339 in UTC, durations say their unit in their name.
 
+mod dashboard;
 mod event;
 mod exec;
 mod image;
@@ -20,6 +21,7 @@ mod snapshot;
 mod token;
 mod vm;
 
+pub use dashboard::{DashboardLogin, DashboardRequest};
 pub use event::{Event, EventKind};
 pub use exec::{
     ConsoleControl, Content, EXEC_STDERR, EXEC_STDOUT, Encoding, ExecControl, ExecNotice, ExecRequest, ExecResult,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use queztl_api::{
-    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, ExecRequest, ExecResult, Image, ImportImage,
-    Info, Name, NewToken, Operation, Page, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
-    Token, UpdateVm, Vm, VmMetrics,
+    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, DashboardLogin, DashboardRequest, Event,
+    ExecRequest, ExecResult, Image, ImportImage, Info, Name, NewToken, Operation, Page, ResizeImage, Sample, Snapshot,
+    SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
 use serde::de::DeserializeOwned;
 
@@ -21,6 +21,11 @@ const MAX_ITEMS: usize = 1_000_000;
 impl Client {
     pub async fn info(&self) -> Result<Info, Error> {
         self.get(&Path::new(&["info"])).await
+    }
+
+    /// Opens the dashboard and gives a login for one browser.
+    pub async fn dashboard(&self, request: &DashboardRequest) -> Result<DashboardLogin, Error> {
+        self.post_secret(&Path::new(&["dashboard"]), request).await
     }
 
     pub async fn vms(&self) -> Result<Vec<Vm>, Error> {

@@ -456,10 +456,12 @@ impl Service for MemoryService {
         gone.map(drop).ok_or_else(|| Problem::not_found("token", name.as_str()))
     }
 
-    async fn authenticate(&self, secret: &str) -> Result<Scope, Problem> {
+    async fn authenticate(&self, secret: &str) -> Result<Token, Problem> {
         let state = self.state();
         let found = state.tokens.values().find(|(_, one)| one == secret);
-        found.map(|(token, _)| token.scope).ok_or_else(|| Problem::new(Code::Unauthenticated, "the token is not known"))
+        found
+            .map(|(token, _)| token.clone())
+            .ok_or_else(|| Problem::new(Code::Unauthenticated, "the token is not known"))
     }
 
     async fn recall(&self, key: &str) -> Result<Option<Recorded>, Problem> {

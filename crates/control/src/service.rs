@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queztl_api::{
     CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, Name, NewToken,
-    Operation, Problem, ResizeImage, Sample, Scope, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm,
-    Vm, VmMetrics,
+    Operation, Problem, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm,
+    VmMetrics,
 };
 
 /// Events from a place in their sequence on, in order; ends when the manager does.
@@ -94,8 +94,8 @@ pub trait Service: Send + Sync + 'static {
     async fn tokens(&self) -> Result<Vec<Token>, Problem>;
     async fn create_token(&self, request: CreateToken) -> Result<NewToken, Problem>;
     async fn delete_token(&self, name: &Name) -> Result<(), Problem>;
-    /// The scope of the token with this secret, or [`queztl_api::Code::Unauthenticated`].
-    async fn authenticate(&self, secret: &str) -> Result<Scope, Problem>;
+    /// The token with this secret, or [`queztl_api::Code::Unauthenticated`].
+    async fn authenticate(&self, secret: &str) -> Result<Token, Problem>;
 
     /// What was answered to this idempotency key in the last day.
     async fn recall(&self, key: &str) -> Result<Option<Recorded>, Problem>;

@@ -8,12 +8,14 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::routing::post;
 use queztl_api::Code;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::answer::{Answer, Failure, shown};
 use super::config::Limits;
+use super::dashboard::{self, Dashboard};
 use super::gate::{self, Caller};
 use super::idempotency::{self, Keys};
 use super::openapi::{self, Scopes};
@@ -33,6 +35,7 @@ struct Shared {
     keys: Keys,
     sessions: Arc<Counts<String>>,
     guest_tasks: Arc<Semaphore>,
+    dashboard: Arc<Dashboard>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -64,6 +67,10 @@ impl App {
         &self.0.keys
     }
 
+    pub fn dashboard(&self) -> &Dashboard {
+        &self.0.dashboard
+    }
+
     /// A place for something that lasts.
     ///
     /// # Errors
@@ -91,7 +98,12 @@ impl App {
 }
 
 /// All routes in front of a service; `stopping` ends what lasts.
-pub fn router(service: Arc<dyn Service>, limits: Limits, stopping: watch::Receiver<bool>) -> Router {
+pub fn router(
+    service: Arc<dyn Service>,
+    limits: Limits,
+    dashboard: Arc<Dashboard>,
+    stopping: watch::Receiver<bool>,
+) -> Router {
     // Two kinds of routes: those that answer soon, and those whose client says how long it waits.
     let (quick, mut document) = OpenApiRouter::new().merge(routes::quick()).split_for_parts();
     let (patient, more) = OpenApiRouter::new().merge(routes::patient()).split_for_parts();
@@ -104,12 +116,14 @@ pub fn router(service: Arc<dyn Service>, limits: Limits, stopping: watch::Receiv
         keys: Keys::default(),
         sessions: Counts::new(limits.sessions, limits.sessions_per_client),
         guest_tasks: Arc::new(Semaphore::new(limits.guest_tasks)),
+        dashboard,
         stopping,
         limits,
     }));
     let quick = quick.route_layer(from_fn_with_state(app.clone(), deadline));
     quick
         .merge(patient)
+        .route(dashboard::SESSION, post(dashboard::login).get(dashboard::look).delete(dashboard::end))
         .fallback(nowhere)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(app.clone(), idempotency::once))
@@ -127,9 +141,15 @@ async fn deadline(State(app): State<App>, request: Request, next: Next) -> Respo
     }
 }
 
-async fn nowhere(request: Request) -> Failure {
+async fn nowhere(request: Request) -> Response {
+    if gate::is_page(&request)
+        && let Some(page) = dashboard::page(&request)
+    {
+        return page;
+    }
     let path = shown(request.uri().path());
     Failure::new(Code::NotFound, format!("there is no path {path:?}: /v1/openapi.json lists those there are"))
+        .into_response()
 }
 
 async fn no_method(request: Request) -> Failure {

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct ServeConfig {
     pub listeners: Vec<Listen>,
     pub limits: Limits,
+    /// The file that remembers where the dashboard listens; without one it is offered over TLS alone.
+    pub dashboard: Option<PathBuf>,
 }
 
 /// One place to listen at.

@@ -67,8 +67,8 @@ pub async fn once(State(app): State<App>, request: Request, next: Next) -> Respo
 
 /// The key as it is kept: with its client.
 fn key(value: &HeaderValue, request: &Request) -> Answer<String> {
-    if request.uri().path() == format!("{PREFIX}/tokens") {
-        return Err(Failure::new(Code::Malformed, "tokens take no Idempotency-Key: their secrets are not kept"));
+    if ["tokens", "dashboard"].iter().any(|last| request.uri().path() == format!("{PREFIX}/{last}")) {
+        return Err(Failure::new(Code::Malformed, "this takes no Idempotency-Key: secrets are not kept"));
     }
     let text = value.to_str().ok().filter(|text| !text.is_empty() && text.len() <= MAX_KEY_BYTES);
     let refused = || format!("the Idempotency-Key must be 1 to {MAX_KEY_BYTES} printable ASCII characters");

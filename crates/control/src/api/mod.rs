@@ -11,6 +11,7 @@
 //!
 //! ```text
 //!  listen/   sockets ──> connections ──> HTTP, each with its peer
+//!  dashboard/                    the page for browsers, and their sessions
 //!  gate      who is it, may it?  security headers, audit line, panics
 //!  idempotency                   seen this key?
 //!  routes/   one file for each kind of thing: extract, ask the Service, answer
@@ -20,6 +21,7 @@
 mod answer;
 mod app;
 mod config;
+mod dashboard;
 mod extract;
 mod gate;
 mod guest;

@@ -59,7 +59,7 @@ pub fn complete(document: &mut OpenApi) -> Scopes {
     let mut scopes = Scopes::default();
     for (path, item) in &mut document.paths.paths {
         for (method, http, operation) in operations(item) {
-            add_common(operation, method == HttpMethod::Post && path != "/v1/tokens");
+            add_common(operation, method == HttpMethod::Post && path != "/v1/tokens" && path != "/v1/dashboard");
             let scope = scope(operation).unwrap_or(Scope::Admin);
             scopes.0.entry(path.clone()).or_default().insert(http, scope);
         }

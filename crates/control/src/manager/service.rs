@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queztl_api::{
     CloneRequest, Code, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, Name, NewToken,
-    Operation, Problem, ResizeImage, Sample, Scope, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm,
-    Vm, VmMetrics,
+    Operation, Problem, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm,
+    VmMetrics,
 };
 
 use super::Manager;
@@ -200,7 +200,7 @@ impl Service for Manager {
         self.call(move |core| core.delete_token(&name)).await
     }
 
-    async fn authenticate(&self, secret: &str) -> Result<Scope> {
+    async fn authenticate(&self, secret: &str) -> Result<Token> {
         let secret = secret.to_owned();
         self.call(move |core| core.authenticate(&secret)).await
     }

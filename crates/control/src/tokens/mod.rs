@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use queztl_api::{Code, CreateToken, Name, NewToken, Problem, Scope, Timestamp, Token};
+use queztl_api::{Code, CreateToken, Name, NewToken, Problem, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 
 use crate::manager::Core;
@@ -57,7 +57,7 @@ impl Core {
         })
     }
 
-    pub(crate) fn authenticate(&self, secret: &str) -> Result<Scope, Problem> {
+    pub(crate) fn authenticate(&self, secret: &str) -> Result<Token, Problem> {
         let hash = blake3::hash(secret.as_bytes());
         let now = Timestamp::now();
         // Hashes are compared in constant time; all of them, so that the time tells nothing of the order either.
@@ -68,7 +68,7 @@ impl Core {
             }
         }
         match found {
-            Some(token) if token.expires_at.is_none_or(|end| now < end) => Ok(token.scope),
+            Some(token) if token.expires_at.is_none_or(|end| now < end) => Ok(token),
             Some(token) => {
                 let text = format!("the token {:?} has expired: make a new one", token.name.as_str());
                 Err(Problem::new(Code::Unauthenticated, text))

@@ -131,6 +131,9 @@ pub enum MachineCommand {
     #[command(after_help = TOP_KEYS)]
     Top(Verb<TopArgs>),
 
+    /// Open the dashboard in a browser, with a login that works once
+    Dashboard(Verb<DashboardArgs>),
+
     /// Show what happened, or watch it happen
     Events(Verb<EventsArgs>),
 
@@ -530,6 +533,20 @@ pub enum OperationsCommand {
         #[arg(value_name = "ID", required = true)]
         ids: Vec<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct DashboardArgs {
+    /// What the page may do: read looks, operate uses machines, admin does everything
+    #[arg(long, value_enum, default_value = "admin")]
+    pub scope: ScopeArg,
+
+    /// Print the address and start no browser
+    #[arg(long)]
+    pub no_open: bool,
+
+    #[command(flatten)]
+    pub output: OutputArg,
 }
 
 #[derive(Debug, Args)]

@@ -18,7 +18,7 @@ pub use daemon::{DaemonCommand, DaemonRunArgs, ServeArgs};
 pub use image::{ImageArgs, ImageCommand, ImageStoreCommand};
 pub use kernel::{KernelBuildArgs, KernelCommand, ProfileArg};
 pub use machines::{
-    CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DeleteArgs, EventsArgs, InfoArgs, LimitsArgs, ListArgs, LogsArgs,
+    CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DashboardArgs, DeleteArgs, EventsArgs, InfoArgs, LimitsArgs, ListArgs, LogsArgs,
     MachineCommand, OnCrashArg, OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs,
     SnapshotArgs, SnapshotCommand, SnapshotsArgs, StopArgs, TokenCommand, TopArgs, Verb, Vms,
 };

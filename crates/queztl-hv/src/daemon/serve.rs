@@ -72,7 +72,7 @@ fn config_of(place: &Place, args: ServeArgs) -> Result<ServeConfig, Failure> {
     }
     let tls = |address| Listen::Tls { address, certificate: certificate.clone() };
     listeners.extend(args.listen.into_iter().map(tls));
-    Ok(ServeConfig { listeners, limits: Limits::default() })
+    Ok(ServeConfig { listeners, limits: Limits::default(), dashboard: Some(place.home.join("dashboard.json")) })
 }
 
 /// Whether a service manager has opened the sockets (`sd_listen_fds(3)`).

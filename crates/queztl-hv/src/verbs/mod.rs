@@ -12,6 +12,7 @@ mod clones;
 mod console;
 mod copy;
 mod create;
+mod dashboard;
 mod events;
 mod exec;
 mod images;
@@ -66,6 +67,7 @@ pub fn execute(command: MachineCommand) -> Result<Status, Failure> {
         MachineCommand::Operations(verb) => {
             with(verb, async |session, args| operations::operations(session, args).await)
         }
+        MachineCommand::Dashboard(verb) => with(verb, async |session, args| dashboard::dashboard(session, &args).await),
         MachineCommand::Token(verb) => with(verb, async |session, args| tokens::token(session, args.command).await),
     }
 }

@@ -36,7 +36,7 @@ impl From<Peer> for Origin {
     fn from(peer: Peer) -> Origin {
         match peer {
             Peer::Local { uid, .. } => Origin::User(uid),
-            Peer::Remote { address } => Origin::Address(address),
+            Peer::Remote { address } | Peer::Loopback { address } => Origin::Address(address),
         }
     }
 }
@@ -101,12 +101,17 @@ impl Bound {
                 let _ = stream.set_nodelay(true);
                 Ok((Box::new(stream), Peer::Remote { address: address.ip().to_canonical() }))
             }
+            Bound::Loopback { listener } => {
+                let (stream, address) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok((Box::new(stream), Peer::Loopback { address: address.ip() }))
+            }
         }
     }
 
     fn acceptor(&self) -> Option<tokio_rustls::TlsAcceptor> {
         match self {
-            Bound::Unix { .. } => None,
+            Bound::Unix { .. } | Bound::Loopback { .. } => None,
             Bound::Tls { acceptor, .. } => Some(acceptor.clone()),
         }
     }

@@ -14,12 +14,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::app::router;
 use super::config::{Limits, Listen, ServeConfig};
+use super::dashboard::Dashboard;
 use crate::Service;
 
 /// Why the API cannot be served.
@@ -47,8 +48,18 @@ pub enum ServeError {
 
 /// A listening socket.
 enum Bound {
-    Unix { listener: UnixListener, _path: Option<unix::SocketFile> },
-    Tls { listener: TcpListener, acceptor: TlsAcceptor },
+    Unix {
+        listener: UnixListener,
+        _path: Option<unix::SocketFile>,
+    },
+    Tls {
+        listener: TcpListener,
+        acceptor: TlsAcceptor,
+    },
+    /// For browsers of this host.
+    Loopback {
+        listener: TcpListener,
+    },
 }
 
 /// The API, listening but not answering yet: whoever connects now waits.
@@ -56,6 +67,8 @@ pub struct Server {
     bound: Vec<Bound>,
     router: Router,
     limits: Limits,
+    dashboard: Arc<Dashboard>,
+    opened: mpsc::UnboundedReceiver<TcpListener>,
     stop: watch::Sender<bool>,
 }
 
@@ -91,15 +104,17 @@ impl Server {
             return Err(ServeError::Nowhere);
         }
         let (stop, stopping) = watch::channel(false);
-        let router = router(service, config.limits.clone(), stopping);
-        Ok(Server { bound, router, limits: config.limits, stop })
+        let (dashboard, opened) = Dashboard::new(config.dashboard);
+        let dashboard = Arc::new(dashboard);
+        let router = router(service, config.limits.clone(), dashboard.clone(), stopping);
+        Ok(Server { bound, router, limits: config.limits, dashboard, opened, stop })
     }
 
     /// The TCP addresses it listens on; tells the port where any was asked for.
     pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
         let addresses = self.bound.iter().filter_map(|bound| match bound {
             Bound::Tls { listener, .. } => listener.local_addr().ok(),
-            Bound::Unix { .. } => None,
+            Bound::Unix { .. } | Bound::Loopback { .. } => None,
         });
         addresses.collect()
     }
@@ -107,13 +122,23 @@ impl Server {
     /// Answers until `shutdown` is over. Then nobody new is taken, streams are closed, and requests under way get
     /// [`Limits::shutdown_time`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Server { bound, router, limits, stop } = self;
+        let Server { bound, router, limits, dashboard, mut opened, stop } = self;
+        dashboard.reopen();
         let limits = Arc::new(limits);
         let mut listeners = JoinSet::new();
+        let listen = |bound| connection::accept(bound, router.clone(), limits.clone(), stop.subscribe());
         for bound in bound {
-            listeners.spawn(connection::accept(bound, router.clone(), limits.clone(), stop.subscribe()));
+            listeners.spawn(listen(bound));
         }
-        shutdown.await;
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = shutdown.as_mut() => break,
+                Some(listener) = opened.recv() => {
+                    listeners.spawn(listen(Bound::Loopback { listener }));
+                }
+            }
+        }
         stop.send_replace(true);
         let ended = async { while listeners.join_next().await.is_some() {} };
         // What has not ended by then is cut off.

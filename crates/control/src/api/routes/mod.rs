@@ -4,6 +4,7 @@
 //! attribute above it: the first line of its documentation is the summary, and `security` names the scope that is enforced.
 
 mod console;
+mod dashboard;
 mod events;
 mod exec;
 mod files;
@@ -57,6 +58,7 @@ pub fn quick() -> OpenApiRouter<App> {
         .routes(routes!(metrics::open_metrics))
         .routes(routes!(tokens::list_tokens, tokens::create_token))
         .routes(routes!(tokens::delete_token))
+        .routes(routes!(dashboard::open_dashboard))
 }
 
 /// Routes whose client says how long it waits, or that take as long as there is something to copy.

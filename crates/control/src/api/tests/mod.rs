@@ -2,6 +2,7 @@
 
 mod agents;
 mod bounds;
+mod dashboard;
 mod document;
 mod generated;
 mod guests;
@@ -9,7 +10,7 @@ mod requests;
 mod rights;
 mod streams;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,13 +21,14 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use queztl_api::Problem;
 use serde_json::{Value, json};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 use tower::ServiceExt;
 
 use super::answer::PROBLEM;
 use super::app::router;
+use super::dashboard::Dashboard;
 use super::gate::Peer;
 use super::{Limits, Listen, ServeConfig, Server};
 use crate::memory::MemoryService;
@@ -38,6 +40,7 @@ struct Api {
     service: Arc<MemoryService>,
     router: Router,
     _stop: watch::Sender<bool>,
+    _opened: mpsc::UnboundedReceiver<tokio::net::TcpListener>,
 }
 
 /// What came back.
@@ -68,11 +71,21 @@ impl Api {
         Api::with(MemoryService::default(), Limits::default())
     }
 
+    /// With a door for browsers.
+    fn opened_at(file: &Path) -> Api {
+        Api::over(MemoryService::default(), Limits::default(), Some(file.to_owned()))
+    }
+
     fn with(service: MemoryService, limits: Limits) -> Api {
+        Api::over(service, limits, None)
+    }
+
+    fn over(service: MemoryService, limits: Limits, door: Option<PathBuf>) -> Api {
         let service = Arc::new(service);
         let (stop, stopping) = watch::channel(false);
-        let router = router(service.clone(), limits, stopping);
-        Api { service, router, _stop: stop }
+        let (dashboard, opened) = Dashboard::new(door);
+        let router = router(service.clone(), limits, Arc::new(dashboard), stopping);
+        Api { service, router, _stop: stop, _opened: opened }
     }
 
     async fn send(&self, peer: Peer, mut request: Request) -> Reply {
@@ -128,7 +141,11 @@ impl Daemon {
     async fn on(limits: Limits, listeners: impl FnOnce(&Path) -> Vec<Listen>) -> Daemon {
         let directory = tempfile::tempdir().unwrap();
         let service = Arc::new(MemoryService::new(directory.path().to_owned()));
-        let config = ServeConfig { listeners: listeners(directory.path()), limits };
+        let config = ServeConfig {
+            listeners: listeners(directory.path()),
+            limits,
+            dashboard: Some(directory.path().join("dashboard.json")),
+        };
         let server = Server::bind(service.clone(), config).await.unwrap();
         let tcp = server.tcp_addresses();
         let (stop, stopped) = oneshot::channel();

@@ -1,0 +1,88 @@
+/** Terminals of a machine over WebSockets: its console, and shells that its agent runs. */
+import { openSocket } from '../api/client';
+import type { Problem } from '../api/types';
+
+export interface Size {
+  rows: number;
+  columns: number;
+}
+
+/** Who is told what comes. */
+export interface Sink {
+  output: (bytes: Uint8Array) => void;
+  /** It is over: why, and whether it makes sense to connect again by itself. */
+  ended: (why: string, again: boolean) => void;
+}
+
+/** One connected terminal. */
+export interface Link {
+  input: (text: string) => void;
+  resize: (size: Size) => void;
+  close: () => void;
+}
+
+export type LinkKind = 'console' | 'shell';
+
+/** Close codes of WebSockets (RFC 6455 §7.4.1). */
+const NORMAL = 1000;
+
+const encoder = new TextEncoder();
+
+/** The console. What was printed last comes first, so that nothing is lost when one comes back. */
+export function openConsole(vm: string, size: Size, sink: Sink): Link {
+  const socket = openSocket(`/v1/vms/${encodeURIComponent(vm)}/console`);
+  const resize = (size: Size) => send(socket, JSON.stringify({ type: 'resize', ...size }));
+  socket.onopen = () => resize(size);
+  socket.onmessage = ({ data }) => sink.output(new Uint8Array(data as ArrayBuffer));
+  socket.onclose = ({ code, reason }) => sink.ended(reason || 'the connection is lost', code !== NORMAL);
+  return { input: (text) => send(socket, encoder.encode(text)), resize, close: () => drop(socket) };
+}
+
+/** The best shell that the guest has, in a terminal of its own. */
+const SHELL = ['/bin/sh', '-c', 'command -v bash >/dev/null && exec bash -l; exec sh -l'];
+/** The first byte of a frame of output (`crates/api/src/exec.rs`). */
+const HEADER = 1;
+
+type Notice =
+  | { type: 'started' }
+  | { type: 'exited'; status: number | null; signal: number | null }
+  | { type: 'problem'; problem: Problem };
+
+/** A shell, which ends with the connection. */
+export function openShell(vm: string, size: Size, sink: Sink): Link {
+  const socket = openSocket(`/v1/vms/${encodeURIComponent(vm)}/exec/stream`);
+  const env = { TERM: 'xterm-256color' };
+  let last = 'the connection is lost';
+  socket.onopen = () => send(socket, JSON.stringify({ command: SHELL, env, tty: size, stdin: true }));
+  socket.onmessage = ({ data }) => {
+    if (typeof data === 'string') last = words(JSON.parse(data) as Notice) ?? last;
+    else sink.output(new Uint8Array(data as ArrayBuffer).subarray(HEADER));
+  };
+  socket.onclose = ({ reason }) => sink.ended(reason || last, false);
+  return {
+    input: (text) => send(socket, encoder.encode(text)),
+    resize: (size) => send(socket, JSON.stringify({ type: 'resize', ...size })),
+    close: () => drop(socket),
+  };
+}
+
+/** How a shell ended, if this says so. */
+export function words(notice: Notice): string | undefined {
+  switch (notice.type) {
+    case 'started':
+      return undefined;
+    case 'exited':
+      return notice.signal === null ? `the shell ended with status ${notice.status}` : `signal ${notice.signal} ended the shell`;
+    case 'problem':
+      return notice.problem.detail;
+  }
+}
+
+function send(socket: WebSocket, data: string | Uint8Array<ArrayBuffer>) {
+  if (socket.readyState === WebSocket.OPEN) socket.send(data);
+}
+
+function drop(socket: WebSocket) {
+  socket.onclose = null;
+  socket.close();
+}

@@ -1,0 +1,65 @@
+/** Values of the API for tests: whole ones, of which a test says only what it is about. */
+import type { Vm, VmMetrics, VmState } from '../api/types';
+
+export function vmOf(name: string, state: VmState = 'running', fields: Partial<Vm> = {}): Vm {
+  return {
+    id: `id-of-${name}`,
+    name,
+    state,
+    created_at: '2026-01-01T00:00:00Z',
+    spec: {
+      kernel: null,
+      initrd: [],
+      cmdline: '',
+      vcpus: 1,
+      ram_bytes: 2 ** 28,
+      memory_hotplug_bytes: 0,
+      huge_pages: 'none',
+      disks: [],
+      nets: [],
+      accel: 'auto',
+      limits: { cpu: { pins: [] }, balloon_bytes: 0, hotplug_bytes: 0, rates: {} },
+      on_crash: 'stay',
+      autostart: false,
+      labels: {},
+    },
+    ...fields,
+  };
+}
+
+export function metricsOf(name: string, fields: Partial<VmMetrics> = {}): VmMetrics {
+  const latency = { buckets: [], sum_ns: 0 };
+  return {
+    vm: name,
+    name,
+    at: '2026-01-01T00:00:00Z',
+    cpu_ns: 0,
+    vcpus: [{ cpu_ns: 0, steal_ns: 0, halted_ns: 0, exits: [] }],
+    memory: {
+      ram_bytes: 2 ** 28,
+      resident_bytes: 2 ** 26,
+      private_bytes: 0,
+      pss_bytes: 0,
+      balloon_target_bytes: 0,
+      balloon_bytes: 0,
+      hotplug_bytes: 0,
+    },
+    disks: [
+      {
+        device: 'disk0',
+        reads: 0,
+        writes: 0,
+        flushes: 0,
+        discards: 0,
+        read_bytes: 0,
+        written_bytes: 0,
+        errors: 0,
+        in_flight: 0,
+        read_latency: latency,
+        write_latency: latency,
+      },
+    ],
+    nets: [],
+    ...fields,
+  };
+}

@@ -1,0 +1,63 @@
+/** The host and its machines in space, and the same as a table that can be read and walked. */
+import { Box, Group, Paper, Text } from '@mantine/core';
+import { useQuery } from '@tanstack/react-query';
+import { lazy, Suspense, useMemo } from 'react';
+import { vmsQuery } from '../api/queries';
+import type { Vm } from '../api/types';
+import { Loaded, Page } from '../layout/Page';
+import { useUsage } from '../live/usage';
+import { forest } from './forest';
+import { LEGEND } from './load';
+import { TreeTable } from './TreeTable';
+
+const Scene = lazy(() => import('./Scene'));
+
+export function TreePage() {
+  const query = useQuery(vmsQuery);
+  return (
+    <Page title="Tree">
+      <Loaded query={query}>{(vms) => <Tree vms={vms} />}</Loaded>
+    </Page>
+  );
+}
+
+function Tree({ vms }: { vms: Vm[] }) {
+  const usage = useUsage();
+  const roots = useMemo(() => forest(vms), [vms]);
+  return (
+    <>
+      <Paper withBorder h={420} style={{ overflow: 'hidden' }}>
+        {hasWebGl() ? (
+          <Suspense>
+            <Scene roots={roots} usage={usage} />
+          </Suspense>
+        ) : (
+          <Text p="md">This browser has no WebGL. The table below has the same content.</Text>
+        )}
+      </Paper>
+      <Legend />
+      <TreeTable roots={roots} usage={usage} />
+    </>
+  );
+}
+
+function Legend() {
+  return (
+    <Group gap="md" component="ul" p={0} m={0} style={{ listStyle: 'none' }} aria-label="Colours of load">
+      {LEGEND.map(([colour, words]) => (
+        <Group key={words} gap={6} component="li">
+          <Box w={14} h={14} bg={colour} style={{ borderRadius: 3 }} aria-hidden />
+          <Text size="sm">{words}</Text>
+        </Group>
+      ))}
+    </Group>
+  );
+}
+
+let webGl: boolean | undefined;
+
+/** Asked once: a browser has only so many contexts to give. */
+function hasWebGl(): boolean {
+  webGl ??= document.createElement('canvas').getContext('webgl2') !== null;
+  return webGl;
+}

@@ -1,0 +1,37 @@
+import { rmSync } from 'node:fs';
+import react from '@vitejs/plugin-react';
+import { defineConfig, type Plugin } from 'vitest/config';
+
+/** Empties the output folder but for its README, which keeps the folder in the repository. */
+function emptyAssets(): Plugin {
+  return {
+    name: 'empty-assets',
+    apply: 'build',
+    buildStart() {
+      rmSync('dist/assets', { recursive: true, force: true });
+    },
+  };
+}
+
+export default defineConfig({
+  plugins: [react(), emptyAssets()],
+  build: {
+    outDir: 'dist',
+    emptyOutDir: false,
+    // The content security policy lets no data: script or font in.
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+    chunkSizeWarningLimit: 1200,
+  },
+  server: {
+    // `npm run dev` with the daemon's address: QUEZTL_DASHBOARD=http://queztl-….localhost:PORT
+    proxy: Object.fromEntries(
+      ['/v1', '/session'].map((path) => [path, { target: process.env.QUEZTL_DASHBOARD, ws: true }]),
+    ),
+  },
+  test: {
+    environment: 'happy-dom',
+    include: ['src/**/*.test.{ts,tsx}'],
+    setupFiles: ['src/testing/setup.ts'],
+  },
+});

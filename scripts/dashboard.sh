@@ -1,0 +1,46 @@
+#!/bin/sh
+# Builds the dashboard into dashboard/dist, or tests it. Without npm both are left out, with a word.
+#
+# usage: dashboard.sh build|test
+set -eu
+cd "$(dirname "$0")/../dashboard"
+
+say() {
+	echo "dashboard: $*"
+}
+
+# The packages that package-lock.json names, installed anew when it has changed. What a browser's test would download is not
+# wanted: the browser is the system's.
+packages() {
+	[ node_modules/.package-lock.json -nt package-lock.json ] && return
+	say "installing packages (once)"
+	PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --no-audit --no-fund --loglevel=error
+}
+
+# Builds only when something has changed since.
+build() {
+	if [ -e dist/index.html.br ] && [ -z "$(find src public index.html package-lock.json vite.config.ts scripts ../docs/openapi.json -newer dist/index.html.br -type f ! -name schema.d.ts | head -n 1)" ]; then
+		say "is up to date"
+		return
+	fi
+	packages
+	say "building the page"
+	npm run --silent build
+}
+
+if ! command -v npm >/dev/null 2>&1; then
+	say "skipped: npm is missing; install Node.js 20 or newer for the page (the daemon works without it)"
+	exit 0
+fi
+case ${1:-} in
+build) build ;;
+test)
+	packages
+	npm run --silent check
+	npm run --silent test
+	;;
+*)
+	echo "usage: dashboard.sh build|test" >&2
+	exit 2
+	;;
+esac
