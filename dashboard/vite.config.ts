@@ -30,8 +30,8 @@ export default defineConfig({
     ),
   },
   test: {
-    environment: 'happy-dom',
+    // Tests that need a browser's objects say so in their first line.
+    environment: 'node',
     include: ['src/**/*.test.{ts,tsx}'],
-    setupFiles: ['src/testing/setup.ts'],
   },
 });

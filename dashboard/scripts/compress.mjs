@@ -19,14 +19,22 @@ for (const entry of readdirSync(dist, { recursive: true, withFileTypes: true }))
   writeFileSync(`${path}.br`, brotli);
   writeFileSync(`${path}.gz`, gzip);
   rmSync(path);
-  packed.set(path.slice(dist.length + 1), { plain: plain.toString(), gzip: gzip.length, brotli: brotli.length });
+  packed.set(path.slice(dist.length + 1), {
+    plain: plain.toString(),
+    gzip: gzip.length,
+    brotli: brotli.length,
+  });
 }
 
 const index = packed.get('index.html');
 const first = [...packed].filter(([name]) => name === 'index.html' || index.plain.includes(`/${name}"`));
 const sum = (key) => first.reduce((total, [, file]) => total + file[key], 0);
-console.log(`first load: ${first.length} files, ${sum('gzip')} bytes with gzip, ${sum('brotli')} with Brotli`);
+console.log(
+  `first load: ${first.length} files, ${sum('gzip')} bytes with gzip, ${sum('brotli')} with Brotli`,
+);
 if (sum('gzip') > limit) {
-  console.error(`the first load must stay below ${limit} bytes: load what is not needed at once when it is needed`);
+  console.error(
+    `the first load must stay below ${limit} bytes: load what is not needed at once when it is needed`,
+  );
   process.exit(1);
 }

@@ -30,7 +30,10 @@ export class Failure extends Error {
 export function failure(error: unknown): Failure {
   if (error instanceof Failure) return error;
   // fetch() throws a TypeError where nobody answers.
-  return new Failure('unreachable', 'the daemon does not answer: is it running? `queztl-hv daemon status` tells');
+  return new Failure(
+    'unreachable',
+    'the daemon does not answer: is it running? `queztl-hv daemon status` tells',
+  );
 }
 
 const client = createClient<paths>({
@@ -50,7 +53,9 @@ export async function value<T>(
     throw failure(error);
   });
   if (response.ok) return data as T;
-  throw isProblem(error) ? Failure.of(error) : new Failure('internal', `the daemon answered ${response.status}`);
+  throw isProblem(error)
+    ? Failure.of(error)
+    : new Failure('internal', `the daemon answered ${response.status}`);
 }
 
 export function isProblem(value: unknown): value is Problem {

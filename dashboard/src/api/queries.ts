@@ -39,8 +39,7 @@ export const imagesQuery = queryOptions({
 
 export const operationsQuery = queryOptions({
   queryKey: keys.operations,
-  queryFn: async () =>
-    (await value(api.GET('/v1/operations', { params: { query: { limit: 50 } } }))).items,
+  queryFn: async () => (await value(api.GET('/v1/operations', { params: { query: { limit: 50 } } }))).items,
   // Progress is no event: while something runs, it is asked for.
   refetchInterval: (query) => (query.state.data?.some((one) => one.state === 'running') ? 700 : 30_000),
 });

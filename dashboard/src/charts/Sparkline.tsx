@@ -12,8 +12,19 @@ const [WIDTH, HEIGHT] = [72, 20];
 
 export function Sparkline({ values, points, atLeast = 1 }: Props) {
   return (
-    <svg width={WIDTH} height={HEIGHT} viewBox={`0 0 ${WIDTH} ${HEIGHT}`} aria-hidden style={{ flex: 'none' }}>
-      <path d={curve(values, points, atLeast)} fill="none" stroke="var(--mantine-primary-color-filled)" strokeWidth={1.5} />
+    <svg
+      width={WIDTH}
+      height={HEIGHT}
+      viewBox={`0 0 ${WIDTH} ${HEIGHT}`}
+      aria-hidden
+      style={{ flex: 'none' }}
+    >
+      <path
+        d={curve(values, points, atLeast)}
+        fill="none"
+        stroke="var(--mantine-primary-color-filled)"
+        strokeWidth={1.5}
+      />
     </svg>
   );
 }

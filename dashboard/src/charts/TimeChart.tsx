@@ -64,7 +64,11 @@ export function TimeChart({ title, times, series, show, from, to, group, onSelec
         {title}
       </Text>
       <div ref={measured}>
-        <div ref={holder} role="img" aria-label={`${title}: ${times.length ? `now ${latest}` : 'no values yet'}`} />
+        <div
+          ref={holder}
+          role="img"
+          aria-label={`${title}: ${times.length ? `now ${latest}` : 'no values yet'}`}
+        />
       </div>
     </Paper>
   );
@@ -108,7 +112,10 @@ function chartOptions({ width, dark, group, labels, range, show, onSelect }: Wis
       setSelect: [
         (plot) => {
           if (plot.select.width < 4) return;
-          onSelect(plot.posToVal(plot.select.left, 'x'), plot.posToVal(plot.select.left + plot.select.width, 'x'));
+          onSelect(
+            plot.posToVal(plot.select.left, 'x'),
+            plot.posToVal(plot.select.left + plot.select.width, 'x'),
+          );
           plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
         },
       ],

@@ -5,7 +5,11 @@ import { IconCheck, IconCopy } from '@tabler/icons-react';
 export function CommandLine({ command }: { command: string }) {
   return (
     <Group gap="xs" wrap="nowrap" align="flex-start">
-      <Code block style={{ flex: 1, whiteSpace: 'pre-wrap', overflowWrap: 'anywhere' }} aria-label="Equivalent command">
+      <Code
+        block
+        style={{ flex: 1, whiteSpace: 'pre-wrap', overflowWrap: 'anywhere' }}
+        aria-label="Equivalent command"
+      >
         {command}
       </Code>
       <CopyButton value={command}>

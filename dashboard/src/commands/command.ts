@@ -25,7 +25,8 @@ export function spawnCommand({ name, spec, start }: CreateVm): string {
     const parts = [from, disk.size_bytes ? `size=${size(disk.size_bytes)}` : '', disk.read_only ? 'ro' : ''];
     words.push('--disk', parts.filter(Boolean).join(','));
   }
-  for (const net of spec?.nets ?? []) words.push('--net', net.kind === 'tap' ? `tap=${net.tap ?? ''}` : 'user');
+  for (const net of spec?.nets ?? [])
+    words.push('--net', net.kind === 'tap' ? `tap=${net.tap ?? ''}` : 'user');
   for (const [key, text] of Object.entries(spec?.labels ?? {})) words.push('--label', `${key}=${text}`);
   return command(start ? 'spawn' : 'create', name, ...words);
 }

@@ -32,7 +32,9 @@ export function EventsPage() {
         />
         <CommandLine command={command('events', '--follow')} />
       </Group>
-      <Loaded query={query}>{(events) => <EventTable events={events.filter((event) => matches(event, find))} />}</Loaded>
+      <Loaded query={query}>
+        {(events) => <EventTable events={events.filter((event) => matches(event, find))} />}
+      </Loaded>
     </Page>
   );
 }

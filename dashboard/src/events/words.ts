@@ -3,7 +3,10 @@ import type { Event } from '../api/types';
 /** Whether an event has each word somewhere. */
 export function matches(event: Event, find: string): boolean {
   const text = Object.values(event).join(' ').toLowerCase();
-  return find.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  return find
+    .toLowerCase()
+    .split(/\s+/)
+    .every((word) => text.includes(word));
 }
 
 /** Red for what should not be, orange for what should be looked at. */

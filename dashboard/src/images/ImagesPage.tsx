@@ -18,7 +18,10 @@ export function ImagesPage() {
   const [importing, setImporting] = useState(false);
   const mayImport = useMay('admin');
   return (
-    <Page title="Images" actions={mayImport && <Button onClick={() => setImporting(true)}>Import a file</Button>}>
+    <Page
+      title="Images"
+      actions={mayImport && <Button onClick={() => setImporting(true)}>Import a file</Button>}
+    >
       <Loaded query={query}>
         {(images) =>
           images.length === 0 ? (
@@ -41,9 +44,11 @@ function ImageTable({ images }: { images: Image[] }) {
       <Table aria-label="Images">
         <Table.Thead>
           <Table.Tr>
-            {['Name', 'Format', 'Size', 'On the host', 'Builds on', 'Made', 'Used by', 'Actions'].map((label) => (
-              <Table.Th key={label}>{label}</Table.Th>
-            ))}
+            {['Name', 'Format', 'Size', 'On the host', 'Builds on', 'Made', 'Used by', 'Actions'].map(
+              (label) => (
+                <Table.Th key={label}>{label}</Table.Th>
+              ),
+            )}
           </Table.Tr>
         </Table.Thead>
         <Table.Tbody>

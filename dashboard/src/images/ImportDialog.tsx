@@ -11,7 +11,10 @@ export function ImportDialog({ onClose }: { onClose: () => void }) {
   const task = useTask(onClose);
   const form = useForm({
     initialValues: { path: '', name: '' },
-    validate: { name: nameProblem, path: (path) => (path.startsWith('/') ? null : 'a path of the host, from /') },
+    validate: {
+      name: nameProblem,
+      path: (path) => (path.startsWith('/') ? null : 'a path of the host, from /'),
+    },
   });
   const { path, name } = form.values;
   const line = command('image', 'import', name || 'NAME', path || 'FILE');

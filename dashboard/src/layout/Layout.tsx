@@ -29,8 +29,8 @@ import {
 import { useQuery } from '@tanstack/react-query';
 import { Link, Outlet, useLocation } from '@tanstack/react-router';
 import { infoQuery, operationsQuery } from '../api/queries';
-import { refuse } from '../operations/tasks';
 import { TaskLog } from '../operations/TaskLog';
+import { refuse } from '../operations/tasks';
 import { useSession } from '../session/SessionGate';
 
 const PAGES = [
@@ -118,7 +118,8 @@ function LostDaemon() {
   if (feed !== 'lost') return null;
   return (
     <Alert color="orange" title="The daemon does not answer" mb="md" role="status">
-      What you see is as it was. The page goes on by itself as soon as the daemon is back; machines run on meanwhile.
+      What you see is as it was. The page goes on by itself as soon as the daemon is back; machines run on
+      meanwhile.
     </Alert>
   );
 }
@@ -145,7 +146,12 @@ function SchemeButton() {
   const other = scheme === 'dark' ? 'light' : 'dark';
   return (
     <Tooltip label={`Make it ${other}`}>
-      <ActionIcon variant="default" size="md" onClick={() => setColorScheme(other)} aria-label={`Make it ${other}`}>
+      <ActionIcon
+        variant="default"
+        size="md"
+        onClick={() => setColorScheme(other)}
+        aria-label={`Make it ${other}`}
+      >
         {scheme === 'dark' ? <IconSun size={16} /> : <IconMoon size={16} />}
       </ActionIcon>
     </Tooltip>

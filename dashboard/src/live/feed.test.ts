@@ -1,3 +1,4 @@
+// @vitest-environment happy-dom
 import { QueryClient } from '@tanstack/react-query';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { keys } from '../api/queries';
@@ -34,7 +35,9 @@ describe('the list of events', () => {
 
 describe('an event', () => {
   it('makes what it is about untrue', () => {
-    expect(touchedBy(event(1, { event: 'vm-changed', vm: 'a', name: 'a', state: 'running' }))).toEqual([keys.vms]);
+    expect(touchedBy(event(1, { event: 'vm-changed', vm: 'a', name: 'a', state: 'running' }))).toEqual([
+      keys.vms,
+    ]);
     expect(touchedBy(event(1, { event: 'operation-ended', operation: 'o' }))).toEqual([keys.operations]);
     expect(touchedBy(event(1, { event: 'warning' }))).toEqual([]);
   });
@@ -64,7 +67,7 @@ describe('following', () => {
 
   it('goes on after the last event when the daemon is back', async () => {
     const { states, stop } = start(true);
-    const first = FakeSocket.all[0]!;
+    const first = FakeSocket.all[0] as FakeSocket;
     first.onopen?.();
     first.onmessage?.({ data: JSON.stringify(event(41)) });
     first.onclose?.();
@@ -77,7 +80,7 @@ describe('following', () => {
 
   it('ends with the session', async () => {
     const { states } = start(false);
-    FakeSocket.all[0]!.onclose?.();
+    FakeSocket.all[0]?.onclose?.();
     await vi.advanceTimersByTimeAsync(60_000);
     expect(FakeSocket.all).toHaveLength(1);
     expect(states.at(-1)).toBe('ended');

@@ -8,13 +8,12 @@ describe('rates', () => {
   it('are differences over time', () => {
     const before = metricsOf('a', { at: second(0), cpu_ns: 1e9 });
     const after = metricsOf('a', { at: second(2), cpu_ns: 2e9 });
-    before.disks[0] = { ...before.disks[0]!, reads: 10, read_bytes: 4096 };
-    after.disks[0] = {
-      ...after.disks[0]!,
+    Object.assign(before.disks[0] ?? {}, { reads: 10, read_bytes: 4096 });
+    Object.assign(after.disks[0] ?? {}, {
       reads: 30,
       read_bytes: 4096 * 21,
       read_latency: { buckets: [], sum_ns: 40e6 },
-    };
+    });
 
     const usage = between(before, after);
 

@@ -57,7 +57,9 @@ export function between(before: VmMetrics, after: VmMetrics): Usage {
   const spent = disk((one) => one.read_latency.sum_ns + one.write_latency.sum_ns);
   return {
     cpu: processor(after.cpu_ns - before.cpu_ns),
-    vcpus: after.vcpus.map((vcpu, index) => processor(vcpu.cpu_ns - (before.vcpus[index]?.cpu_ns ?? vcpu.cpu_ns))),
+    vcpus: after.vcpus.map((vcpu, index) =>
+      processor(vcpu.cpu_ns - (before.vcpus[index]?.cpu_ns ?? vcpu.cpu_ns)),
+    ),
     resident: after.memory.resident_bytes,
     diskRead: disk((one) => one.read_bytes) / seconds,
     diskWritten: disk((one) => one.written_bytes) / seconds,

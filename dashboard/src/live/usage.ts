@@ -1,6 +1,7 @@
 /** What all machines use, asked for every two seconds while somebody looks. */
-import { queryOptions, useQuery, useQueryClient } from '@tanstack/react-query';
+
 import type { QueryClient } from '@tanstack/react-query';
+import { queryOptions, useQuery, useQueryClient } from '@tanstack/react-query';
 import { api, value } from '../api/client';
 import { follow, type Track, type Tracks } from './rates';
 

@@ -49,16 +49,31 @@ function Task({ operation, title }: { operation: Operation; title: string }) {
             {title}
           </Text>
           <Text size="sm" c="dimmed">
-            {running ? progressWords(operation) : `${ago(operation.created_at, now)} ago, took ${seconds(took)}`}
+            {running
+              ? progressWords(operation)
+              : `${ago(operation.created_at, now)} ago, took ${seconds(took)}`}
           </Text>
         </Group>
         {running && operation.cancellable && mayCancel && (
-          <Button size="compact-xs" variant="default" loading={cancel.isPending} onClick={() => cancel.mutate()}>
+          <Button
+            size="compact-xs"
+            variant="default"
+            loading={cancel.isPending}
+            onClick={() => cancel.mutate()}
+          >
             Abort
           </Button>
         )}
       </Group>
-      {running && <Progress mt={4} size="sm" value={done(operation) ?? 100} animated={done(operation) === undefined} aria-label={title} />}
+      {running && (
+        <Progress
+          mt={4}
+          size="sm"
+          value={done(operation) ?? 100}
+          animated={done(operation) === undefined}
+          aria-label={title}
+        />
+      )}
       {operation.problem && (
         <Text size="sm" c="red" mt={4}>
           {operation.problem.detail}

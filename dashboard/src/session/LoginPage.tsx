@@ -39,8 +39,8 @@ export function LoginPage({ why, onLogin }: Props) {
               </Alert>
             )}
             <Text>
-              On the daemon’s host, <Code>queztl-hv dashboard</Code> opens this page logged in. From elsewhere, log in with a
-              token that <Code>queztl-hv token create</Code> made.
+              On the daemon’s host, <Code>queztl-hv dashboard</Code> opens this page logged in. From
+              elsewhere, log in with a token that <Code>queztl-hv token create</Code> made.
             </Text>
             <PasswordInput
               label="Token"

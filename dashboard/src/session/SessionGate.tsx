@@ -79,7 +79,11 @@ export function SessionGate({ children }: { children: ReactNode }) {
     return followEvents({
       cache,
       onState: setFeed,
-      stillLoggedIn: () => currentSession().then(() => true, (error: unknown) => !failure(error).endsSession),
+      stillLoggedIn: () =>
+        currentSession().then(
+          () => true,
+          (error: unknown) => !failure(error).endsSession,
+        ),
     });
   }, [cache, isIn]);
 
@@ -103,6 +107,7 @@ export function SessionGate({ children }: { children: ReactNode }) {
       </Center>
     );
   }
-  if (state.is === 'out' || !context) return <LoginPage why={state.is === 'out' ? state.why : undefined} onLogin={enter} />;
+  if (state.is === 'out' || !context)
+    return <LoginPage why={state.is === 'out' ? state.why : undefined} onLogin={enter} />;
   return <Context value={context}>{children}</Context>;
 }

@@ -40,7 +40,9 @@ async function ask<T>(method: string, body?: object): Promise<T> {
     if (response.status === 204) return undefined as T;
     const answer: unknown = await response.json();
     if (response.ok) return answer as T;
-    throw isProblem(answer) ? Failure.of(answer) : new Failure('internal', `the daemon answered ${response.status}`);
+    throw isProblem(answer)
+      ? Failure.of(answer)
+      : new Failure('internal', `the daemon answered ${response.status}`);
   } catch (error) {
     throw failure(error);
   }

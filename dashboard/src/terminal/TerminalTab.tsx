@@ -36,10 +36,14 @@ export default function TerminalTab({ vm }: { vm: Vm }) {
           ]}
           value={kind}
           onChange={(value) =>
-            navigate({ search: (search) => ({ ...search, terminal: value === 'shell' ? 'shell' : undefined }) })
+            navigate({
+              search: (search) => ({ ...search, terminal: value === 'shell' ? 'shell' : undefined }),
+            })
           }
         />
-        <Code>{kind === 'shell' ? command('exec', '--tty', vm.name, '--', 'sh') : command('console', vm.name)}</Code>
+        <Code>
+          {kind === 'shell' ? command('exec', '--tty', vm.name, '--', 'sh') : command('console', vm.name)}
+        </Code>
       </Group>
       <TerminalView open={open} label={`${kind === 'shell' ? 'Shell' : 'Console'} of ${vm.name}`} />
     </Stack>

@@ -72,7 +72,9 @@ export function words(notice: Notice): string | undefined {
     case 'started':
       return undefined;
     case 'exited':
-      return notice.signal === null ? `the shell ended with status ${notice.status}` : `signal ${notice.signal} ended the shell`;
+      return notice.signal === null
+        ? `the shell ended with status ${notice.status}`
+        : `signal ${notice.signal} ended the shell`;
     case 'problem':
       return notice.problem.detail;
   }

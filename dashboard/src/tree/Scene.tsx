@@ -94,6 +94,7 @@ function Machines({ places, usage, onOver }: MachinesProps) {
   const at = ({ instanceId }: ThreeEvent<PointerEvent | MouseEvent>) =>
     instanceId === undefined ? undefined : places[instanceId];
   return (
+    // biome-ignore lint/a11y/noStaticElementInteractions: this is no element of the page; the tree table is for keys.
     <instancedMesh
       // Another number of machines is another buffer.
       key={places.length}
@@ -115,7 +116,9 @@ function Machines({ places, usage, onOver }: MachinesProps) {
 /** Lines on the ground from each clone to what it was made from. */
 function Lineage({ places, colour }: { places: Place[]; colour: string }) {
   const geometry = useMemo(() => {
-    const points = places.flatMap(({ at, from }) => (from ? [at[0], 0.05, at[1], from[0], 0.05, from[1]] : []));
+    const points = places.flatMap(({ at, from }) =>
+      from ? [at[0], 0.05, at[1], from[0], 0.05, from[1]] : [],
+    );
     return new BufferGeometry().setAttribute('position', new BufferAttribute(new Float32Array(points), 3));
   }, [places]);
   useEffect(() => () => geometry.dispose(), [geometry]);
@@ -128,7 +131,9 @@ function Lineage({ places, colour }: { places: Place[]; colour: string }) {
 
 function Hint({ place: { vm }, usage }: { place: Place; usage: Tracks }) {
   const now = usage.get(vm.id)?.usage;
-  const words = [vm.name, vm.state, now && percent(now.cpu), now && bytes(now.resident)].filter(Boolean).join(' · ');
+  const words = [vm.name, vm.state, now && percent(now.cpu), now && bytes(now.resident)]
+    .filter(Boolean)
+    .join(' · ');
   return (
     <div
       style={{

@@ -7,6 +7,7 @@ import type { Tracks, Usage } from '../live/rates';
 import { bytes, percent } from '../units/format';
 import { StateBadge } from '../vms/StateBadge';
 import { type Line, lines, type Node } from './forest';
+import { step } from './keys';
 
 export function TreeTable({ roots, usage }: { roots: Node[]; usage: Tracks }) {
   const [closed, setClosed] = useState<ReadonlySet<string>>(new Set());
@@ -22,27 +23,17 @@ export function TreeTable({ roots, usage }: { roots: Node[]; usage: Tracks }) {
     else next.add(id);
     setClosed(next);
   };
-  const focus = (id: string | undefined) => {
-    if (id === undefined) return;
+  const focus = (id: string) => {
     setCurrent(id);
     body.current?.querySelector<HTMLElement>(`[data-id="${id}"]`)?.focus();
   };
-  const onKey = (event: KeyboardEvent, { node, parent }: Line) => {
-    const at = shown.findIndex((line) => line.node === node);
-    const isOpen = node.children.length > 0 && !closed.has(node.vm.id);
-    const keys: Record<string, () => void> = {
-      ArrowDown: () => focus(shown[at + 1]?.node.vm.id),
-      ArrowUp: () => focus(shown[at - 1]?.node.vm.id),
-      Home: () => focus(shown[0]?.node.vm.id),
-      End: () => focus(shown.at(-1)?.node.vm.id),
-      ArrowRight: () => (isOpen ? focus(node.children[0]?.vm.id) : setOpen(node.vm.id, true)),
-      ArrowLeft: () => (isOpen ? setOpen(node.vm.id, false) : focus(parent)),
-      Enter: () => void navigate({ to: `/vms/${node.vm.name}` }),
-    };
-    const act = event.target === event.currentTarget ? keys[event.key] : undefined;
-    if (!act) return;
+  const onKey = (event: KeyboardEvent, line: Line) => {
+    const wish = event.target === event.currentTarget ? step(event.key, line, shown, closed) : undefined;
+    if (!wish) return;
     event.preventDefault();
-    act();
+    if (wish.do === 'focus') focus(wish.id);
+    else if (wish.do === 'visit') void navigate({ to: `/vms/${line.node.vm.name}` });
+    else setOpen(wish.id, wish.do === 'open');
   };
 
   if (shown.length === 0) return <Text c="dimmed">There are no machines.</Text>;

@@ -3,7 +3,13 @@ import { vmOf } from '../testing/samples';
 import { forest, lines, places } from './forest';
 
 const clone = (name: string, of: string) => vmOf(name, 'running', { origin: { vm: `id-of-${of}` } });
-const vms = [clone('web-2', 'web'), vmOf('web'), clone('web-10', 'web'), clone('orphan', 'gone'), clone('deep', 'web-2')];
+const vms = [
+  clone('web-2', 'web'),
+  vmOf('web'),
+  clone('web-10', 'web'),
+  clone('orphan', 'gone'),
+  clone('deep', 'web-2'),
+];
 
 describe('the forest', () => {
   it('has clones below what they were made from, and orphans at the top', () => {

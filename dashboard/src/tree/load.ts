@@ -20,6 +20,9 @@ export function colourOf(vm: Vm, usage: Usage | undefined): string {
 /** Words for the legend. */
 export const LEGEND: [colour: string, words: string][] = [
   [OFF, 'off'],
-  ...STEPS.map((colour, index): [string, string] => [colour, `up to ${((index + 1) / STEPS.length) * 100} %`]),
+  ...STEPS.map((colour, index): [string, string] => [
+    colour,
+    `up to ${((index + 1) / STEPS.length) * 100} %`,
+  ]),
   [CRASHED, 'crashed'],
 ];

@@ -24,7 +24,11 @@ export function percent(value: number): string {
 
 /** `1234.5` is `1.2 k`. */
 export function count(value: number): string {
-  return value >= 1e6 ? `${digits(value / 1e6, 1)} M` : value >= 1e3 ? `${digits(value / 1e3, 1)} k` : digits(value, 0);
+  return value >= 1e6
+    ? `${digits(value / 1e6, 1)} M`
+    : value >= 1e3
+      ? `${digits(value / 1e3, 1)} k`
+      : digits(value, 0);
 }
 
 /** `0.00042` seconds are `420 µs`. */
@@ -47,7 +51,11 @@ export function clock(at: string): string {
 
 /** A size as the command line takes it: `1536M`, `2G`. */
 export function size(count: number): string {
-  for (const [unit, factor] of [['G', 2 ** 30], ['M', 2 ** 20], ['K', 2 ** 10]] as const) {
+  for (const [unit, factor] of [
+    ['G', 2 ** 30],
+    ['M', 2 ** 20],
+    ['K', 2 ** 10],
+  ] as const) {
     if (count > 0 && count % factor === 0) return `${count / factor}${unit}`;
   }
   return `${count}`;

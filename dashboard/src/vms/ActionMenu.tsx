@@ -25,7 +25,9 @@ export function ActionMenu({ vm, compact }: Props) {
   const may = { read: true, operate: useMay('operate'), admin: useMay('admin') };
   const close = () => setDialog(undefined);
   const choose = (action: Action) =>
-    action.loses ? setDialog(action) : task.mutate({ command: action.command(vm), run: () => action.run(vm) });
+    action.loses
+      ? setDialog(action)
+      : task.mutate({ command: action.command(vm), run: () => action.run(vm) });
   const canCopy = vm.state === 'running' || vm.state === 'paused';
 
   return (
@@ -45,8 +47,16 @@ export function ActionMenu({ vm, compact }: Props) {
         <Menu.Dropdown>
           {canCopy && may.operate && (
             <>
-              <Item label="Snapshot…" command={command('snapshot', vm.name)} onClick={() => setDialog('snapshot')} />
-              <Item label="Clone…" command={cloneCommand(vm.name, { count: 1 })} onClick={() => setDialog('clone')} />
+              <Item
+                label="Snapshot…"
+                command={command('snapshot', vm.name)}
+                onClick={() => setDialog('snapshot')}
+              />
+              <Item
+                label="Clone…"
+                command={cloneCommand(vm.name, { count: 1 })}
+                onClick={() => setDialog('clone')}
+              />
               <Menu.Divider />
             </>
           )}

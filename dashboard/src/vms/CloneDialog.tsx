@@ -42,7 +42,14 @@ export function CloneDialog({ vm, snapshot, onClose }: Props) {
     <Modal opened onClose={onClose} title={`Clone ${vm.name}`} closeButtonProps={{ 'aria-label': 'Close' }}>
       <form onSubmit={form.onSubmit(submit)}>
         <Stack>
-          <NumberInput label="How many" min={1} max={1000} allowDecimal={false} data-autofocus {...form.getInputProps('count')} />
+          <NumberInput
+            label="How many"
+            min={1}
+            max={1000}
+            allowDecimal={false}
+            data-autofocus
+            {...form.getInputProps('count')}
+          />
           <TextInput
             label="Called"
             description="A number is put behind it"

@@ -35,10 +35,20 @@ export function SnapshotDialog({ vm, onClose }: { vm: Vm; onClose: () => void })
     });
 
   return (
-    <Modal opened onClose={onClose} title={`Snapshot of ${vm.name}`} closeButtonProps={{ 'aria-label': 'Close' }}>
+    <Modal
+      opened
+      onClose={onClose}
+      title={`Snapshot of ${vm.name}`}
+      closeButtonProps={{ 'aria-label': 'Close' }}
+    >
       <form onSubmit={form.onSubmit(submit)}>
         <Stack>
-          <TextInput label="Name" placeholder="made from the time" data-autofocus {...form.getInputProps('name')} />
+          <TextInput
+            label="Name"
+            placeholder="made from the time"
+            data-autofocus
+            {...form.getInputProps('name')}
+          />
           <TextInput label="Description" {...form.getInputProps('description')} />
           <Checkbox
             label="Save only what has changed since the last one"

@@ -43,7 +43,13 @@ export function SpawnDialog({ onClose }: { onClose: () => void }) {
         <Stack>
           <TextInput label="Name" required data-autofocus {...form.getInputProps('name')} />
           <Group grow align="flex-start">
-            <NumberInput label="vCPUs" min={1} max={256} allowDecimal={false} {...form.getInputProps('vcpus')} />
+            <NumberInput
+              label="vCPUs"
+              min={1}
+              max={256}
+              allowDecimal={false}
+              {...form.getInputProps('vcpus')}
+            />
             <TextInput label="RAM" {...form.getInputProps('ram')} />
           </Group>
           <Select
@@ -55,7 +61,10 @@ export function SpawnDialog({ onClose }: { onClose: () => void }) {
             allowDeselect={false}
             {...form.getInputProps('image')}
           />
-          <Checkbox label="A network device, through the host’s network" {...form.getInputProps('network', { type: 'checkbox' })} />
+          <Checkbox
+            label="A network device, through the host’s network"
+            {...form.getInputProps('network', { type: 'checkbox' })}
+          />
           <Checkbox label="Start it at once" {...form.getInputProps('start', { type: 'checkbox' })} />
           <CommandLine command={command} />
           <Group justify="flex-end">

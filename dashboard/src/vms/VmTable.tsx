@@ -100,7 +100,11 @@ const VmRow = memo(function VmRow({ vm, usage, past }: Row) {
         <StateBadge state={vm.state} />
       </Table.Td>
       {cell((one) => one.cpu, percent, 100)}
-      {cell((one) => one.resident, (value) => `${bytes(value)} of ${bytes(vm.spec.ram_bytes ?? 0)}`, vm.spec.ram_bytes ?? 1)}
+      {cell(
+        (one) => one.resident,
+        (value) => `${bytes(value)} of ${bytes(vm.spec.ram_bytes ?? 0)}`,
+        vm.spec.ram_bytes ?? 1,
+      )}
       {cell((one) => diskRate(one) ?? 0, rate, 2 ** 20)}
       {cell((one) => netRate(one) ?? 0, rate, 2 ** 20)}
       <Table.Td>

@@ -63,7 +63,8 @@ function Machines({ vms }: { vms: Vm[] }) {
 function NoMachines() {
   return (
     <Text>
-      There are no machines yet. <Code>queztl-hv spawn one</Code> makes the first, and so does the button above.
+      There are no machines yet. <Code>queztl-hv spawn one</Code> makes the first, and so does the button
+      above.
     </Text>
   );
 }

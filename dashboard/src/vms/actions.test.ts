@@ -14,7 +14,9 @@ describe('actions', () => {
   it('ask only where something is lost, and name it', () => {
     const asked = ACTIONS.filter((action) => action.loses);
     expect(asked.map((action) => action.id)).toEqual(['kill', 'delete']);
-    const vm = vmOf('db', 'stopped', { spec: { ...vmOf('db').spec, disks: [{ size_bytes: 1 }, { path: '/dev/sdb' }] } });
+    const vm = vmOf('db', 'stopped', {
+      spec: { ...vmOf('db').spec, disks: [{ size_bytes: 1 }, { path: '/dev/sdb' }] },
+    });
     expect(asked[1]?.loses?.(vm)).toBe('db, its snapshots and its disk are lost for good.');
   });
 

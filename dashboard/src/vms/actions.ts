@@ -67,7 +67,8 @@ export const ACTIONS: Action[] = [
     states: LIVE,
     command: (vm) => command('kill', vm.name),
     run: (vm) => value(api.POST('/v1/vms/{vm}/kill', of(vm))),
-    loses: (vm) => `Whatever ${vm.name} has in memory and has not written to its disks is lost, as in a power cut.`,
+    loses: (vm) =>
+      `Whatever ${vm.name} has in memory and has not written to its disks is lost, as in a power cut.`,
   },
   {
     id: 'delete',

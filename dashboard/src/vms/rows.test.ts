@@ -25,7 +25,9 @@ describe('the table', () => {
 
   it('finds machines by words of names, states and labels', () => {
     expect(order('web running', 'name')).toEqual(['web-2', 'web-10']);
-    expect(matches(vmOf('a', 'paused', { spec: { ...vmOf('a').spec, labels: { tier: 'db' } } }), 'tier=DB')).toBe(true);
+    expect(
+      matches(vmOf('a', 'paused', { spec: { ...vmOf('a').spec, labels: { tier: 'db' } } }), 'tier=DB'),
+    ).toBe(true);
     expect(matches(vmOf('a'), 'b')).toBe(false);
   });
 });

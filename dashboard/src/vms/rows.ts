@@ -36,7 +36,10 @@ export function rows(vms: Vm[], tracks: Tracks, find: string, order: Order): Row
 export function matches(vm: Vm, find: string): boolean {
   const labels = Object.entries(vm.spec.labels ?? {}).map(([key, text]) => `${key}=${text}`);
   const text = [vm.name, vm.id, vm.state, ...labels].join(' ').toLowerCase();
-  return find.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  return find
+    .toLowerCase()
+    .split(/\s+/)
+    .every((word) => text.includes(word));
 }
 
 export function diskRate(usage: Usage | undefined): number | undefined {
@@ -50,7 +53,9 @@ export function netRate(usage: Usage | undefined): number | undefined {
 function compare(a: Row, b: Row, { column, descending }: Order): number {
   const [left, right] = [BY[column](a), BY[column](b)];
   const difference =
-    typeof left === 'number' && typeof right === 'number' ? left - right : names.compare(String(left), String(right));
+    typeof left === 'number' && typeof right === 'number'
+      ? left - right
+      : names.compare(String(left), String(right));
   // Equal rows stay where they are: names decide.
   return (descending ? -difference : difference) || names.compare(a.vm.name, b.vm.name);
 }

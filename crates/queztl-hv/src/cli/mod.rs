@@ -18,9 +18,9 @@ pub use daemon::{DaemonCommand, DaemonRunArgs, ServeArgs};
 pub use image::{ImageArgs, ImageCommand, ImageStoreCommand};
 pub use kernel::{KernelBuildArgs, KernelCommand, ProfileArg};
 pub use machines::{
-    CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DashboardArgs, DeleteArgs, EventsArgs, InfoArgs, LimitsArgs, ListArgs, LogsArgs,
-    MachineCommand, OnCrashArg, OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs,
-    SnapshotArgs, SnapshotCommand, SnapshotsArgs, StopArgs, TokenCommand, TopArgs, Verb, Vms,
+    CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DashboardArgs, DeleteArgs, EventsArgs, InfoArgs, LimitsArgs,
+    ListArgs, LogsArgs, MachineCommand, OnCrashArg, OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs,
+    ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand, SnapshotsArgs, StopArgs, TokenCommand, TopArgs, Verb, Vms,
 };
 pub use output::{OutputArg, OutputFormat};
 pub use run::RunArgs;

@@ -27,7 +27,9 @@ export default function DevicesTab({ vm }: { vm: Vm }) {
         head={['Disk', 'Made of', 'Read', 'Written', 'Mean read', 'Mean write', 'Errors']}
         rows={disks.map((disk, index) => {
           const counters = track?.last.disks[index];
-          const origin = disk.image ? `overlay on ${disk.image}` : (disk.path ?? `empty, ${bytes(disk.size_bytes ?? 0)}`);
+          const origin = disk.image
+            ? `overlay on ${disk.image}`
+            : (disk.path ?? `empty, ${bytes(disk.size_bytes ?? 0)}`);
           return [
             `disk${index}`,
             disk.read_only ? `${origin}, read only` : origin,

@@ -36,7 +36,8 @@ export default function LimitsTab({ vm }: { vm: Vm }) {
   });
   const wished = limitsOf(limits, form.values);
   const change = useMutation({
-    mutationFn: () => value(api.PATCH('/v1/vms/{vm}', { params: { path: { vm: vm.id } }, body: { limits: wished } })),
+    mutationFn: () =>
+      value(api.PATCH('/v1/vms/{vm}', { params: { path: { vm: vm.id } }, body: { limits: wished } })),
     onSuccess: () => {
       notifications.show({ color: 'teal', title: 'Done', message: `${vm.name} follows its new limits.` });
       void cache.invalidateQueries({ queryKey: keys.vms });

@@ -14,7 +14,10 @@ export default function LogTab({ vm }: { vm: Vm }) {
     queryKey: ['log', vm.id],
     queryFn: () =>
       value(
-        api.GET('/v1/vms/{vm}/log', { params: { path: { vm: vm.id }, query: { tail: LINES } }, parseAs: 'text' }),
+        api.GET('/v1/vms/{vm}/log', {
+          params: { path: { vm: vm.id }, query: { tail: LINES } },
+          parseAs: 'text',
+        }),
       ),
     refetchInterval: 5_000,
   });

@@ -67,7 +67,11 @@ function processorChart(vcpus: number): Chart {
   return {
     title: 'Processor',
     show: percent,
-    lines: [['whole process', (one) => one.cpu_percent], ...each, ['waited for the host', (one) => one.steal_percent]],
+    lines: [
+      ['whole process', (one) => one.cpu_percent],
+      ...each,
+      ['waited for the host', (one) => one.steal_percent],
+    ],
   };
 }
 
@@ -159,5 +163,7 @@ function History({ chart, samples, ...range }: HistoryProps) {
     }));
     return [times, series];
   }, [chart, samples]);
-  return <TimeChart title={chart.title} show={chart.show} times={times} series={series} group="vm" {...range} />;
+  return (
+    <TimeChart title={chart.title} show={chart.show} times={times} series={series} group="vm" {...range} />
+  );
 }

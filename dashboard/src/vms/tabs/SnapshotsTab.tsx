@@ -41,7 +41,13 @@ export default function SnapshotsTab({ vm }: { vm: Vm }) {
   );
 }
 
-function SnapshotTable({ snapshots, onAct }: { snapshots: Snapshot[]; onAct: ((dialog: Dialog) => void) | undefined }) {
+function SnapshotTable({
+  snapshots,
+  onAct,
+}: {
+  snapshots: Snapshot[];
+  onAct: ((dialog: Dialog) => void) | undefined;
+}) {
   return (
     <Table.ScrollContainer minWidth={720} scrollAreaProps={{ viewportProps: { tabIndex: 0 } }}>
       <Table aria-label="Snapshots">
