@@ -1,6 +1,6 @@
 # Everything that a person does with this repository. `make` alone explains.
 .POSIX:
-.PHONY: help demo build dashboard test lint bench fuzz guest debian-image clean
+.PHONY: help demo build dashboard browse test lint bench fuzz guest debian-image clean
 
 help:
 	@echo "make demo          build all, boot a guest, run a command inside; says how long each step took"
@@ -8,6 +8,7 @@ help:
 	@echo "make dashboard     the page that the daemon serves; part of build where there is npm"
 	@echo "make guest         the minimal guest kernel and the small root file system"
 	@echo "make debian-image  a disk with Debian, its kernel and RAM disk (root, some minutes)"
+	@echo "make browse        the dashboard in a browser, with real machines"
 	@echo "make test          everything that must pass"
 	@echo "make fuzz          every fuzz target for SECONDS=60 each (nightly compiler)"
 	@echo "make lint          format, lints, licences"
@@ -23,6 +24,9 @@ build: dashboard
 
 dashboard:
 	@scripts/dashboard.sh build
+
+browse: build
+	@scripts/dashboard.sh browse
 
 guest: build
 	target/release/queztl-hv kernel build --profile minimal

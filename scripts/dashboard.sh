@@ -1,7 +1,7 @@
-#!/bin/sh
+#!/bin/bash
 # Builds the dashboard into dashboard/dist, or tests it. Without npm both are left out, with a word.
 #
-# usage: dashboard.sh build|test
+# usage: dashboard.sh build|test|browse   browse: tests in a browser, with real machines
 set -eu
 cd "$(dirname "$0")/../dashboard"
 
@@ -39,8 +39,22 @@ test)
 	npm run --silent check
 	npm run --silent test
 	;;
+browse)
+	chromium=${CHROMIUM:-$(command -v chromium || true)}
+	kernels=${QUEZTL_HOME:-/var/lib/queztl}/kernels
+	if [ -z "$chromium" ]; then
+		say "skipped: chromium is missing; 'apt-get install chromium' brings it"
+	elif [ -z "$(ls -A "$kernels" 2>/dev/null)" ]; then
+		say "skipped: there is no guest kernel in $kernels; 'make guest' builds it"
+	elif [ ! -e dist/index.html.br ]; then
+		say "skipped: the page is not built; 'make build' builds it into the program"
+	else
+		packages
+		CHROMIUM=$chromium npm run --silent e2e
+	fi
+	;;
 *)
-	echo "usage: dashboard.sh build|test" >&2
+	echo "usage: dashboard.sh build|test|browse" >&2
 	exit 2
 	;;
 esac

@@ -5,6 +5,10 @@ cd "$(dirname "$0")/.."
 
 scripts/setup.sh test
 
+# Before the program, which takes it in.
+echo "==> dashboard"
+scripts/dashboard.sh build
+
 # The guests of the tests boot this kernel and root file system.
 echo "==> guest kernel and root file system"
 cargo run --quiet -p queztl-guest-image --example make -- minimal
@@ -24,10 +28,16 @@ fi
 
 echo "==> Python SDK"
 scripts/sdk.sh 2>&1 | tee -a "$log" || status=1
+echo "==> dashboard: units, then in a browser"
+for part in test browse; do
+	scripts/dashboard.sh $part 2>&1 | tee -a "$log" || status=1
+done
 
-# pytest: "1 failed, 27 passed in 53.36s"; nextest: "Summary [ 1.2s] 9 tests run: 8 passed (1 slow), 1 failed, 0 skipped"; cargo: "test result: ok. 8 passed; 1 failed; …"
+# nextest: "Summary [ 1.2s] 9 tests run: 8 passed (1 slow), 1 failed, 0 skipped"; cargo: "test result: ok. 8 passed; 1 failed; …"
+# pytest: "1 failed, 27 passed in 53.36s"; vitest: "  Tests  43 passed (43)"; Playwright: "  1 failed", "  19 passed (2.3m)"
+summary='tests? run:|^test result:|^[0-9]+ (passed|failed|skipped).* in [0-9.]+s|^ +Tests |^ +[0-9]+ (passed|failed)( |$)'
 count() {
-	sed 's/\x1b\[[0-9;]*m//g' "$log" | grep -E 'tests? run:|^test result:|^[0-9]+ (passed|failed|skipped).* in [0-9.]+s' | grep -oE "[0-9]+ $1" | awk '{ n += $1 } END { print n + 0 }' || true
+	sed 's/\x1b\[[0-9;]*m//g' "$log" | grep -E "$summary" | grep -oE "[0-9]+ $1" | awk '{ n += $1 } END { print n + 0 }' || true
 }
 passed=$(count passed)
 failed=$(($(count failed) + $(count 'timed out')))
