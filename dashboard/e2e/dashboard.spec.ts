@@ -73,7 +73,7 @@ test('metrics move, and the page is the same after a reload', async () => {
   await expect(processor).toBeVisible();
   daemon.run('exec', 'one', '--', 'sh', '-c', 'timeout 12 sh -c "while :; do :; done" >/dev/null 2>&1 &');
   await expect(async () =>
-    expect(Number.parseFloat(await processor.innerText())).toBeGreaterThan(50),
+    expect(Number.parseFloat((await processor.textContent()) ?? '')).toBeGreaterThan(50),
   ).toPass();
 
   await page.getByText('1h', { exact: true }).click();

@@ -29,6 +29,7 @@ import {
 import { useQuery } from '@tanstack/react-query';
 import { Link, Outlet, useLocation } from '@tanstack/react-router';
 import { infoQuery, operationsQuery } from '../api/queries';
+import { useTaskNews } from '../operations/news';
 import { TaskLog } from '../operations/TaskLog';
 import { refuse } from '../operations/tasks';
 import { useSession } from '../session/SessionGate';
@@ -45,6 +46,7 @@ export function Layout() {
   const [navigation, { toggle, close }] = useDisclosure(false);
   const [tasks, { open: openTasks, close: closeTasks }] = useDisclosure(false);
   const { pathname } = useLocation();
+  useTaskNews();
   return (
     <AppShell
       header={{ height: 56 }}

@@ -73,8 +73,10 @@ describe('following', () => {
     first.onclose?.();
     await vi.advanceTimersByTimeAsync(1_100);
 
+    FakeSocket.all[1]?.onopen?.();
+
     expect(FakeSocket.all[1]?.url.search).toBe('?after=41');
-    expect(states).toEqual(['connecting', 'live', 'lost', 'connecting']);
+    expect(states).toEqual(['connecting', 'live', 'lost', 'live']);
     stop();
   });
 

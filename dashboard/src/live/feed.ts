@@ -2,8 +2,8 @@
  * Events as they happen, over one WebSocket. Each tells the cache what is no longer true, and joins the list of events.
  *
  * ```text
- * connecting ─> live ─> lost ─(1 s, 2 s, … 15 s)─> connecting, after the last event that is known
- *                         └─ the session is over ─> ended
+ * connecting ─> live <─(tried after 1 s, 2 s, … 15 s, from the last event that is known)─ lost
+ *                 └─ the connection ends ─> lost ─ the session is over ─> ended
  * ```
  */
 import type { QueryClient, QueryKey } from '@tanstack/react-query';
@@ -40,7 +40,6 @@ export function followEvents({ cache, onState, stillLoggedIn }: FeedOptions): ()
   });
 
   const connect = () => {
-    onState('connecting');
     socket = openSocket(`/v1/events/stream${last === undefined ? '' : `?after=${last}`}`);
     socket.onopen = () => {
       pause = FIRST_PAUSE_MS;
@@ -69,6 +68,7 @@ export function followEvents({ cache, onState, stillLoggedIn }: FeedOptions): ()
     pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
   };
 
+  onState('connecting');
   connect();
   return () => {
     over = true;

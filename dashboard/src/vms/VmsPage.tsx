@@ -13,6 +13,9 @@ import { type Order, rows } from './rows';
 import { SpawnDialog } from './SpawnDialog';
 import { VmTable } from './VmTable';
 
+/** How many rows are drawn at first: more than anybody reads, fewer than a slow machine feels. */
+const FIRST = 200;
+
 export function VmsPage() {
   const vms = useQuery(vmsQuery);
   const [spawning, { open, close }] = useDisclosure(false);
@@ -39,6 +42,7 @@ function Machines({ vms }: { vms: Vm[] }) {
   const find = useSearch({ from: '/' }).find ?? '';
   const navigate = useNavigate({ from: '/' });
   const [order, setOrder] = useState<Order>({ column: 'name', descending: false });
+  const [all, showAll] = useDisclosure(false);
   const shown = rows(vms, usage, find, order);
   return (
     <Stack gap="xs">
@@ -55,7 +59,12 @@ function Machines({ vms }: { vms: Vm[] }) {
       <Text size="sm" c="dimmed" role="status">
         {shown.length === vms.length ? `${vms.length} machines` : `${shown.length} of ${vms.length} machines`}
       </Text>
-      <VmTable rows={shown} order={order} onOrder={setOrder} />
+      <VmTable rows={all ? shown : shown.slice(0, FIRST)} order={order} onOrder={setOrder} />
+      {!all && shown.length > FIRST && (
+        <Button variant="default" onClick={showAll.open}>
+          Show all {shown.length}
+        </Button>
+      )}
     </Stack>
   );
 }
