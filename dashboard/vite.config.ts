@@ -1,20 +1,22 @@
-import { rmSync } from 'node:fs';
+import { readdirSync, rmSync } from 'node:fs';
 import react from '@vitejs/plugin-react';
 import { defineConfig, type Plugin } from 'vitest/config';
 
 /** Empties the output folder but for its README, which keeps the folder in the repository. */
-function emptyAssets(): Plugin {
+function emptyOutput(): Plugin {
   return {
-    name: 'empty-assets',
+    name: 'empty-output',
     apply: 'build',
     buildStart() {
-      rmSync('dist/assets', { recursive: true, force: true });
+      for (const name of readdirSync('dist')) {
+        if (name !== 'README') rmSync(`dist/${name}`, { recursive: true });
+      }
     },
   };
 }
 
 export default defineConfig({
-  plugins: [react(), emptyAssets()],
+  plugins: [react(), emptyOutput()],
   build: {
     outDir: 'dist',
     emptyOutDir: false,

@@ -1,7 +1,8 @@
 //! The dashboard's built files, inside the program.
 //!
 //! Promises:
-//! - whatever `dashboard/dist` held when this crate was compiled can be had, in the coding that a client understands;
+//! - whatever `dashboard/dist` held when this crate was compiled can be had, in the coding that a client understands (a build
+//!   without optimisation looks into that folder each time instead, so that work on the page needs no compiler);
 //! - without npm the crate compiles all the same, and [`is_built`] says that there is no page.
 //!
 //! The page's build leaves each file twice, as `NAME.br` and `NAME.gz`, and never as it is: every browser takes one of them,
