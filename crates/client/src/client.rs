@@ -107,15 +107,6 @@ impl Client {
         self.post_json(path, None, ANSWER).await
     }
 
-    /// A POST whose answer carries a secret: the daemon keeps none to answer again.
-    pub(crate) async fn post_secret<T: DeserializeOwned>(
-        &self,
-        path: &Path,
-        value: &impl Serialize,
-    ) -> Result<T, Error> {
-        self.answer(self.request(Method::POST, path, Some(json(value, path)?))?, path, ANSWER).await
-    }
-
     async fn post_json<T: DeserializeOwned>(
         &self,
         path: &Path,
