@@ -72,6 +72,7 @@ pub async fn enter(State(app): State<App>, mut request: Request, next: Next) -> 
     // Without a peer, the request came from nowhere that was checked.
     let peer = request.extensions().get::<Peer>().copied();
     let (method, target) = (request.method().clone(), request.uri().to_string());
+    let audited = needed > Scope::Read || (request.uri().path() == dashboard::SESSION && method != Method::GET);
     let shown_by = peer.map(|peer| credentials(peer, &request).map(|shown| (peer, shown)));
     let entered = match shown_by {
         Some(Ok((peer, shown))) => identify(&app, peer, shown).await,
@@ -92,7 +93,7 @@ pub async fn enter(State(app): State<App>, mut request: Request, next: Next) -> 
         }
         Err(failure) => (failure.into_response(), format!("{peer:?}")),
     };
-    if needed > Scope::Read {
+    if audited {
         let (status, took_us) = (response.status().as_u16(), started.elapsed().as_micros());
         tracing::info!(target: "queztl::audit", caller = who, %method, target = %shown(&target), status, took_us);
     }
