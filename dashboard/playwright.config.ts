@@ -7,9 +7,11 @@ export default defineConfig({
   fullyParallel: false,
   // Guests boot on a CPU in software, and hosts of tests are busy.
   timeout: 180_000,
-  expect: { timeout: 60_000 },
+  expect: { timeout: 30_000 },
   reporter: [['list']],
   use: {
+    // What is not there after so long will not come.
+    actionTimeout: 20_000,
     viewport: { width: 1280, height: 860 },
     launchOptions: {
       executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',

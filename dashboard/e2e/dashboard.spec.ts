@@ -33,7 +33,7 @@ const tab = (name: string) => page.getByRole('tab', { name }).click();
 test('a wrong token is refused with a sentence', async () => {
   const address = new URL(daemon.login());
   await page.goto(address.origin);
-  await page.getByLabel('Token', { exact: true }).fill('qz_wrong');
+  await page.getByRole('textbox', { name: 'Token' }).fill('qz_wrong');
   await page.getByRole('button', { name: 'Log in' }).click();
 
   await expect(page.getByRole('alert')).toContainText('token is not known');
@@ -61,7 +61,7 @@ test('a machine is made and starts', async () => {
   await expect(page.getByLabel('Equivalent command').last()).toHaveText('queztl-hv spawn one --ram 256M');
   await expectAccessible(page);
   await picture(page, 'spawn');
-  await page.getByRole('button', { name: 'Make it' }).click();
+  await page.getByRole('button', { name: 'Make it', exact: true }).click();
 
   await expect(row('one')).toContainText('running');
 });

@@ -16,6 +16,8 @@ interface Props {
   times: number[];
   series: Series[];
   show: (value: number) => string;
+  /** What the top stands for at least. */
+  atLeast: number;
   /** The range to show, also where there are no values. */
   from: number;
   to: number;
@@ -27,7 +29,7 @@ const HEIGHT = 190;
 /** Told apart also by those who see no red or green (Okabe and Ito). */
 const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'];
 
-export function TimeChart({ title, times, series, show, from, to, group, onSelect }: Props) {
+export function TimeChart({ title, times, series, show, atLeast, from, to, group, onSelect }: Props) {
   const { ref: measured, width } = useElementSize<HTMLDivElement>();
   const holder = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot>(undefined);
@@ -43,6 +45,7 @@ export function TimeChart({ title, times, series, show, from, to, group, onSelec
       width,
       dark,
       group,
+      atLeast,
       labels: labels.split('\n'),
       range: () => [now.current.from, now.current.to],
       show: (value) => now.current.show(value),
@@ -50,7 +53,7 @@ export function TimeChart({ title, times, series, show, from, to, group, onSelec
     });
     plot.current = new uPlot(options, [[], ...labels.split('\n').map(() => [])], holder.current);
     return () => plot.current?.destroy();
-  }, [width, dark, group, labels]);
+  }, [width, dark, group, labels, atLeast]);
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: a new chart needs its data too, and a new range a new look.
   useEffect(() => {
@@ -78,13 +81,14 @@ interface Wishes {
   width: number;
   dark: boolean;
   group: string;
+  atLeast: number;
   labels: string[];
   range: () => [number, number];
   show: (value: number) => string;
   onSelect: (from: number, to: number) => void;
 }
 
-function chartOptions({ width, dark, group, labels, range, show, onSelect }: Wishes): uPlot.Options {
+function chartOptions({ width, dark, group, atLeast, labels, range, show, onSelect }: Wishes): uPlot.Options {
   const ink = dark ? '#c1c5ca' : '#495057';
   const grid = { stroke: dark ? '#ffffff18' : '#00000014', width: 1 };
   const value = (_: uPlot, number: number | null) => (number == null ? '–' : show(number));
@@ -93,7 +97,7 @@ function chartOptions({ width, dark, group, labels, range, show, onSelect }: Wis
     height: HEIGHT,
     cursor: { sync: { key: group, setSeries: false }, drag: { x: true, y: false, setScale: false } },
     select: { show: true, left: 0, top: 0, width: 0, height: 0 },
-    scales: { x: { range }, y: { range: (_, __, most) => [0, Math.max(most * 1.1, 1)] } },
+    scales: { x: { range }, y: { range: (_, __, most) => [0, Math.max((most ?? 0) * 1.1, atLeast)] } },
     axes: [
       { stroke: ink, grid },
       { stroke: ink, grid, size: 76, values: (_, ticks) => ticks.map(show) },

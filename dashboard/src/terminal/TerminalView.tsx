@@ -59,7 +59,7 @@ export function TerminalView({ open, label }: Props) {
           </Group>
         </Alert>
       )}
-      <section ref={holder} className="terminal" aria-label={label} />
+      <section ref={holder} className="screen" aria-label={label} />
     </>
   );
 }

@@ -57,7 +57,8 @@ function Machines({ vms }: { vms: Vm[] }) {
         maw={360}
       />
       <Text size="sm" c="dimmed" role="status">
-        {shown.length === vms.length ? `${vms.length} machines` : `${shown.length} of ${vms.length} machines`}
+        {shown.length === vms.length ? '' : `${shown.length} of `}
+        {vms.length === 1 ? 'one machine' : `${vms.length} machines`}
       </Text>
       <VmTable rows={all ? shown : shown.slice(0, FIRST)} order={order} onOrder={setOrder} />
       {!all && shown.length > FIRST && (

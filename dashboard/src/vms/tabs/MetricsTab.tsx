@@ -19,6 +19,8 @@ const INTERVAL_MS = 10_000;
 interface Chart {
   title: string;
   show: (value: number) => string;
+  /** What the top stands for at least, so that noise looks like noise. */
+  atLeast: number;
   lines: [label: string, of: (sample: Sample) => number | null | undefined][];
 }
 
@@ -26,6 +28,7 @@ const CHARTS: Chart[] = [
   {
     title: 'Memory',
     show: bytes,
+    atLeast: 2 ** 24,
     lines: [
       ['held by the host', (one) => one.resident_bytes],
       ['given up to the balloon', (one) => one.balloon_bytes],
@@ -35,6 +38,7 @@ const CHARTS: Chart[] = [
   {
     title: 'Disk throughput',
     show: rate,
+    atLeast: 2 ** 12,
     lines: [
       ['read', (one) => one.disk_read_bytes_per_second],
       ['written', (one) => one.disk_written_bytes_per_second],
@@ -43,6 +47,7 @@ const CHARTS: Chart[] = [
   {
     title: 'Disk requests a second',
     show: count,
+    atLeast: 10,
     lines: [
       ['reads', (one) => one.disk_reads_per_second],
       ['writes', (one) => one.disk_writes_per_second],
@@ -51,6 +56,7 @@ const CHARTS: Chart[] = [
   {
     title: 'Network',
     show: rate,
+    atLeast: 2 ** 12,
     lines: [
       ['to the guest', (one) => one.net_received_bytes_per_second],
       ['from the guest', (one) => one.net_sent_bytes_per_second],
@@ -67,6 +73,7 @@ function processorChart(vcpus: number): Chart {
   return {
     title: 'Processor',
     show: percent,
+    atLeast: 10,
     lines: [
       ['whole process', (one) => one.cpu_percent],
       ...each,
@@ -164,6 +171,14 @@ function History({ chart, samples, ...range }: HistoryProps) {
     return [times, series];
   }, [chart, samples]);
   return (
-    <TimeChart title={chart.title} show={chart.show} times={times} series={series} group="vm" {...range} />
+    <TimeChart
+      title={chart.title}
+      show={chart.show}
+      atLeast={chart.atLeast}
+      times={times}
+      series={series}
+      group="vm"
+      {...range}
+    />
   );
 }
