@@ -23,6 +23,8 @@ const QEMU_RAM: &str = "memory-backend-memfd,id=guest-ram,size=128M";
 pub enum Monitor {
     /// Ours, software CPU
     Soft,
+    /// The same without filters of system calls
+    SoftUnfiltered,
     /// Ours on KVM
     Kvm,
     /// QEMU's microvm on KVM
@@ -35,6 +37,7 @@ impl fmt::Display for Monitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Monitor::Soft => "queztl-hv soft",
+            Monitor::SoftUnfiltered => "queztl-hv soft, unfiltered",
             Monitor::Kvm => "queztl-hv kvm",
             Monitor::QemuKvm => "qemu kvm",
             Monitor::QemuTcg => "qemu tcg",
@@ -45,13 +48,13 @@ impl fmt::Display for Monitor {
 impl Monitor {
     /// Whether it is one of ours.
     pub fn is_ours(self) -> bool {
-        matches!(self, Monitor::Soft | Monitor::Kvm)
+        matches!(self, Monitor::Soft | Monitor::SoftUnfiltered | Monitor::Kvm)
     }
 
     /// The peer that does the same work.
     pub fn peer(self) -> Option<Monitor> {
         match self {
-            Monitor::Soft => Some(Monitor::QemuTcg),
+            Monitor::Soft | Monitor::SoftUnfiltered => Some(Monitor::QemuTcg),
             Monitor::Kvm => Some(Monitor::QemuKvm),
             Monitor::QemuKvm | Monitor::QemuTcg => None,
         }
@@ -59,10 +62,12 @@ impl Monitor {
 
     fn command(self, queztl: &Path, kernel: &Path) -> Command {
         let mut command = match self {
-            Monitor::Soft | Monitor::Kvm => {
+            Monitor::Soft | Monitor::SoftUnfiltered | Monitor::Kvm => {
                 let mut command = Command::new(queztl);
-                let accel = if self == Monitor::Soft { "soft" } else { "kvm" };
-                command.args(["run", "--accel", accel, "--ram", &format!("{RAM_MIB}M"), "--kernel"]).arg(kernel);
+                let accel = if self == Monitor::Kvm { "kvm" } else { "soft" };
+                let seccomp = if self == Monitor::SoftUnfiltered { "off" } else { "on" };
+                command.args(["run", "--seccomp", seccomp]);
+                command.args(["--accel", accel, "--ram", &format!("{RAM_MIB}M"), "--kernel"]).arg(kernel);
                 command
             }
             Monitor::QemuKvm | Monitor::QemuTcg => {

@@ -52,14 +52,14 @@ pub fn run(arguments: &StartArgs, queztl: &Path) -> Result<()> {
         });
     }
     println!("process start to first guest byte, {} MiB, {} starts each", crate::monitor::RAM_MIB, arguments.runs);
-    println!("{:<16}{:>10}{:>10}{:>10}  of its peer's median", "monitor", "median ms", "least ms", "p90 ms");
+    println!("{:<28}{:>10}{:>10}{:>10}  of its peer's median", "monitor", "median ms", "least ms", "p90 ms");
     let medians: Vec<(Monitor, f64)> =
         columns.iter_mut().filter_map(|c| Some((c.monitor, median(&mut c.times)?))).collect();
     for (column, (monitor, middle)) in columns.iter().zip(&medians) {
         let peer = monitor.peer().and_then(|peer| medians.iter().find(|(other, _)| *other == peer));
         let ratio = peer.map_or_else(String::new, |(peer, theirs)| format!("{:.2} x {peer}", middle / theirs));
         let p90 = column.times[column.times.len() * 9 / 10];
-        println!("{:<16}{:>10.1}{:>10.1}{:>10.1}  {ratio}", monitor.to_string(), middle, column.times[0], p90);
+        println!("{:<28}{:>10.1}{:>10.1}{:>10.1}  {ratio}", monitor.to_string(), middle, column.times[0], p90);
     }
     Ok(())
 }

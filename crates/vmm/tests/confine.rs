@@ -157,3 +157,30 @@ fn log_and_off_go_on() {
         assert_eq!(run(mode, "internet", Kind::VcpuSoft).status.code(), Some(SURVIVED), "{mode}");
     }
 }
+
+/// Records of the audit log about this test program's calls of `socket`; `None` where the host does not show them.
+fn records() -> Option<usize> {
+    let logged = std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_logged").ok()?;
+    let output = std::process::Command::new("dmesg").output().ok().filter(|output| output.status.success())?;
+    let program = std::env::current_exe().ok()?.display().to_string();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let shown = logged.split_whitespace().any(|action| action == "log") && text.contains("audit: ");
+    let is_ours = |line: &&str| line.contains("type=1326") && line.contains(" syscall=41 ") && line.contains(&program);
+    shown.then(|| text.lines().filter(is_ours).count())
+}
+
+#[test]
+fn what_log_lets_pass_is_in_the_audit_log() {
+    let Some(before) = records() else {
+        return println!("skipped: the kernel's audit log is not shown by dmesg here");
+    };
+    run("log", "internet", Kind::VcpuSoft);
+    let is_there = || records().is_some_and(|now| now > before);
+    let found = (0..200).any(|_| {
+        is_there() || {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            false
+        }
+    });
+    assert!(found, "no record of the call");
+}

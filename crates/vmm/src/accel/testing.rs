@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use queztl_guest_memory::GuestRam;
+use queztl_guest_memory::{GuestRam, RamConfig};
 use queztl_soft_cpu::cpuid::CpuidResult;
 use queztl_soft_cpu::state::{BadState, Segment, State, Table, seg};
 use vm_memory::{Bytes, GuestAddress};
@@ -36,6 +36,14 @@ pub const DATA: u64 = 0x1_0000;
 /// A device register in the hole of the physical addresses, mapped at the same linear address.
 pub const DEVICE: u64 = 0x30_0000;
 pub const RAM_BYTES: u64 = 2 << 20;
+/// Hot-plug memory, where there is some, and its linear address.
+pub const HOTPLUG: u64 = 4 << 30;
+pub const HOTPLUG_BYTES: u64 = 4 << 20;
+pub const HOTPLUG_LINEAR: u64 = 0x40_0000;
+
+/// Of page-table entries.
+const PRESENT_WRITABLE_USER: u64 = 7;
+const LARGE: u64 = 1 << 7;
 
 pub const UD2: [u8; 2] = [0x0f, 0x0b];
 pub const IRETQ: [u8; 2] = [0x48, 0xcf];
@@ -164,6 +172,19 @@ impl Bench<Box<dyn Vm>> {
         Bench::build(code, vcpus, |ram, board| accelerator.create_vm(ram, board, vcpus).unwrap())
     }
 
+    /// The same with one vCPU and [`HOTPLUG_BYTES`] of hot-plug memory, mapped from [`HOTPLUG_LINEAR`] on. Nothing of it is
+    /// plugged.
+    pub fn with_hotplug(accelerator: &dyn Accelerator, code: &[u8]) -> Self {
+        let ram = GuestRam::with_hotplug(&RamConfig::plain(RAM_BYTES), HOTPLUG_BYTES).unwrap();
+        let create = |ram, board| accelerator.create_vm(ram, board, 1).unwrap();
+        let bench = Bench::build_over(ram, code, 1, Clock::real_time(), create);
+        for block in 0..HOTPLUG_BYTES >> 21 {
+            let entry = (HOTPLUG + (block << 21)) | LARGE | PRESENT_WRITABLE_USER;
+            bench.put(TABLES + 0x2000 + ((HOTPLUG_LINEAR >> 21) + block) * 8, &entry.to_le_bytes());
+        }
+        bench
+    }
+
     /// Another machine on `accelerator`, with this one's RAM and time: a machine that has been moved, but for its vCPUs.
     pub fn moved_to(&self, accelerator: &dyn Accelerator, vcpus: u32) -> Self {
         let clock = Clock::real_time().resumed_at(self.board.clock().tsc());
@@ -188,7 +209,17 @@ impl<V: Vm> Bench<V> {
         clock: Clock,
         create: impl FnOnce(Arc<GuestRam>, Arc<Board>) -> V,
     ) -> Bench<V> {
-        let ram = Arc::new(GuestRam::new(RAM_BYTES).unwrap());
+        Bench::build_over(GuestRam::new(RAM_BYTES).unwrap(), code, vcpus, clock, create)
+    }
+
+    fn build_over(
+        ram: GuestRam,
+        code: &[u8],
+        vcpus: u32,
+        clock: Clock,
+        create: impl FnOnce(Arc<GuestRam>, Arc<Board>) -> V,
+    ) -> Bench<V> {
+        let ram = Arc::new(ram);
         let clock = Arc::new(clock);
         let timers = Timers::new(clock.clone());
         let irqchip = IrqChip::new(vcpus, clock.clone(), &timers);
@@ -226,8 +257,6 @@ impl<V: Vm> Bench<V> {
     /// Code; identity tables for the first 4 MiB and the local APICs, for both rings; a GDT with code at 0x08 and data
     /// at 0x10.
     fn fill(&self, code: &[u8]) {
-        const PRESENT_WRITABLE_USER: u64 = 7;
-        const LARGE: u64 = 1 << 7;
         self.put(CODE, code);
         self.put(TABLES, &((TABLES + 0x1000) | PRESENT_WRITABLE_USER).to_le_bytes());
         self.put(TABLES + 0x1000, &((TABLES + 0x2000) | PRESENT_WRITABLE_USER).to_le_bytes());

@@ -3,6 +3,7 @@
 mod bindings;
 mod dirty;
 mod many;
+mod memory;
 mod pause;
 mod rings;
 mod state;
