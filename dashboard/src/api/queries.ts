@@ -17,6 +17,8 @@ export const vmsQuery = queryOptions({
   queryKey: keys.vms,
   queryFn: async () => (await value(api.GET('/v1/vms'))).items,
   staleTime: 30_000,
+  // What no event tells, such as another name.
+  refetchInterval: 30_000,
 });
 
 export const vmQuery = (vm: string) =>

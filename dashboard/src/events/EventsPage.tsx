@@ -44,7 +44,11 @@ function EventTable({ events }: { events: Event[] }) {
   return (
     <Stack gap="xs">
       <Text size="sm" c="dimmed" role="status">
-        {events.length > SHOWN ? `the last ${SHOWN} of ${events.length} events` : `${events.length} events`}
+        {events.length > SHOWN
+          ? `the last ${SHOWN} of ${events.length} events`
+          : events.length === 1
+            ? 'one event'
+            : `${events.length} events`}
       </Text>
       <Table.ScrollContainer minWidth={640} scrollAreaProps={{ viewportProps: { tabIndex: 0 } }}>
         <Table aria-label="Events" verticalSpacing={4}>
@@ -66,7 +70,7 @@ function EventTable({ events }: { events: Event[] }) {
                 </Table.Td>
                 <Table.Td>
                   {'name' in event && (
-                    <Anchor component={Link} to={`/vms/${event.name}`} c="inherit">
+                    <Anchor component={Link} to={`/vms/${event.name}`} c="inherit" size="sm">
                       {event.name}
                     </Anchor>
                   )}

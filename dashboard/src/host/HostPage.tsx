@@ -146,7 +146,7 @@ function Shares({ shares }: { shares: Share[] }) {
           {shares.map((share) => (
             <Table.Tr key={share.name}>
               <Table.Td>
-                <Anchor component={Link} to={`/vms/${share.name}`} c="inherit">
+                <Anchor component={Link} to={`/vms/${share.name}`} c="inherit" size="sm">
                   {share.name}
                 </Anchor>
               </Table.Td>

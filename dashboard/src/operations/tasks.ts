@@ -5,12 +5,12 @@ import { failure } from '../api/client';
 import { keys } from '../api/queries';
 import type { Operation } from '../api/types';
 
-/** Commands of operations that were started on this page, by identifier. */
-const commands = new Map<string, string>();
-
+/** The command of an operation that was started in this tab, also after a reload. */
 export function commandOf(operation: string): string | undefined {
-  return commands.get(operation);
+  return sessionStorage.getItem(keyOf(operation)) ?? undefined;
 }
+
+const keyOf = (operation: string) => `command of ${operation}`;
 
 interface Work {
   /** What does the same. */
@@ -26,7 +26,7 @@ export function useTask(onStarted?: () => void) {
     onSuccess: (operation, { command }) => {
       // What is done at once leaves no operation.
       if (operation) {
-        commands.set(operation.id, command);
+        sessionStorage.setItem(keyOf(operation.id), command);
         remember(cache, operation);
       }
       onStarted?.();

@@ -93,7 +93,7 @@ function TreeRow({ line, usage, open, focusable, onKey, onToggle }: RowProps) {
         ) : (
           <Chevron size={16} onClick={onToggle} style={{ cursor: 'pointer', marginRight: 4 }} aria-hidden />
         )}
-        <Anchor component={Link} to={`/vms/${vm.name}`} c="inherit" tabIndex={-1}>
+        <Anchor component={Link} to={`/vms/${vm.name}`} c="inherit" size="sm" tabIndex={-1}>
           {vm.name}
         </Anchor>
       </Table.Td>

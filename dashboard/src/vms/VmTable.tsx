@@ -92,7 +92,7 @@ const VmRow = memo(function VmRow({ vm, usage, past }: Row) {
   return (
     <Table.Tr>
       <Table.Td>
-        <Anchor component={Link} to={`/vms/${vm.name}`} fw={500} c="inherit">
+        <Anchor component={Link} to={`/vms/${vm.name}`} fw={500} c="inherit" size="sm">
           {vm.name}
         </Anchor>
       </Table.Td>
