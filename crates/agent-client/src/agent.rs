@@ -10,6 +10,10 @@ use crate::connect::connect;
 use crate::link::Link;
 use crate::{Error, Limits};
 
+/// How long the first connection waits for its greeting; the next one twice as long, and so on. A guest that has just been
+/// restored or cloned may forget a connection without a word: its driver learns only then that those it had are gone.
+const FIRST_GREETING: Duration = Duration::from_secs(1);
+
 /// A connection to the agent of a guest; one request at a time.
 #[derive(Debug)]
 pub struct Agent {
@@ -26,9 +30,12 @@ impl Agent {
     pub fn connect(path: &Path, limits: &Limits) -> Result<Agent, Error> {
         let deadline = Instant::now() + limits.connect;
         let missing = || Error::NoAgent { path: path.to_owned(), limit: limits.connect };
+        let mut patience = FIRST_GREETING;
         loop {
             let stream = connect(path, PORT, deadline)?.ok_or_else(missing)?;
-            match Agent::over(stream, limits.answer, deadline) {
+            let greeted = deadline.min(Instant::now() + patience);
+            patience = patience.saturating_mul(2);
+            match Agent::over(stream, limits.answer, greeted) {
                 // The monitor says OK before the guest has agreed; it is the greeting that counts.
                 Err(Error::Closed | Error::Silent(_)) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));

@@ -500,13 +500,19 @@ fn monitor(folder: &Path, answers: Vec<&'static [u8]>) -> std::path::PathBuf {
     let path = folder.join("vsock");
     let listener = UnixListener::bind(&path).unwrap();
     std::thread::spawn(move || {
+        let mut mute = Vec::new();
         for answer in answers {
             let (mut stream, _) = listener.accept().unwrap();
             let mut line = [0; 14];
             stream.read_exact(&mut line).unwrap();
             assert_eq!(&line, b"CONNECT 20826\n");
-            if stream.write_all(answer).is_ok() && answer == b"OK 1\n" {
-                serve(OwnedFd::from(stream), &&*Box::leak(Box::<Notes>::default()));
+            if stream.write_all(answer).is_ok() {
+                match answer {
+                    b"OK 1\n" => serve(OwnedFd::from(stream), &&*Box::leak(Box::<Notes>::default())),
+                    // Open, and nobody there.
+                    b"OK 2\n" => mute.push(stream),
+                    _ => {}
+                }
             }
         }
     });
@@ -517,6 +523,14 @@ fn monitor(folder: &Path, answers: Vec<&'static [u8]>) -> std::path::PathBuf {
 fn a_guest_that_still_boots_is_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = monitor(folder.path(), vec![b"", b"what?\n", b"OK", b"OK 1\n"]);
+    let limits = Limits { connect: LIMIT, answer: LIMIT };
+    assert!(Agent::connect(&path, &limits).unwrap().ping().is_ok());
+}
+
+#[test]
+fn a_connection_that_the_guest_forgot_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = monitor(folder.path(), vec![b"OK 2\n", b"OK 1\n"]);
     let limits = Limits { connect: LIMIT, answer: LIMIT };
     assert!(Agent::connect(&path, &limits).unwrap().ping().is_ok());
 }
