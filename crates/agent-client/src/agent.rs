@@ -32,13 +32,16 @@ impl Agent {
         let missing = || Error::NoAgent { path: path.to_owned(), limit: limits.connect };
         let mut patience = FIRST_GREETING;
         loop {
-            let stream = connect(path, PORT, deadline)?.ok_or_else(missing)?;
-            let greeted = deadline.min(Instant::now() + patience);
-            patience = patience.saturating_mul(2);
-            match Agent::over(stream, limits.answer, greeted) {
+            let until = deadline.min(Instant::now() + patience);
+            let greeted = match connect(path, PORT, until)? {
+                Some(stream) => Agent::over(stream, limits.answer, until),
+                None => Err(Error::Closed),
+            };
+            match greeted {
                 // The monitor says OK before the guest has agreed; it is the greeting that counts.
                 Err(Error::Closed | Error::Silent(_)) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
+                    patience = patience.saturating_mul(2);
                 }
                 Err(Error::Closed | Error::Silent(_)) => return Err(missing()),
                 result => return result,

@@ -33,17 +33,23 @@ impl Failure {
         Failure { message, ..self }
     }
 
+    /// The same, with more to say behind it.
+    pub fn with(self, more: &str) -> Failure {
+        Failure { message: format!("{}{more}", self.message), ..self }
+    }
+
     /// What the parser says, made one line: what is wrong and the hints, without the synopsis.
     pub fn arguments(error: &clap::Error) -> Failure {
         if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
             return Failure::usage("a command is missing; see queztl-hv --help");
         }
         let text = error.render().to_string();
+        let help = help_for(&text);
         let wanted = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
         let wanted = wanted.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
         let line = wanted.collect::<Vec<_>>().join(" ");
         let line = line.strip_prefix("error: ").unwrap_or(&line);
-        Failure::usage(format!("{line}; see queztl-hv --help"))
+        Failure::usage(format!("{line}; see {help}"))
     }
 
     pub fn status(&self) -> Status {
@@ -61,6 +67,14 @@ impl Failure {
         eprintln!("queztl-hv: {line}");
         self.status
     }
+}
+
+/// The help of the command that the synopsis in `text` is about.
+fn help_for(text: &str) -> String {
+    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or_default();
+    let is_command = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-');
+    let commands = usage.split(' ').skip(1).take_while(is_command);
+    ["queztl-hv"].into_iter().chain(commands).chain(["--help"]).collect::<Vec<_>>().join(" ")
 }
 
 /// The error with all its causes, joined by colons, each said once.

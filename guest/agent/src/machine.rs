@@ -66,6 +66,9 @@ impl Machine for Linux {
         // Without a service manager: everything but the first process and this one.
         // SAFETY: the calls take no pointers.
         unsafe { libc::kill(-1, libc::SIGTERM) };
+        // Shells at a terminal hear nothing else.
+        // SAFETY: as above.
+        unsafe { libc::kill(-1, libc::SIGHUP) };
         // The grace ends early when there is nobody left to wait for.
         let step = Duration::from_millis(20);
         let mut left = grace;

@@ -50,7 +50,9 @@ impl Users {
         }
         let shown = all.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
         let more = if all.len() > 5 { format!(" and {} more", all.len() - 5) } else { String::new() };
-        let text = format!("image {:?} cannot be {what}: {shown}{more} build on it; delete these first", name.as_str());
+        let (builds, these) = if all.len() == 1 { ("builds", "it") } else { ("build", "these") };
+        let text =
+            format!("image {:?} cannot be {what}: {shown}{more} {builds} on it; delete {these} first", name.as_str());
         Err(Problem::new(Code::InUse, text))
     }
 }

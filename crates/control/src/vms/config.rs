@@ -76,6 +76,18 @@ pub(crate) fn check(spec: &VmSpec) -> Result<(), Problem> {
     machine(spec, &boot, &disks, &macs)?.check().map_err(|error| Problem::invalid("spec", error.to_string()))
 }
 
+/// Checks that the files of the host that a specification names are there.
+pub(crate) fn check_files(spec: &VmSpec) -> Result<(), Problem> {
+    let there = |field: String, path: &PathBuf| match std::fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Problem::invalid(field, format!("{} cannot be used: {error}", path.display()))),
+    };
+    spec.kernel.iter().try_for_each(|path| there("spec.kernel".to_owned(), path))?;
+    spec.initrd.iter().try_for_each(|path| there("spec.initrd".to_owned(), path))?;
+    let disks = spec.disks.iter().enumerate().filter_map(|(index, disk)| Some((index, disk.path.as_ref()?)));
+    disks.into_iter().try_for_each(|(index, path)| there(format!("spec.disks[{index}].path"), path))
+}
+
 /// Checks limits of a machine with this specification.
 pub(crate) fn check_limits(field: &str, limits: &Limits, spec: &VmSpec) -> Result<(), Problem> {
     check_cpu(&format!("{field}.cpu"), &limits.cpu, spec.vcpus)?;

@@ -24,6 +24,7 @@ const MAX_VMS: usize = 10_000;
 impl Core {
     pub(crate) fn create(self: &Arc<Self>, request: CreateVm) -> Result<Operation, Problem> {
         config::check(&request.spec)?;
+        config::check_files(&request.spec)?;
         let record = blank(&request.name, request.spec)?;
         let machine = Arc::new(Machine::new(&self.config.home, record.clone()));
         // Nobody else knows the machine yet.

@@ -105,7 +105,11 @@ impl Core {
             Ok(DiskFile { path, format, trusted, read_only: disk.read_only, serial: disk.serial.clone() })
         });
         let disks = disks.collect::<Result<Vec<_>, Problem>>()?;
-        let config = config::machine(&record.spec, &boot, &disks, &record.macs)?;
+        let mut config = config::machine(&record.spec, &boot, &disks, &record.macs)?;
+        if boot.own {
+            // Linux takes its first name from there; the user's own words come later and win.
+            config.cmdline = format!("hostname={} {}", record.name, config.cmdline).trim_end().to_owned();
+        }
         let mut file = MachineFile { start, ..MachineFile::new(config) };
         if let Start::Restore { snapshot: state, .. } | Start::Fork { state, .. } = &file.start {
             // What the state builds on lies beside it, perhaps in another machine's directory.

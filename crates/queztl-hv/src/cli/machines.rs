@@ -55,7 +55,7 @@ pub struct DaemonArgs {
 #[derive(Debug, Args)]
 pub struct Vms {
     /// Names or identifiers
-    #[arg(value_name = "VM", required = true, add = ArgValueCandidates::new(names::vms))]
+    #[arg(value_name = "VM", required = true, value_parser = machine::vm, add = ArgValueCandidates::new(names::vms))]
     pub vms: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ pub struct Vms {
 #[derive(Debug, Args)]
 pub struct OneVm {
     /// Name or identifier
-    #[arg(value_name = "VM", add = ArgValueCandidates::new(names::vms))]
+    #[arg(value_name = "VM", value_parser = machine::vm, add = ArgValueCandidates::new(names::vms))]
     pub vm: String,
 }
 
@@ -429,7 +429,7 @@ pub struct SnapshotArgs {
     pub command: Option<SnapshotCommand>,
 
     /// Name or identifier of the machine
-    #[arg(value_name = "VM", required = true, add = ArgValueCandidates::new(names::vms))]
+    #[arg(value_name = "VM", required = true, value_parser = machine::vm, add = ArgValueCandidates::new(names::vms))]
     pub vm: Option<String>,
 
     /// What to call it [default: made from the time]

@@ -58,6 +58,7 @@ pub struct ExecArgs {
         value_name = "VM",
         required_unless_present = "vsock",
         conflicts_with = "vsock",
+        value_parser = crate::values::machine::vm,
         add = ArgValueCandidates::new(crate::verbs::names::vms)
     )]
     pub vm: Option<String>,

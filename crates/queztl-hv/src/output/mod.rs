@@ -8,6 +8,7 @@
 //! What comes from a guest or another user is printed without control characters, so that no text of theirs speaks to the
 //! terminal.
 
+pub mod controls;
 pub mod table;
 pub mod text;
 mod yaml;

@@ -11,6 +11,11 @@ use serde::de::value::Error as WordError;
 use super::{LimitParts, disk_serial, size, split_commas};
 use crate::topology::{self, PinArg};
 
+/// How a machine is called: by its name or its identifier, which is made of the same letters.
+pub fn vm(text: &str) -> Result<String, String> {
+    text.parse::<Name>().map(|name| name.to_string()).map_err(|error| error.to_string())
+}
+
 /// A disk and the limit of its rate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskArg {

@@ -5,7 +5,7 @@
 //!                <─────────────────────────── what it printed lately, then what it prints
 //! ```
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use queztl_api::ConsoleControl;
 use queztl_client::{Message, Session as Console};
@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::keyboard;
 use super::session::{Session, failure};
 use crate::cli::{ConsoleArgs, LogsArgs};
+use crate::output::controls::Controls;
 use crate::report::Failure;
 use crate::run::escape::{EscapeFilter, Request};
 use crate::run::terminal::{self, RawMode};
@@ -37,6 +38,13 @@ enum End {
 
 /// Attaches the terminal until the user detaches or the machine ends.
 pub async fn attach(session: &Session, args: &ConsoleArgs) -> Result<Status, Failure> {
+    let vm = session.client.vm(&args.vm.vm).await.map_err(failure)?;
+    if vm.runtime.is_none() {
+        let name = vm.name;
+        return Err(Failure::usage(format!(
+            "{name} does not run: queztl-hv start {name} starts it, queztl-hv logs {name} shows what its console has printed"
+        )));
+    }
     let mut console = session.client.console(&args.vm.vm, args.read_only).await.map_err(failure)?;
     let raw = if args.read_only { None } else { RawMode::enter() };
     if raw.is_some() {
@@ -144,7 +152,13 @@ fn show(bytes: &[u8]) -> Result<bool, Failure> {
 /// Prints what a console has printed, and goes on if that is wished.
 pub async fn logs(session: &Session, args: &LogsArgs) -> Result<Status, Failure> {
     let mut log = session.client.log(&args.vm.vm, args.lines, args.follow).await.map_err(failure)?;
+    // A terminal would answer what a guest asks it, as if somebody typed.
+    let mut filter = std::io::stdout().is_terminal().then(Controls::default);
     while let Some(bytes) = log.next().await.map_err(failure)? {
+        let bytes = match &mut filter {
+            Some(filter) => filter.keep_colours(&bytes),
+            None => bytes.to_vec(),
+        };
         if !show(&bytes)? {
             break;
         }

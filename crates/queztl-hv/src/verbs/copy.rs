@@ -27,7 +27,7 @@ pub fn copy(args: &CopyArgs) -> Result<Status, Failure> {
     }
     let session = Session::new(&args.target.daemon)?;
     let runtime = runtime()?;
-    let vm = runtime.block_on(session.client.vm(&vm)).map_err(failure)?;
+    let vm = runtime.block_on(session.running(&vm))?;
     if let Some(vsock) = session.vsock(&vm.id) {
         return guest::copy(args, &vsock, &way);
     }

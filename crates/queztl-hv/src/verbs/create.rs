@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use queztl_api::{Checkpoints, CpuLimits, CreateVm, Disk, Limits, Net, NetKind, OnCrash, Pin, RateLimit, Vm, VmSpec};
+use queztl_api::{
+    Checkpoints, CpuLimits, CreateVm, Disk, Limits, Net, NetKind, OnCrash, Pin, RateLimit, Vm, VmSpec, VmState,
+};
 use queztl_vmm::config::{NetBackend, Pages};
 
 use super::rows::One;
@@ -29,13 +31,25 @@ async fn make(session: &Session, args: CreateArgs, start: bool) -> Result<Status
     let format = args.output.format;
     let request = CreateVm { name: args.name.clone(), spec: spec(args).map_err(Failure::usage)?, start };
     let operation = session.client.create(&request).await.map_err(failure)?;
-    wait::finish(&session.client, operation).await?;
     let name = request.name.as_str();
+    if let Err(failed) = wait::finish(&session.client, operation).await {
+        return Err(if start { left_over(session, name, failed).await } else { failed });
+    }
     if format == OutputFormat::Name {
         return Ok(crate::print(&format!("{name}\n")));
     }
     let vm: Vm = session.client.vm(name).await.map_err(failure)?;
     output::print(&One(&vm), format)
+}
+
+/// The failure of a start; the machine may have been made all the same.
+async fn left_over(session: &Session, name: &str, failed: Failure) -> Failure {
+    match session.client.vm(name).await {
+        Ok(vm) if matches!(vm.state, VmState::Crashed | VmState::Stopped | VmState::Created) => failed.with(&format!(
+            "; the machine is made: queztl-hv start {name} tries again, queztl-hv delete {name} removes it"
+        )),
+        _ => failed,
+    }
 }
 
 /// What the arguments ask for.

@@ -40,7 +40,7 @@ pub fn exec(args: &ExecArgs) -> Result<Status, Failure> {
 fn by_name(args: &ExecArgs, vm: &str) -> Result<Status, Failure> {
     let session = Session::new(&args.target.daemon)?;
     let runtime = runtime()?;
-    let vm = runtime.block_on(session.client.vm(vm)).map_err(failure)?;
+    let vm = runtime.block_on(session.running(vm))?;
     if let Some(vsock) = session.vsock(&vm.id) {
         // The command may stay for long: nothing of the daemon's is held meanwhile.
         drop(session);

@@ -1,5 +1,6 @@
 //! Images of the store. Commands that take files take `store:NAME` for one of these.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use queztl_api::{CheckReport, ConvertImage, CreateImage, Image, ImageFormat, ImportImage, Name, ResizeImage};
@@ -47,7 +48,13 @@ pub async fn execute(session: &Session, command: ImageStoreCommand) -> Result<St
             Ok(crate::print(&format!("{name}\n")))
         }
         ImageStoreCommand::List { output } => {
-            let images = client.images().await.map_err(failure)?;
+            let mut images = client.images().await.map_err(failure)?;
+            if output.format == OutputFormat::Wide {
+                let names = session.names().await?;
+                for user in images.iter_mut().flat_map(|image| &mut image.used_by) {
+                    *user = names.get(user).unwrap_or(user).clone();
+                }
+            }
             output::print(&List(&images), output.format)
         }
         ImageStoreCommand::Delete { names } => {
@@ -77,10 +84,8 @@ pub async fn stored(session: &Session, command: Stored) -> Result<Status, Failur
     let operation = match command {
         Stored::Info { name, output } => {
             let image = client.image(&name).await.map_err(failure)?;
-            return output::print(
-                &Made { table: describe(&image), names: vec![name.to_string()], value: image },
-                output,
-            );
+            let table = describe(&image, &session.names().await?);
+            return output::print(&Made { table, names: vec![name.to_string()], value: image }, output);
         }
         Stored::Check { name, output } => return check(session, &name, output).await,
         Stored::Create { name, size_bytes, format, backing } => {
@@ -114,8 +119,9 @@ async fn check(session: &Session, name: &Name, format: OutputFormat) -> Result<S
     Err(Failure::usage(format!("image {name} is damaged: restore a copy, or save what can be read with image convert")))
 }
 
-fn describe(image: &Image) -> String {
+fn describe(image: &Image, vms: &HashMap<String, String>) -> String {
     let Image { name, format, size_bytes, allocated_bytes, backing, created_at, used_by } = image;
+    let users: Vec<&str> = used_by.iter().map(|id| vms.get(id).unwrap_or(id).as_str()).collect();
     output::table::fields(&[
         ("name", name.to_string()),
         ("format", output::text::word(format)),
@@ -123,7 +129,7 @@ fn describe(image: &Image) -> String {
         ("on the host", output::text::size(*allocated_bytes)),
         ("builds on", backing.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("created", output::text::time(*created_at)),
-        ("used by", used_by.join(", ")),
+        ("used by", users.join(", ")),
     ])
 }
 

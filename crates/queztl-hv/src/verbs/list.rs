@@ -14,6 +14,10 @@ pub async fn list(session: &Session, args: &ListArgs) -> Result<Status, Failure>
     let mut vms = session.client.vms().await.map_err(failure)?;
     vms.retain(|vm| fits(vm, args));
     vms.sort_by(|one, other| one.name.cmp(&other.name));
+    let is_for_people = matches!(args.output.format, OutputFormat::Table | OutputFormat::Wide);
+    if vms.is_empty() && is_for_people && !(args.labels.is_empty() && args.states.is_empty()) {
+        return Ok(crate::print("no machine fits: queztl-hv list without options shows all\n"));
+    }
     output::print(&List(&vms), args.output.format)
 }
 
@@ -29,7 +33,13 @@ fn fits(vm: &Vm, args: &ListArgs) -> bool {
 pub async fn info(session: &Session, args: &InfoArgs) -> Result<Status, Failure> {
     let asked = args.vms.vms.iter().map(|vm| session.client.vm(vm));
     let vms: Result<Vec<Vm>, _> = futures_util::future::join_all(asked).await.into_iter().collect();
-    let vms = vms.map_err(failure)?;
+    let mut vms = vms.map_err(failure)?;
+    if matches!(args.output.format, OutputFormat::Table | OutputFormat::Wide) {
+        let names = session.names().await?;
+        for origin in vms.iter_mut().filter_map(|vm| vm.origin.as_mut()) {
+            origin.vm = names.get(&origin.vm).cloned().unwrap_or_else(|| format!("{} (deleted)", origin.vm));
+        }
+    }
     match (&vms[..], args.output.format) {
         ([vm], format) => output::print(&One(vm), format),
         (vms, OutputFormat::Table | OutputFormat::Wide) => {

@@ -1,14 +1,16 @@
 //! The connection of a verb with its daemon.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use queztl_api::Code;
+use queztl_api::{Code, Vm, VmState};
 use queztl_client::{Address, Client, Error, Options};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::DaemonArgs;
 use crate::daemon::autostart;
 use crate::daemon::place::Place;
+use crate::output::text::word;
 use crate::report::{Failure, chain};
 
 /// A runtime of this thread alone.
@@ -76,6 +78,32 @@ impl Session {
         Ok(())
     }
 
+    /// The machine, if it runs.
+    ///
+    /// # Errors
+    /// There is none, or it does not run; what to do.
+    pub async fn running(&self, vm: &str) -> Result<Vm, Failure> {
+        let vm = self.client.vm(vm).await.map_err(failure)?;
+        let name = &vm.name;
+        match vm.state {
+            VmState::Running | VmState::Starting => Ok(vm),
+            VmState::Paused => Err(Failure::usage(format!("{name} is paused: queztl-hv resume {name} lets it go on"))),
+            state => {
+                let state = word(&state);
+                Err(Failure::usage(format!("{name} does not run ({state}): queztl-hv start {name} starts it")))
+            }
+        }
+    }
+
+    /// The names of machines by their identifiers.
+    ///
+    /// # Errors
+    /// The daemon does not tell.
+    pub async fn names(&self) -> Result<HashMap<String, String>, Failure> {
+        let vms = self.client.vms().await.map_err(failure)?;
+        Ok(vms.into_iter().map(|vm| (vm.id, vm.name.to_string())).collect())
+    }
+
     /// The virtio sockets of a machine of this host that this user can reach.
     pub fn vsock(&self, id: &str) -> Option<PathBuf> {
         // An identifier comes from the daemon and names one folder.
@@ -107,11 +135,25 @@ pub fn failure(error: Error) -> Failure {
     if by_user { Failure::usage(text) } else { Failure::host(text) }
 }
 
+/// What lists the things of the kind that there is none of.
+fn who_knows(detail: &str) -> &'static str {
+    let lists = [
+        ("virtual machine", "; queztl-hv list shows those there are"),
+        ("image", "; queztl-hv image list shows those there are"),
+        ("snapshot", "; queztl-hv snapshots VM shows those there are"),
+        ("operation", "; queztl-hv operations shows those of the last day"),
+        ("token", "; queztl-hv token list shows those there are"),
+    ];
+    let kind = detail.strip_prefix("there is no ").unwrap_or_default();
+    lists.iter().find(|(name, _)| kind.starts_with(name)).map_or("", |(_, hint)| hint)
+}
+
 /// A refusal: wrong wishes are the user's to mend, the rest is the host's.
 pub fn of_problem(problem: &queztl_api::Problem) -> Failure {
     match problem.code {
         Code::Busy | Code::Host | Code::Timeout | Code::Internal => Failure::host(problem),
         Code::Cancelled => Failure::stopped(problem),
+        Code::NotFound => Failure::usage(format!("{problem}{}", who_knows(&problem.detail))),
         Code::Unauthenticated => {
             Failure::usage(format!("{problem}; give a token in QUEZTL_TOKEN, or see queztl-hv token create --help"))
         }

@@ -70,8 +70,13 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
     assert_eq!((problem.code, problem.fields[0].field.as_str()), (Code::Invalid, "spec.accel"));
     assert_eq!(manager.vms().await.unwrap().len(), 2);
     let missing = VmSpec { kernel: Some("/nowhere/kernel".into()), ..VmSpec::default() };
+    let problem = manager.create(request("four", missing, true)).await.unwrap_err();
+    assert_eq!((problem.code, problem.fields[0].field.as_str()), (Code::Invalid, "spec.kernel"));
+    let unusable = home.folder.path().join("kernel");
+    std::fs::write(&unusable, "nothing to boot").unwrap();
+    let missing = VmSpec { kernel: Some(unusable.clone()), ..VmSpec::default() };
     let failed = end(&manager, manager.create(request("four", missing, true)).await).await;
-    assert!(failed.problem.unwrap().detail.contains("/nowhere/kernel"));
+    assert!(failed.problem.unwrap().detail.contains(&unusable.display().to_string()));
     assert_eq!(manager.vm("four").await.unwrap().state, VmState::Crashed);
 
     done(&manager, manager.delete(&vm.id, true).await).await;

@@ -232,6 +232,8 @@ const SNAPSHOT: Group = &[
     call_if(libc::SYS_ioctl, &[Is(1, BLKPBSZGET)]),
     call(libc::SYS_preadv),
     call(libc::SYS_pwritev),
+    call(libc::SYS_preadv2),
+    call(libc::SYS_pwritev2),
     // Sealing files; duplicates of descriptors for clones.
     call(libc::SYS_fcntl),
     call_if(libc::SYS_ioctl, &[Is(1, PAGEMAP_SCAN)]),

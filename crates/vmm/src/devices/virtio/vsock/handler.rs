@@ -9,17 +9,39 @@ use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const LISTENER: u64 = 2;
+const EVENTS: u64 = 3;
 
 pub(super) struct VsockHandler {
     receive: VirtQueue,
     transmit: VirtQueue,
     muxer: Muxer,
     data: Vec<u8>,
+    /// The queue by which the driver was told that its connections are gone.
+    events: Option<VirtQueue>,
+    /// It has not heard yet: a connection that it accepted now, it would drop without a word when it does. Programs of the
+    /// host wait meanwhile.
+    deaf: bool,
 }
 
 impl VsockHandler {
-    pub(super) fn new(receive: VirtQueue, transmit: VirtQueue, muxer: Muxer) -> VsockHandler {
-        VsockHandler { receive, transmit, muxer, data: Vec::new() }
+    /// A handler; with the event queue, if the driver was told there that its connections are gone.
+    pub(super) fn new(
+        receive: VirtQueue,
+        transmit: VirtQueue,
+        muxer: Muxer,
+        events: Option<VirtQueue>,
+    ) -> VsockHandler {
+        let deaf = events.is_some();
+        VsockHandler { receive, transmit, muxer, data: Vec::new(), events, deaf }
+    }
+
+    /// Takes connections of the host's programs, once the driver has offered its event buffer anew: it has heard.
+    fn accept(&mut self, poller: &Poller) {
+        if self.deaf && self.events.as_mut().is_some_and(|events| !events.rearm()) {
+            return;
+        }
+        self.deaf = false;
+        self.muxer.accept(poller);
     }
 
     /// Moves packets in both directions until neither can go on.
@@ -98,7 +120,10 @@ impl Handler for VsockHandler {
         poller.add(self.transmit.kick_fd(), TRANSMIT, Ready::IN)?;
         // Edge-triggered: where no descriptor is left to accept with, the thread must not spin.
         poller.add(self.muxer.listener(), LISTENER, Ready::IN | Ready::ET)?;
-        self.muxer.accept(poller);
+        if let Some(events) = &self.events {
+            poller.add(events.kick_fd(), EVENTS, Ready::IN)?;
+        }
+        self.accept(poller);
         self.pump(poller)
     }
 
@@ -106,7 +131,13 @@ impl Handler for VsockHandler {
         match token {
             RECEIVE => self.receive.clear_kick(),
             TRANSMIT => self.transmit.clear_kick(),
-            LISTENER => self.muxer.accept(poller),
+            LISTENER => self.accept(poller),
+            EVENTS => {
+                if let Some(events) = &self.events {
+                    events.clear_kick();
+                }
+                self.accept(poller);
+            }
             socket => self.muxer.socket_event(socket, ready, poller),
         }
         self.pump(poller)

@@ -102,15 +102,17 @@ fn listen(path: &Path) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
-/// Tells the driver that all its connections are gone, as after a snapshot was restored (§5.10.6.7).
-fn tell_reset(events: &mut VirtQueue) -> Result<(), ActivateError> {
+/// Tells the driver that all its connections are gone, as after a snapshot was restored (§5.10.6.7). All buffers of the
+/// queue are taken, so that the next one to come says that the driver has heard; false if it has offered none.
+fn tell_reset(events: &mut VirtQueue) -> Result<bool, ActivateError> {
     const TRANSPORT_RESET: u32 = 0;
     // A driver that has offered no buffer finds out when its connections do not answer.
-    let Some(chain) = events.pop()? else { return Ok(()) };
+    let Some(chain) = events.pop()? else { return Ok(false) };
+    while events.pop()?.is_some() {}
     let written = chain.writable.write_at(events.memory(), 0, &TRANSPORT_RESET.to_le_bytes());
     events.push(chain.head, written as u32);
     events.signal();
-    Ok(())
+    Ok(true)
 }
 
 impl VirtioDevice for Vsock {
@@ -135,11 +137,9 @@ impl VirtioDevice for Vsock {
         let receive = activation.take_queue(RECEIVE_QUEUE)?;
         let transmit = activation.take_queue(TRANSMIT_QUEUE)?;
         let mut events = activation.take_queue(EVENT_QUEUE)?;
-        if activation.resumed {
-            tell_reset(&mut events)?;
-        }
+        let deaf = activation.resumed && tell_reset(&mut events)?;
         let muxer = Muxer::new(u64::from(self.guest_cid), self.path.clone(), self.listener.clone());
-        let handler = VsockHandler::new(receive, transmit, muxer);
+        let handler = VsockHandler::new(receive, transmit, muxer, deaf.then_some(events));
         let worker = Worker::spawn("virtio-vsock", handler, activation.interrupt).map_err(ActivateError::Thread)?;
         *lock(&self.worker) = Some(worker);
         Ok(())

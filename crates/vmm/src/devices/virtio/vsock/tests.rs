@@ -488,3 +488,30 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn after_a_restore_programs_of_the_host_wait_until_the_driver_knows_that_its_connections_are_gone() {
+    // Arrange: a driver with event buffers, and a machine that goes on elsewhere.
+    let mut guest = guest();
+    for _ in 0..4 {
+        guest.driver.send(2, &[Part::Write(4)]);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let config = VsockConfig { guest_cid: CID as u32, path: directory.path().join("v") };
+    guest.driver = guest.driver.moved_to(config.build().unwrap());
+    guest.directory = directory;
+    let _program = guest.connect_from_host(b"CONNECT 7\n");
+
+    // Act: the driver sends to a connection that is gone, which is answered though it has not seen the event.
+    guest.send(request(op::RW), b"lost");
+    guest.expect(op::RST);
+    assert!(guest.driver.poll(0).is_none(), "a connection was asked for");
+    let (head, written) = guest.driver.wait(2);
+    assert_eq!(written, 4);
+    guest.driver.offer(2, head);
+    guest.driver.kick(2);
+
+    // Assert
+    let (asked, _) = guest.expect(op::REQUEST);
+    assert_eq!(asked.dst_port, 7);
+}
