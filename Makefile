@@ -3,7 +3,7 @@
 .PHONY: help demo build dashboard browse test lint bench fuzz guest debian-image clean
 
 help:
-	@echo "make demo          build all, boot a guest, run a command inside; says how long each step took"
+	@echo "make demo          build all, boot a guest, run a command inside, clone it ten times; says how long each step took"
 	@echo "make build         the program: target/release/queztl-hv"
 	@echo "make dashboard     the page that the daemon serves; part of build where there is npm"
 	@echo "make guest         the minimal guest kernel and the small root file system"

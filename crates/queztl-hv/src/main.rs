@@ -56,7 +56,8 @@ fn main() -> ExitCode {
 fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
     // It keeps its log elsewhere.
     if !matches!(cli.command, Command::Vmm { .. }) {
-        log_to_stderr(cli.verbose);
+        // A daemon tells besides who has changed what.
+        log_to_stderr(cli.verbose, if matches!(cli.command, Command::Daemon(_)) { ",queztl::audit=info" } else { "" });
     }
     match cli.command {
         Command::Vmm { directory } => vmm::run(&directory, cli.verbose, started),
@@ -115,8 +116,8 @@ fn print(text: &str) -> Status {
     }
 }
 
-fn log_to_stderr(verbose: u8) {
-    let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
+fn log_to_stderr(verbose: u8, more: &str) {
+    let level = format!("{}{more}", ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))]);
     // RUST_LOG refines what -v asks for; a mistake in it must not stop a virtual machine.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()

@@ -29,7 +29,7 @@ pub fn copy(args: &CopyArgs, vsock: &Path, way: &Way) -> Result<Status, Failure>
     tracing::info!(entries = summary.entries, bytes = summary.bytes, "copied");
     if summary.skipped > 0 {
         let what = "devices, sockets, pipes and links that lead out of the copy are left out";
-        tracing::warn!(entries = summary.skipped, "{what}");
+        eprintln!("queztl-hv: warning: {what}: {} of them", summary.skipped);
     }
     Ok(Status::Success)
 }
