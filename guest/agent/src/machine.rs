@@ -66,9 +66,6 @@ impl Machine for Linux {
         // Without a service manager: everything but the first process and this one.
         // SAFETY: the calls take no pointers.
         unsafe { libc::kill(-1, libc::SIGTERM) };
-        // Shells at a terminal hear nothing else.
-        // SAFETY: as above.
-        unsafe { libc::kill(-1, libc::SIGHUP) };
         // The grace ends early when there is nobody left to wait for.
         let step = Duration::from_millis(20);
         let mut left = grace;
@@ -87,19 +84,39 @@ impl Machine for Linux {
     }
 }
 
-/// Whether there are processes of programs besides the first and this one. Kernel threads have no command line, nor have
-/// zombies.
+/// Whether there are processes of programs besides the first and this one that may still end by themselves. Kernel threads have
+/// no command line, nor have zombies; a shell at a terminal ignores SIGTERM.
 fn others_run() -> bool {
     let own = std::process::id();
     let Ok(entries) = std::fs::read_dir("/proc") else { return false };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     numbers
         .filter(|number| *number != 1 && *number != own)
-        .any(|number| std::fs::read(format!("/proc/{number}/cmdline")).is_ok_and(|line| !line.is_empty()))
+        .filter(|number| std::fs::read(format!("/proc/{number}/cmdline")).is_ok_and(|line| !line.is_empty()))
+        .any(|number| !std::fs::read_to_string(format!("/proc/{number}/status")).is_ok_and(|text| ignores_end(&text)))
+}
+
+/// Whether a process with this status ignores SIGTERM: proc_pid_status(5), `SigIgn`.
+fn ignores_end(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (libc::SIGTERM - 1)) != 0
 }
 
 /// Keeps the kernel from choosing the agent when memory is short. Commands do not inherit it.
 pub fn protect_from_oom() {
     // Without procfs there is nothing to protect with.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_ignores_the_end_is_known_by_its_status() {
+        assert!(ignores_end("Name:\tsh\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000284004\n"));
+        assert!(!ignores_end("SigIgn:\t0000000000000006\n"));
+        assert!(!ignores_end("SigIgn:\tdamaged\n") && !ignores_end(""));
+    }
 }

@@ -4,6 +4,7 @@
 //! needs it ([`autostart`]). Virtual machines are processes of their own: they outlive it, and the next one finds them again.
 
 pub mod autostart;
+mod notify;
 pub mod place;
 mod serve;
 

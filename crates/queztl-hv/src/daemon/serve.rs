@@ -10,6 +10,7 @@ use queztl_control::api::{Certificate, Limits, Listen, ServeConfig, Server};
 use queztl_control::{Config, Manager};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::notify;
 use super::place::Place;
 use crate::cli::ServeArgs;
 use crate::report::{Failure, chain};
@@ -40,7 +41,9 @@ async fn serve(place: &Place, args: ServeArgs) -> Result<Status, Failure> {
     let server = Server::bind(manager.clone(), config_of(place, args)?).await;
     let server = server.map_err(|error| Failure::host(chain(&error)))?;
     tracing::info!(socket = %place.socket.display(), tcp = ?server.tcp_addresses(), "serving");
+    notify::ready();
     server.run(ended).await;
+    notify::stopping();
     manager.close().await;
     tracing::info!("ended; machines run on");
     Ok(Status::Success)

@@ -23,8 +23,8 @@ fn a_console_has_keys_history_viewers_and_a_way_out() {
     console.wait_for("second-42");
 
     // Ctrl-C is the guest's; Ctrl-A d is ours.
-    console.type_keys(b"sleep 1000\r");
-    console.wait_for("sleep 1000");
+    console.type_keys(b"echo beg''un; sleep 1000\r");
+    console.wait_for("begun");
     console.type_keys(b"\x03");
     console.wait_for("queztl:/root# ");
     console.type_keys(b"\x01d");
@@ -53,8 +53,8 @@ fn a_command_has_a_terminal_of_this_ones_size() {
         shell.type_keys(b"stty size; echo do''ne\r");
         shell.wait_for("done").contains("11 66")
     });
-    shell.type_keys(b"sleep 1000\r");
-    shell.wait_for("sleep 1000");
+    shell.type_keys(b"echo beg''un; sleep 1000\r");
+    shell.wait_for("begun");
     shell.type_keys(b"\x03");
     shell.wait_for("# ");
     shell.type_keys(b"exit 5\r");

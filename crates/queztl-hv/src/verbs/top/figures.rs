@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use queztl_api::{Vm, VmMetrics, VmState};
+use queztl_api::{MemoryMetrics, Vm, VmMetrics, VmState};
 
 use super::{Sort, View};
 use crate::output::table::Table;
@@ -36,7 +36,7 @@ struct Line {
     state: VmState,
     /// Percent of one processor.
     cpu: Option<f64>,
-    resident_bytes: u64,
+    memory_bytes: u64,
     ram_bytes: u64,
     rates: Option<Rates>,
     up: String,
@@ -84,12 +84,18 @@ impl Figures {
             name: vm.name.to_string(),
             state: vm.state,
             cpu: rates.map(|(cpu, _)| cpu),
-            resident_bytes: metrics.map_or(0, |metrics| metrics.memory.resident_bytes),
+            memory_bytes: metrics.map_or(0, |metrics| memory(&metrics.memory)),
             ram_bytes: vm.spec.ram_bytes,
             rates: rates.map(|(_, rates)| rates),
             up: vm.runtime.as_ref().map(|runtime| age(runtime.started_at)).unwrap_or_default(),
         }
     }
+}
+
+/// What the machine takes of the host. Clones share most of theirs; so that the sum is what all of them take, each has its
+/// share of that, where the host tells.
+fn memory(figures: &MemoryMetrics) -> u64 {
+    if figures.pss_bytes > 0 { figures.pss_bytes } else { figures.resident_bytes }
 }
 
 /// Percent of a processor and bytes a second between two looks; none if no time has passed, or the machine's process is
@@ -122,7 +128,7 @@ fn compare(sort: Sort, one: &Line, other: &Line) -> Ordering {
     let falling = |figure: fn(&Line) -> f64| figure(other).total_cmp(&figure(one));
     match sort {
         Sort::Cpu => falling(|line| line.cpu.unwrap_or(-1.0)),
-        Sort::Memory => falling(|line| line.resident_bytes as f64),
+        Sort::Memory => falling(|line| line.memory_bytes as f64),
         Sort::Reads => falling(|line| line.rates.map_or(-1.0, |rates| rates.read)),
         Sort::Writes => falling(|line| line.rates.map_or(-1.0, |rates| rates.written)),
         Sort::Name => one.name.cmp(&other.name),
@@ -133,8 +139,8 @@ fn compare(sort: Sort, one: &Line, other: &Line) -> Ordering {
 fn summary(rows: &[Line]) -> String {
     let running = rows.iter().filter(|row| row.state == VmState::Running).count();
     let cpu: f64 = rows.iter().filter_map(|row| row.cpu).sum();
-    let resident = rows.iter().map(|row| row.resident_bytes).sum();
-    format!("{} machines, {running} running; {cpu:.0} % of a processor, {} of memory", rows.len(), size(resident))
+    let memory = rows.iter().map(|row| row.memory_bytes).sum();
+    format!("{} machines, {running} running; {cpu:.0} % of a processor, {} of memory", rows.len(), size(memory))
 }
 
 fn table(rows: &[Line]) -> Table {
@@ -146,7 +152,7 @@ fn table(rows: &[Line]) -> Table {
             row.name.clone(),
             word(&row.state),
             row.cpu.map(|cpu| format!("{cpu:.1}")).unwrap_or_default(),
-            size(row.resident_bytes),
+            size(row.memory_bytes),
             size(row.ram_bytes),
             rate(|rates| rates.read),
             rate(|rates| rates.written),
@@ -160,7 +166,7 @@ fn table(rows: &[Line]) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use queztl_api::{DiskMetrics, MemoryMetrics, Timestamp, VmSpec};
+    use queztl_api::{DiskMetrics, Timestamp, VmSpec};
 
     use super::*;
 
@@ -183,7 +189,7 @@ mod tests {
             name: name.to_owned(),
             at: Timestamp::from_second(second).unwrap(),
             vcpus: Vec::new(),
-            memory: MemoryMetrics { resident_bytes: 64 << 20, ..MemoryMetrics::default() },
+            memory: MemoryMetrics { resident_bytes: 90 << 20, pss_bytes: 64 << 20, ..MemoryMetrics::default() },
             disks: vec![DiskMetrics { read_bytes, ..DiskMetrics::default() }],
             nets: Vec::new(),
             cpu_ns,
