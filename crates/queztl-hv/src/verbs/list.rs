@@ -1,5 +1,7 @@
 //! `list` and `info`.
 
+use std::cmp::Ordering;
+
 use queztl_api::Vm;
 
 use super::rows::One;
@@ -13,12 +15,21 @@ use crate::status::Status;
 pub async fn list(session: &Session, args: &ListArgs) -> Result<Status, Failure> {
     let mut vms = session.client.vms().await.map_err(failure)?;
     vms.retain(|vm| fits(vm, args));
-    vms.sort_by(|one, other| one.name.cmp(&other.name));
+    vms.sort_by(|one, other| by_number(one.name.as_str(), other.name.as_str()));
     let is_for_people = matches!(args.output.format, OutputFormat::Table | OutputFormat::Wide);
     if vms.is_empty() && is_for_people && !(args.labels.is_empty() && args.states.is_empty()) {
         return Ok(crate::print("no machine fits: queztl-hv list without options shows all\n"));
     }
     output::print(&List(&vms), args.output.format)
+}
+
+/// The order of names in which `web-9` comes before `web-10`.
+fn by_number(one: &str, other: &str) -> Ordering {
+    let split = |name: &str| {
+        let prefix = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+        (name[..prefix].to_owned(), name[prefix..].parse::<u64>().ok())
+    };
+    split(one).cmp(&split(other)).then_with(|| one.cmp(other))
 }
 
 fn fits(vm: &Vm, args: &ListArgs) -> bool {
@@ -47,5 +58,17 @@ pub async fn info(session: &Session, args: &InfoArgs) -> Result<Status, Failure>
             Ok(crate::print(&texts.join("\n")))
         }
         (vms, format) => output::print(&List(vms), format),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_in_the_order_of_their_numbers() {
+        let mut names = ["web-10", "web", "web-9", "a", "web-09", "web-1x", "7", "99999999999999999999"];
+        names.sort_by(|one, other| by_number(one, other));
+        assert_eq!(names, ["99999999999999999999", "7", "a", "web", "web-09", "web-9", "web-10", "web-1x"]);
     }
 }
