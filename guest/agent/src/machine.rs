@@ -73,8 +73,9 @@ impl Machine for Linux {
             std::thread::sleep(step.min(left));
             left = left.saturating_sub(step);
         }
+        // Who is left stands still rather than ends: an init whose shell ends may have plans of its own, such as to power off.
         // SAFETY: as above.
-        unsafe { libc::kill(-1, libc::SIGKILL) };
+        unsafe { libc::kill(-1, libc::SIGSTOP) };
         rustix::fs::sync();
         let command = match how {
             Shutdown::PowerOff => rustix::system::RebootCommand::PowerOff,
