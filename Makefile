@@ -52,6 +52,7 @@ bench:
 	if [ -e /dev/kvm ]; then target/release/queztl-bench ring3; else echo "ring3: skipped: no /dev/kvm"; fi
 	target/release/queztl-bench block
 	target/release/queztl-bench qhp
+	target/release/queztl-bench api
 	target/release/queztl-bench cpu
 
 clean:

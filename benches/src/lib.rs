@@ -5,6 +5,7 @@
 //! shows. Start time and memory are those of a [`monitor`] with a guest of a few instructions ([`payload`]); disks are
 //! measured at their [`virtqueue`].
 
+pub mod api;
 pub mod block;
 pub mod cpu;
 pub mod image;

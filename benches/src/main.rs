@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use queztl_bench::api::{self, ApiArgs};
 use queztl_bench::block::{self, BlockArgs};
 use queztl_bench::cpu::{self, CpuArgs};
 use queztl_bench::overhead::{self, OverheadArgs};
@@ -44,6 +45,8 @@ enum Comparison {
     Block(BlockArgs),
     /// QHP with bare sockets and gRPC: round trips and throughput
     Qhp(QhpArgs),
+    /// The daemon's API with a bare server: latency of requests, events a second
+    Api(ApiArgs),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +71,7 @@ fn run(arguments: Arguments) -> Result<bool> {
         Comparison::Ring3(ring3) => ring3::run(&ring3, &queztl()?)?,
         Comparison::Block(block) => block::run(&block)?,
         Comparison::Qhp(qhp) => qhp::run(&qhp)?,
+        Comparison::Api(api) => api::run(&api)?,
     }
     Ok(true)
 }
