@@ -13,6 +13,7 @@ mod exec;
 mod image;
 mod info;
 mod metrics;
+mod migration;
 mod name;
 mod operation;
 mod page;
@@ -33,6 +34,7 @@ pub use jiff::Timestamp;
 pub use metrics::{
     DiskMetrics, ExitCount, HISTOGRAM_BUCKETS, Histogram, MemoryMetrics, NetMetrics, Sample, VcpuMetrics, VmMetrics,
 };
+pub use migration::{MigrateRequest, MigrationReport, ReceiveRequest};
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use operation::{Operation, OperationKind, OperationState, Progress};
 pub use page::{MAX_PAGE, Page, PageQuery};

@@ -50,6 +50,8 @@ pub enum OperationKind {
     DeleteSnapshot,
     Restore,
     Clone,
+    Migrate,
+    Receive,
     ImportImage,
     CreateImage,
     CheckImage,

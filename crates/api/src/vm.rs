@@ -343,6 +343,8 @@ pub enum EndingReason {
     Stopped,
     /// It was killed from outside.
     Killed,
+    /// It goes on at another node.
+    Moved,
     /// The guest's kernel gave up.
     GuestPanic,
     /// The guest met a fault while handling a fault while handling a fault.

@@ -36,4 +36,4 @@ pub use address::{Address, AddressError};
 pub use client::{ANSWER, Client, Options};
 pub use error::Error;
 pub use routes::Parts;
-pub use stream::{Events, Message, Session};
+pub use stream::{Events, Message, Session, SessionSink, SessionSource};

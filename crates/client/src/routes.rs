@@ -5,8 +5,8 @@ use std::time::Duration;
 use hyper::body::{Bytes, Incoming};
 use queztl_api::{
     CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, DashboardLogin, DashboardRequest, Event,
-    ExecRequest, ExecResult, Image, ImportImage, Info, Name, NewToken, Operation, Page, ResizeImage, Sample, Snapshot,
-    SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
+    ExecRequest, ExecResult, Image, ImportImage, Info, MigrateRequest, Name, NewToken, Operation, Page, ReceiveRequest,
+    ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
 use serde::de::DeserializeOwned;
 
@@ -93,6 +93,20 @@ impl Client {
 
     pub async fn clone_vm(&self, vm: &str, request: &CloneRequest) -> Result<Operation, Error> {
         self.post(&Path::new(&["vms", vm, "clones"]), request).await
+    }
+
+    /// Its result is a [`queztl_api::MigrationReport`].
+    pub async fn migrate(&self, vm: &str, request: &MigrateRequest) -> Result<Operation, Error> {
+        self.post(&Path::new(&["vms", vm, "migrate"]), request).await
+    }
+
+    /// The operation ends when the machine runs there, or will not.
+    pub async fn receive(&self, request: &ReceiveRequest) -> Result<Operation, Error> {
+        self.post(&Path::new(&["incoming"]), request).await
+    }
+
+    pub async fn forget_incoming(&self, id: &str) -> Result<(), Error> {
+        self.remove(&Path::new(&["incoming", id])).await
     }
 
     pub async fn images(&self) -> Result<Vec<Image>, Error> {

@@ -1,6 +1,7 @@
 //! WebSockets (RFC 6455): events, consoles, commands.
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, Stream, StreamExt};
 use queztl_api::Event;
 use serde::Serialize;
 use tokio_tungstenite::WebSocketStream;
@@ -52,6 +53,14 @@ impl Client {
         self.session(&Path::new(&["vms", vm, "exec", "stream"])).await
     }
 
+    /// A connection to the process that waits for a machine.
+    ///
+    /// # Errors
+    /// As for [`Client::events`].
+    pub async fn incoming(&self, id: &str) -> Result<Session, Error> {
+        self.session(&Path::new(&["incoming", id, "stream"])).await
+    }
+
     async fn session(&self, path: &Path) -> Result<Session, Error> {
         let io = self.connect().await?;
         // The scheme is only a form here: the connection is already made.
@@ -87,17 +96,7 @@ impl Session {
     /// # Errors
     /// The connection broke, or the daemon closed it with a reason.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
-        loop {
-            return match self.socket.next().await {
-                None => Ok(None),
-                Some(Ok(Frame::Binary(bytes))) => Ok(Some(Message::Bytes(bytes.into()))),
-                Some(Ok(Frame::Text(text))) => Ok(Some(Message::Text(text.as_str().to_owned()))),
-                Some(Ok(Frame::Close(close))) => closed(close),
-                Some(Ok(_)) => continue,
-                Some(Err(tungstenite::Error::ConnectionClosed)) => Ok(None),
-                Some(Err(error)) => Err(Error::broken(error)),
-            };
-        }
+        next(&mut self.socket).await
     }
 
     /// Sends bytes.
@@ -124,9 +123,59 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Its two directions, for two tasks.
+    pub fn split(self) -> (SessionSink, SessionSource) {
+        let (sink, source) = self.socket.split();
+        (SessionSink(sink), SessionSource(source))
+    }
+}
+
+/// The direction to the daemon.
+pub struct SessionSink(SplitSink<Box<WebSocketStream<Box<dyn Io>>>, Frame>);
+
+impl SessionSink {
+    /// Sends bytes.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn send(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
+        self.0.send(Frame::binary(bytes)).await.map_err(Error::broken)
+    }
+}
+
+/// The direction from the daemon.
+pub struct SessionSource(SplitStream<Box<WebSocketStream<Box<dyn Io>>>>);
+
+impl SessionSource {
+    /// As [`Session::next`].
+    ///
+    /// # Errors
+    /// As [`Session::next`].
+    pub async fn next(&mut self) -> Result<Option<Message>, Error> {
+        next(&mut self.0).await
+    }
+}
+
 impl std::fmt::Debug for Session {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+async fn next(
+    frames: &mut (impl Stream<Item = Result<Frame, tungstenite::Error>> + Unpin),
+) -> Result<Option<Message>, Error> {
+    loop {
+        return match frames.next().await {
+            None => Ok(None),
+            Some(Ok(Frame::Binary(bytes))) => Ok(Some(Message::Bytes(bytes.into()))),
+            Some(Ok(Frame::Text(text))) => Ok(Some(Message::Text(text.as_str().to_owned()))),
+            Some(Ok(Frame::Close(close))) => closed(close),
+            Some(Ok(_)) => continue,
+            Some(Err(tungstenite::Error::ConnectionClosed)) => Ok(None),
+            Some(Err(error)) => Err(Error::broken(error)),
+        };
     }
 }
 

@@ -19,6 +19,7 @@ mod manager;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
 mod metrics;
+mod migrations;
 mod operations;
 mod service;
 mod snapshots;

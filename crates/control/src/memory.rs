@@ -344,6 +344,23 @@ impl Service for MemoryService {
         self.change(vm, OperationKind::Clone, VmState::Running)
     }
 
+    async fn migrate(&self, vm: &str, _: MigrateRequest) -> Result<Operation, Problem> {
+        self.change(vm, OperationKind::Migrate, VmState::Running)
+    }
+
+    async fn receive(&self, request: ReceiveRequest) -> Result<Operation, Problem> {
+        let request = CreateVm { name: request.name, spec: request.spec, start: true };
+        self.create(request).await
+    }
+
+    async fn incoming(&self, vm: &str) -> Result<std::path::PathBuf, Problem> {
+        Err(Problem::new(Code::State, format!("{vm:?} is not expected here")))
+    }
+
+    async fn forget_incoming(&self, vm: &str) -> Result<(), Problem> {
+        Err(Problem::new(Code::State, format!("{vm:?} is not expected here")))
+    }
+
     async fn images(&self) -> Result<Vec<Image>, Problem> {
         Ok(self.state().images.values().cloned().collect())
     }

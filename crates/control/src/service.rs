@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use queztl_api::{
-    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, Name, NewToken,
-    Operation, Problem, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm,
-    VmMetrics,
+    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, MigrateRequest, Name,
+    NewToken, Operation, Problem, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest,
+    Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
 
 /// Events from a place in their sequence on, in order; ends when the manager does.
@@ -62,6 +62,15 @@ pub trait Service: Send + Sync + 'static {
     /// Puts the machine back to where it was; it runs afterwards.
     async fn restore(&self, vm: &str, snapshot: &Name) -> Result<Operation, Problem>;
     async fn clone_vm(&self, vm: &str, request: CloneRequest) -> Result<Operation, Problem>;
+
+    /// Brings the running machine to another daemon.
+    async fn migrate(&self, vm: &str, request: MigrateRequest) -> Result<Operation, Problem>;
+    /// Makes ready for a machine that another daemon brings.
+    async fn receive(&self, request: ReceiveRequest) -> Result<Operation, Problem>;
+    /// The socket at which it is awaited.
+    async fn incoming(&self, vm: &str) -> Result<PathBuf, Problem>;
+    /// It does not come.
+    async fn forget_incoming(&self, vm: &str) -> Result<(), Problem>;
 
     async fn images(&self) -> Result<Vec<Image>, Problem>;
     async fn image(&self, name: &Name) -> Result<Image, Problem>;

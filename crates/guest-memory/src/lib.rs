@@ -37,7 +37,7 @@ use backing::Backing;
 pub use config::{Error, HUGE_PAGE_SIZE, Pages, RamConfig, RamNode};
 pub use figures::{MemoryFigures, Usage};
 pub use freeze::{Frozen, Settling};
-pub use image::{ImageError, LayerId, MemoryImage, MemoryTable, Shape, Written};
+pub use image::{ImageError, LayerId, MemoryImage, MemoryTable, Piece, Shape, Written};
 pub use layout::{HIGH_RAM_START, LOW_RAM_END, ranges_for};
 use plugged::Plugged;
 pub use plugged::{PLUG_UNIT, Plugging};

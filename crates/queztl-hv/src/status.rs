@@ -52,7 +52,7 @@ impl Status {
 impl From<Outcome> for Status {
     fn from(outcome: Outcome) -> Status {
         match outcome {
-            Outcome::PowerOff => Status::Success,
+            Outcome::PowerOff | Outcome::Moved => Status::Success,
             Outcome::Panic => Status::GuestPanic,
             Outcome::TripleFault => Status::TripleFault,
             Outcome::Timeout => Status::Timeout,

@@ -355,6 +355,8 @@ pub enum Outcome {
     DebugExit(u8),
     /// Somebody stopped the machine from outside.
     Stopped,
+    /// It goes on in another process, which it was brought to.
+    Moved,
 }
 
 #[cfg(test)]

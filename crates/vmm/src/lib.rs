@@ -16,6 +16,7 @@ pub mod irqchip;
 pub mod kvmclock;
 pub mod layout;
 pub mod machine;
+pub mod migration;
 pub mod numa;
 pub mod process;
 pub mod snapshot;

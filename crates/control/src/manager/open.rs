@@ -84,7 +84,7 @@ impl Core {
         make_folder(&crate::images::folder(&self.config.home))?;
         self.store.write(|change| Ok(change.event(EventKind::DaemonStarted, "the daemon has started")?))?;
         for (_, record) in self.store.list(VMS)? {
-            if !record.complete {
+            if !record.complete && !record.arriving {
                 self.remove_incomplete(&record)?;
                 continue;
             }
@@ -97,6 +97,11 @@ impl Core {
             }
         });
         for machine in self.machines.all() {
+            if machine.record().arriving {
+                self.recover_arrival(&machine)?;
+            }
+        }
+        for machine in self.machines.all() {
             if machine.record().deleting {
                 self.end_process(&machine)?;
                 self.remove(&machine)?;
@@ -105,6 +110,9 @@ impl Core {
         self.recover_snapshots()?;
         self.recover_images()?;
         self.recover_operations()?;
+        for machine in self.machines.all() {
+            self.recover_departure(&machine)?;
+        }
         self.autostart();
         self.start_sampling();
         self.start_checkpoints();

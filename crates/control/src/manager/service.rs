@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use queztl_api::{
-    CloneRequest, Code, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, Name, NewToken,
-    Operation, Problem, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm,
-    VmMetrics,
+    CloneRequest, Code, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, MigrateRequest,
+    Name, NewToken, Operation, Problem, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest,
+    Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
 
 use super::Manager;
@@ -99,6 +99,25 @@ impl Service for Manager {
     async fn clone_vm(&self, vm: &str, request: CloneRequest) -> Result<Operation> {
         let vm = vm.to_owned();
         self.call(move |core| core.clone_vm(&vm, request)).await
+    }
+
+    async fn migrate(&self, vm: &str, request: MigrateRequest) -> Result<Operation> {
+        let vm = vm.to_owned();
+        self.call(move |core| core.migrate(&vm, request)).await
+    }
+
+    async fn receive(&self, request: ReceiveRequest) -> Result<Operation> {
+        self.call(move |core| core.receive(request)).await
+    }
+
+    async fn incoming(&self, vm: &str) -> Result<std::path::PathBuf> {
+        let vm = vm.to_owned();
+        self.call(move |core| core.incoming(&vm)).await
+    }
+
+    async fn forget_incoming(&self, vm: &str) -> Result<()> {
+        let vm = vm.to_owned();
+        self.call(move |core| core.forget_incoming(&vm)).await
     }
 
     async fn images(&self) -> Result<Vec<Image>> {

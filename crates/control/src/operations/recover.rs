@@ -40,6 +40,7 @@ fn end_of(kind: OperationKind) -> Result<serde_json::Value, Problem> {
         OperationKind::Delete | OperationKind::DeleteSnapshot => return Ok(serde_json::Value::Null),
         OperationKind::Create
         | OperationKind::Clone
+        | OperationKind::Receive
         | OperationKind::Snapshot
         | OperationKind::ImportImage
         | OperationKind::CreateImage

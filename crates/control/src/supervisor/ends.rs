@@ -128,6 +128,7 @@ fn reported(report: &ExitReport) -> (EndingReason, String) {
             message("the guest could not handle an exception: is its kernel meant for this?"),
         ),
         Some(Outcome::Stopped | Outcome::Timeout) => (EndingReason::Stopped, message("it was stopped")),
+        Some(Outcome::Moved) => (EndingReason::Moved, message("it goes on elsewhere")),
         None if report.status == CONFINEMENT_STATUS => {
             (EndingReason::Confinement, message("a thread made a system call that it must not make: see vmm.log"))
         }

@@ -152,6 +152,8 @@ pub(crate) fn blank(name: &Name, spec: VmSpec) -> Result<VmRecord, Problem> {
         created_at: Timestamp::now(),
         origin: None,
         complete: false,
+        arriving: false,
+        leaving: None,
         deleting: false,
         wish: Wish::Off,
         started_before: false,

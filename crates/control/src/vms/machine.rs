@@ -205,7 +205,7 @@ pub(crate) fn directory(home: &Path, id: &str) -> PathBuf {
 /// Whether a machine that ended so should not have.
 pub(crate) fn is_crash(reason: EndingReason) -> bool {
     match reason {
-        EndingReason::PowerOff | EndingReason::Stopped | EndingReason::Killed => false,
+        EndingReason::PowerOff | EndingReason::Stopped | EndingReason::Moved | EndingReason::Killed => false,
         EndingReason::GuestPanic
         | EndingReason::TripleFault
         | EndingReason::ProcessFailed

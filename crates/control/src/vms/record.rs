@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use queztl_api::{Ending, Name, Origin, Timestamp, VmSpec};
+use queztl_api::{Ending, MigrateRequest, Name, Origin, Timestamp, VmSpec};
 use queztl_vmm::config::Mac;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,12 @@ pub(crate) struct VmRecord {
     pub origin: Option<Origin>,
     /// Everything that belongs to it has been made. Without it, the next daemon removes the machine.
     pub complete: bool,
+    /// It comes from another daemon, and may be here already: its process knows.
+    #[serde(default)]
+    pub arriving: bool,
+    /// It is on its way to another daemon, and may be there already: the two processes know.
+    #[serde(default)]
+    pub leaving: Option<MigrateRequest>,
     /// The next daemon goes on deleting it.
     pub deleting: bool,
     pub wish: Wish,

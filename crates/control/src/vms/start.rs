@@ -18,6 +18,8 @@ use crate::supervisor;
 
 /// How long a process may take until it answers; the first start may have to wait for a busy host.
 const READY_LIMIT: Duration = Duration::from_secs(60);
+/// The same where a machine comes from another daemon. Its process gives up much sooner when nothing comes.
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 impl Core {
     pub(crate) fn start(self: &Arc<Self>, vm: &str) -> Result<Operation, Problem> {
@@ -52,6 +54,7 @@ impl Core {
         start: Start,
         memory: Vec<Arc<std::os::fd::OwnedFd>>,
     ) -> Result<(), Problem> {
+        let is_incoming = matches!(start, Start::Incoming {});
         let record = machine.record();
         let file = self.machine_file(&record, start)?;
         self.note_start(machine)?;
@@ -82,7 +85,7 @@ impl Core {
             // Killed before there was a process.
             supervisor::kill(&live.pidfd)?;
         }
-        let status = self.await_answer(machine, &live)?;
+        let status = self.await_answer(machine, &live, if is_incoming { ARRIVAL_LIMIT } else { READY_LIMIT })?;
         self.answered(machine, &live, &status);
         Ok(())
     }
@@ -131,8 +134,8 @@ impl Core {
     }
 
     /// Waits until the process answers, or has ended.
-    fn await_answer(&self, machine: &Arc<Machine>, live: &Live) -> Result<Status, Problem> {
-        let deadline = Instant::now() + READY_LIMIT;
+    fn await_answer(&self, machine: &Arc<Machine>, live: &Live, limit: Duration) -> Result<Status, Problem> {
+        let deadline = Instant::now() + limit;
         let mut pause = Duration::from_millis(1);
         loop {
             if let Some(status) = supervisor::status(&machine.folder) {
@@ -146,7 +149,7 @@ impl Core {
             }
             if Instant::now() >= deadline {
                 let _ = supervisor::kill(&live.pidfd);
-                let seconds = READY_LIMIT.as_secs();
+                let seconds = limit.as_secs();
                 let text = format!("the process of the machine does not answer after {seconds} s: it was ended");
                 return Err(Problem::new(Code::Timeout, text));
             }

@@ -35,8 +35,8 @@ use std::sync::Arc;
 pub use error::ImageError;
 pub(crate) use segment::{ImageFile, Segment, overlay, within};
 pub use shape::Shape;
-pub use store::Written;
 pub(crate) use store::is_zero;
+pub use store::{Piece, Written};
 pub use table::{LayerId, MemoryTable};
 use table::{MAX_LAYERS, Run};
 
@@ -93,6 +93,18 @@ impl MemoryImage {
         let image = MemoryImage::assemble(&files, table, None)?;
         image.check_cover()?;
         Ok(image)
+    }
+
+    /// The image of RAM that lies in one file, in which offsets are those in RAM. Nobody may write to the file any more.
+    ///
+    /// # Errors
+    /// When the file is shorter than RAM, or anybody may write to it.
+    pub fn of_file(file: File, shape: Shape) -> Result<MemoryImage, ImageError> {
+        let bytes = shape.bytes();
+        check_file(&file, bytes)?;
+        let file = Arc::new(ImageFile::foreign(file));
+        let all = Segment { start: 0, len: bytes, offset: 0, layer: 0, file };
+        Ok(MemoryImage::new(shape, vec![LayerId::random()?], vec![all]))
     }
 
     /// What another process needs to have this image: files, and a table that says what is in them. From then on the

@@ -18,6 +18,29 @@ impl Shape {
         Shape(runs)
     }
 
+    /// RAM in these runs, as (guest-physical address, length in bytes).
+    ///
+    /// # Errors
+    /// When there is none, or some of it is where RAM cannot be.
+    pub fn from_runs(runs: Vec<(u64, u64)>) -> Result<Shape, ImageError> {
+        if runs.len() > MAX_RUNS {
+            return Err(ImageError::Damaged("more runs of RAM than there can be"));
+        }
+        let mut end = 0;
+        for (start, len) in runs.iter().copied() {
+            let aligned = start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
+            let next = start.checked_add(len).filter(|end| *end <= ADDRESS_END);
+            match next {
+                Some(next) if aligned && len > 0 && start >= end => end = next,
+                _ => return Err(ImageError::Damaged("a run of RAM is not where one can be")),
+            }
+        }
+        match runs.is_empty() {
+            true => Err(ImageError::Damaged("no RAM")),
+            false => Ok(Shape(runs)),
+        }
+    }
+
     /// The runs as (guest-physical address, length in bytes).
     pub fn runs(&self) -> &[(u64, u64)] {
         &self.0
@@ -62,21 +85,8 @@ impl Shape {
 
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Shape, ImageError> {
         let count = reader.count(MAX_RUNS, 16)?;
-        let (mut runs, mut end) = (Vec::with_capacity(count), 0);
-        for _ in 0..count {
-            let (start, len) = (reader.u64()?, reader.u64()?);
-            let aligned = start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
-            let next = start.checked_add(len).filter(|end| *end <= ADDRESS_END);
-            match next {
-                Some(next) if aligned && len > 0 && start >= end => end = next,
-                _ => return Err(ImageError::Damaged("a run of RAM is not where one can be")),
-            }
-            runs.push((start, len));
-        }
-        match runs.is_empty() {
-            true => Err(ImageError::Damaged("no RAM")),
-            false => Ok(Shape(runs)),
-        }
+        let runs = (0..count).map(|_| Ok((reader.u64()?, reader.u64()?)));
+        Shape::from_runs(runs.collect::<Result<_, ImageError>>()?)
     }
 }
 

@@ -13,6 +13,14 @@ use super::table::{CHUNK_BYTES, Run};
 use super::{ImageError, LayerId, MemoryImage, MemoryTable, Segment};
 use crate::PAGE_SIZE;
 
+/// A part of RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    Data(&'a [u8]),
+    /// So many bytes of zeroes.
+    Zero(u64),
+}
+
 /// What [`MemoryImage::write`] has written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
@@ -25,6 +33,26 @@ impl MemoryImage {
     /// Calls `f` with (offset in RAM, bytes) of the runs of pages that are not zero.
     pub(crate) fn for_each_data(&self, f: impl FnMut(u64, &[u8]) -> Result<(), ImageError>) -> Result<(), ImageError> {
         gather(&self.segments, self.shape.bytes(), f).map(drop)
+    }
+
+    /// Calls `f` with all of RAM that is newer than layer `base`, lowest offsets first; all that is not zero, without a base.
+    ///
+    /// # Errors
+    /// When this image does not descend from the base or a layer cannot be read, and those of `f`.
+    pub fn for_each_piece(
+        &self,
+        base: Option<LayerId>,
+        mut f: impl FnMut(u64, Piece<'_>) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        let Some(base) = base else { return self.for_each_data(|offset, data| f(offset, Piece::Data(data))) };
+        let segments = self.since(base)?;
+        let mut zeroes = Zeroes { segments: &segments, told: 0 };
+        gather(&segments, self.shape.bytes(), |offset, data| {
+            zeroes.up_to(offset, &mut f)?;
+            zeroes.told = offset + data.len() as u64;
+            f(offset, Piece::Data(data))
+        })?;
+        zeroes.up_to(u64::MAX, &mut f)
     }
 
     /// Copies all data to `file`, where offsets are those in RAM. Returns the bytes copied.
@@ -63,6 +91,35 @@ impl MemoryImage {
         let runs = runs_of(&segments);
         let table = MemoryTable { shape: self.shape.clone(), base, layers: vec![layer], files: 1, runs, chunks };
         Ok(Written { table, data_bytes })
+    }
+}
+
+/// Tells of what lies in segments and is no data.
+struct Zeroes<'a> {
+    /// Those that are not told of whole, lowest first.
+    segments: &'a [Segment],
+    /// All below this offset is told.
+    told: u64,
+}
+
+impl Zeroes<'_> {
+    fn up_to(
+        &mut self,
+        end: u64,
+        f: &mut impl FnMut(u64, Piece<'_>) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        while let Some((segment, rest)) = self.segments.split_first().filter(|(segment, _)| segment.start < end) {
+            let (from, to) = (segment.start.max(self.told), segment.end().min(end));
+            if from < to {
+                f(from, Piece::Zero(to - from))?;
+                self.told = to;
+            }
+            if segment.end() > end {
+                break;
+            }
+            self.segments = rest;
+        }
+        Ok(())
     }
 }
 

@@ -285,3 +285,43 @@ fn reserved_huge_pages_are_copied() {
     let plain = GuestRam::from_image(&RamConfig::plain(4 * MIB), 0, &image).unwrap();
     assert_eq!([&ram, &restored, &plain].map(|ram| get(ram, MIB)), [2, 1, 1]);
 }
+
+/// Puts pieces where they belong, in a file that is full of something else.
+fn pieces(image: &MemoryImage, base: Option<LayerId>, file: &File) -> u64 {
+    let mut next = 0;
+    let mut bytes = 0;
+    let put = |offset: u64, piece: Piece<'_>| {
+        assert!(offset >= next, "lowest first, and nothing twice");
+        let data = match piece {
+            Piece::Data(data) => data.to_vec(),
+            Piece::Zero(len) => vec![0; len as usize],
+        };
+        next = offset + data.len() as u64;
+        bytes += data.len() as u64;
+        file.write_all_at(&data, offset).map_err(ImageError::io("test"))
+    };
+    image.for_each_piece(base, put).unwrap();
+    bytes
+}
+
+#[test]
+fn pieces_make_the_same_ram_elsewhere() {
+    let ram = new_ram();
+    [0, 4 * MIB, 5 * MIB, HOTPLUG].into_iter().for_each(|address| put(&ram, address, 1));
+    let first = freeze(&ram);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(8 * MIB).unwrap();
+    assert_eq!(pieces(&first, None, &file), 4 * PAGE_SIZE);
+
+    // Data becomes zeroes, in the middle of what was written and at its end.
+    [(PAGE_SIZE, 2), (4 * MIB, 0), (4 * MIB + PAGE_SIZE, 2), (5 * MIB, 0)]
+        .into_iter()
+        .for_each(|(at, to)| put(&ram, at, to));
+    let second = freeze(&ram);
+    assert!(pieces(&second, first.top(), &file) >= 4 * PAGE_SIZE);
+
+    let copy = MemoryImage::of_file(file, second.shape().clone()).unwrap();
+    let there = child(&copy);
+    let at = [0, PAGE_SIZE, 4 * MIB, 4 * MIB + PAGE_SIZE, 5 * MIB, HOTPLUG];
+    assert_eq!(at.map(|address| get(&there, address)), [1, 2, 0, 2, 0, 1]);
+}

@@ -150,6 +150,9 @@ pub enum MachineCommand {
     /// Make running copies of a machine, as it is now or from a snapshot
     Clone(Verb<CloneArgs>),
 
+    /// Bring a running machine to another daemon
+    Migrate(Verb<MigrateArgs>),
+
     /// List the daemon's work, wait for it or cancel it
     Operations(Verb<OperationsArgs>),
 
@@ -502,6 +505,35 @@ pub struct CloneArgs {
 
     #[command(flatten)]
     pub output: OptionalOutput,
+}
+
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    #[command(flatten)]
+    pub vm: OneVm,
+
+    /// The other daemon: https://host:port, or unix:/path/of/socket on the same host
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: String,
+
+    /// File with a token of that daemon, scope admin; needed over https
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub to_token_file: Option<PathBuf>,
+
+    /// PEM file with that daemon's certificate, or its authority's [default: the host's authorities]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub to_ca: Option<PathBuf>,
+
+    /// Connections for memory
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub stripes: u32,
+
+    /// Rounds of copying at most before the machine stands still for the last one
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+
+    #[command(flatten)]
+    pub output: OutputArg,
 }
 
 #[derive(Debug, Args)]

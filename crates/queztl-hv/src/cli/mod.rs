@@ -19,8 +19,9 @@ pub use image::{ImageArgs, ImageCommand, ImageStoreCommand};
 pub use kernel::{KernelBuildArgs, KernelCommand, ProfileArg};
 pub use machines::{
     CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DashboardArgs, DeleteArgs, EventsArgs, InfoArgs, LimitsArgs,
-    ListArgs, LogsArgs, MachineCommand, OnCrashArg, OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs,
-    ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand, SnapshotsArgs, StopArgs, TokenCommand, TopArgs, Verb, Vms,
+    ListArgs, LogsArgs, MachineCommand, MigrateArgs, OnCrashArg, OperationsArgs, OperationsCommand, PolicyArgs,
+    RestoreArgs, ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand, SnapshotsArgs, StopArgs, TokenCommand, TopArgs,
+    Verb, Vms,
 };
 pub use output::{OutputArg, OutputFormat};
 pub use run::RunArgs;

@@ -100,6 +100,7 @@ fn explain(outcome: Outcome, timeout: Option<Duration>) {
             eprintln!("queztl-hv: stopped after {seconds} s: --timeout asked for it");
         }
         Outcome::Stopped => eprintln!("queztl-hv: stopped"),
+        Outcome::Moved => eprintln!("queztl-hv: the machine goes on elsewhere"),
     }
 }
 

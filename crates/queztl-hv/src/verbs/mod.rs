@@ -20,6 +20,7 @@ mod keyboard;
 mod lifecycle;
 mod limits;
 mod list;
+mod migrate;
 pub mod names;
 mod operations;
 mod rows;
@@ -63,6 +64,7 @@ pub fn execute(command: MachineCommand) -> Result<Status, Failure> {
         MachineCommand::Snapshot(verb) => with(verb, async |session, args| snapshots::snapshot(session, args).await),
         MachineCommand::Snapshots(verb) => with(verb, async |session, args| snapshots::list(session, &args).await),
         MachineCommand::Restore(verb) => with(verb, async |session, args| snapshots::restore(session, &args).await),
+        MachineCommand::Migrate(verb) => with(verb, async |session, args| migrate::migrate(session, args).await),
         MachineCommand::Clone(verb) => with(verb, async |session, args| clones::clone(session, args).await),
         MachineCommand::Operations(verb) => {
             with(verb, async |session, args| operations::operations(session, args).await)

@@ -14,11 +14,12 @@ use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use queztl_vmm::config::Outcome;
+use queztl_vmm::config::{MachineConfig, Outcome};
 use queztl_vmm::confine;
 use queztl_vmm::machine::{Host, Networks, Terminal};
+use queztl_vmm::migration::{self, Arrival, Arrived};
 use queztl_vmm::process::console::{self, Hub};
 use queztl_vmm::process::sandbox::{self, Needs};
 use queztl_vmm::process::{ExitReport, FileError, Folder, LockError, LogFile, MachineFile, Start};
@@ -31,6 +32,9 @@ use crate::run::engine::{self, Engine};
 use crate::run::signals::Signals;
 use crate::run::terminal;
 use crate::status::Status;
+
+/// How long a machine may take to begin to arrive.
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the machine of `directory` and gives the status that its end deserves.
 pub fn run(directory: &Path, verbose: u8, started: Instant) -> Result<Status, Failure> {
@@ -73,6 +77,7 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let config = file.config;
     config.check().map_err(Failure::usage)?;
     let needs = Needs::of(Path::new("."), &config, &file.start, &file.sandbox);
+    let is_incoming = matches!(file.start, Start::Incoming {});
     let snapshot = snapshot(file.start)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     terminal::restore_on_panic();
@@ -84,6 +89,10 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     confine::start_launcher().map_err(Failure::host)?;
     signals.listen();
 
+    let (snapshot, arrived) = match is_incoming {
+        true => arrival(folder, &config).map(|(snapshot, arrived)| (Some((snapshot, None)), Some(arrived)))?,
+        false => (snapshot, None),
+    };
     let writers = hub.clone();
     let host = Host::with_networks(networks, &config).map_err(engine::failure)?;
     let host = host.with_terminal(Terminal::new(move || writers.writer()));
@@ -92,6 +101,9 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let viewers = console::Server::start(folder, hub, Arc::new(machine.handle()), Some(log));
     let viewers = viewers.map_err(|error| Failure::host(chain(&error)))?;
     let control = machine.listen(&folder.control())?;
+    if let Some(arrived) = arrived {
+        arrived.take_over().map_err(|error| Failure::host(chain(&error)))?;
+    }
     tracing::info!("the machine starts");
     let outcome = machine.run(None);
     drop(control);
@@ -104,7 +116,7 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
 /// The snapshot to go on from, if that is asked for, and who the guest is then.
 fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failure> {
     match start {
-        Start::Boot => Ok(None),
+        Start::Boot | Start::Incoming {} => Ok(None),
         Start::Restore { snapshot, identity } => {
             let snapshot = Snapshot::open(&snapshot).map_err(|error| Failure::usage(chain(&error)))?;
             Ok(Some((snapshot, identity)))
@@ -112,6 +124,21 @@ fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failur
         Start::Fork { state, memory, identity } => {
             let snapshot = Snapshot::open_fork(&state, inherited(&memory)?);
             Ok(Some((snapshot.map_err(|error| Failure::usage(chain(&error)))?, identity)))
+        }
+    }
+}
+
+/// The machine that another process brings.
+fn arrival(folder: &Folder, config: &MachineConfig) -> Result<(Snapshot, Arrived), Failure> {
+    let ram_bytes = config.ram_bytes + config.hotplug_bytes;
+    let arrival = migration::receive(&folder.incoming(), ram_bytes, ARRIVAL_LIMIT);
+    let Arrival { snapshot, arrived } = arrival.map_err(|error| Failure::host(chain(&error)))?;
+    // What is found to be wrong later ends this process, and the source sees that.
+    match snapshot.check_shape(config) {
+        Ok(()) => Ok((snapshot, arrived)),
+        Err(error) => {
+            arrived.refuse(&chain(&error));
+            Err(Failure::usage(chain(&error)))
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod payload;
 pub mod terminal;
+pub mod vm;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

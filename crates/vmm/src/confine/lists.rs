@@ -63,7 +63,8 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
         Kind::Console | Kind::Device => &[BASE, INTERRUPTS, POLL],
         Kind::Control => &[BASE, INTERRUPTS, POLL, RATES, CONTROL],
         Kind::ConsoleHub => &[BASE, INTERRUPTS, POLL, CONTROL, VIEWERS, RECORD],
-        Kind::Snapshot => &[BASE, INTERRUPTS, THREADS, SNAPSHOT],
+        // What a machine that moves has to say goes through Unix sockets.
+        Kind::Snapshot => &[BASE, INTERRUPTS, THREADS, SNAPSHOT, POLL, VSOCK],
         Kind::Timers | Kind::Input | Kind::Output => &[BASE, INTERRUPTS],
         Kind::PasstLog => &[BASE],
         Kind::Signals => &[BASE, INTERRUPTS, SIGNALS],

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::{Answer, MAX_FILES, Metrics, Refusal, Request, Response, SnapshotReport, Status};
+use super::{Answer, MAX_FILES, Metrics, Migration, Refusal, Request, Response, SnapshotReport, Status};
 
 /// How long an answer may take: longer than the machine waits for its own parts.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -111,6 +111,15 @@ impl Client {
     pub fn metrics(&mut self) -> Result<Metrics, ClientError> {
         match self.request(&Request::Metrics {})? {
             Response::Metrics(metrics) => Ok(*metrics),
+            Response::Error(refusal) => Err(refusal.into()),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Asks how a migration goes.
+    pub fn migration(&mut self) -> Result<Migration, ClientError> {
+        match self.request(&Request::Migration {})? {
+            Response::Migration(migration) => Ok(migration),
             Response::Error(refusal) => Err(refusal.into()),
             _ => Err(ClientError::Unexpected),
         }

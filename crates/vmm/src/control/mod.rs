@@ -20,6 +20,7 @@ mod client;
 mod connection;
 mod errands;
 mod metrics;
+mod migration;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ mod types;
 
 pub use client::{Client, ClientError};
 pub use metrics::{DiskFigures, ExitFigures, Metrics, NetFigures, ProcessMemory, VcpuFigures};
+pub use migration::{Migration, MigrationPhase};
 pub(crate) use server::listen;
 pub use server::{Server, ServerError, Target};
 pub use types::{

@@ -58,12 +58,25 @@ pub enum Request {
         #[serde(default)]
         disks: Vec<DiskCut>,
     },
+    /// Bring the machine to the process that listens at a Unix socket, or to whoever passes on what comes there. Answered when
+    /// it has begun; [`Request::Migration`] tells how it goes. When all is well, this process ends.
+    Migrate {
+        socket: PathBuf,
+        /// Connections for memory, 1 to 16.
+        stripes: u32,
+        /// Rounds of copying at most before the machine stands still for the last one.
+        max_rounds: u32,
+    },
+    /// How a migration goes, or has gone. Answered by [`Response::Migration`].
+    Migration {},
+    /// Give a migration up; the machine goes on here, unless the last round has been sent.
+    CancelMigration {},
 }
 
 impl Request {
     /// Whether it takes longer than others can wait.
     pub fn is_long(&self) -> bool {
-        matches!(self, Request::Snapshot { .. } | Request::Fork { .. })
+        matches!(self, Request::Snapshot { .. } | Request::Fork { .. } | Request::Migrate { .. })
     }
 }
 
@@ -88,6 +101,7 @@ pub enum Response {
     /// Descriptors of the memory's files come with it.
     Fork(SnapshotReport),
     Metrics(Box<super::Metrics>),
+    Migration(super::Migration),
     Error(Refusal),
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::assembly::Live;
 use super::events::End;
+use super::migrate::MigrationOrder;
 use super::{MachineHandle, SnapshotOrder, lock, read};
 use crate::config::{MachineConfig, RateLimit};
 use crate::control::{
@@ -51,7 +52,11 @@ impl Target for MachineHandle {
             Request::Balloon { target_bytes } => done(self.set_balloon(target_bytes)),
             Request::Memory { requested_bytes } => done(self.set_hotplug(requested_bytes)),
             Request::Limit { device, limit } => done(self.set_limit(&device, limit)),
-            Request::Snapshot { .. } | Request::Fork { .. } => self.carry_out(request).response,
+            Request::Migration {} => Response::Migration(self.migration()),
+            Request::CancelMigration {} => done(self.cancel_migration()),
+            Request::Snapshot { .. } | Request::Fork { .. } | Request::Migrate { .. } => {
+                self.carry_out(request).response
+            }
         }
     }
 
@@ -66,6 +71,10 @@ impl Target for MachineHandle {
                 Ok((report, files)) => Answer { response: Response::Fork(report), files },
                 Err(refusal) => refused(refusal),
             },
+            Request::Migrate { socket, stripes, max_rounds } => {
+                let order = MigrationOrder { socket, stripes, max_rounds };
+                self.migrate(order).map_or_else(refused, |()| Response::Done {}.into())
+            }
             other => self.execute(other).into(),
         }
     }

@@ -18,6 +18,8 @@ pub(super) enum End {
     DebugExit(u8),
     /// [`super::MachineHandle::stop`].
     Stopped,
+    /// It goes on elsewhere.
+    Moved,
     Timeout,
 }
 

@@ -16,6 +16,7 @@ mod control;
 mod disks;
 mod events;
 mod metrics;
+mod migrate;
 mod restore;
 mod snapshot;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use assembly::{Assembly, Live, Start};
 pub use assembly::{Host, Networks, Terminal};
 pub use disks::DiskCuts;
 use events::{End, Events};
+pub use migrate::MigrationOrder;
 use restore::Restoration;
 pub use snapshot::SnapshotOrder;
 use vcpus::Vcpus;
@@ -96,6 +98,8 @@ struct Shared {
     size: Mutex<Option<(u16, u16)>>,
     /// Held while the machine is being stopped, or must stay as it is: pauses, snapshots and ends exclude each other.
     transition: Mutex<()>,
+    /// The last migration, if there was one.
+    migration: Mutex<Arc<migrate::Progress>>,
     /// What the kernel tells of this process's memory (proc(5), `statm`).
     memory: Option<File>,
     started: Instant,
@@ -151,6 +155,7 @@ impl Machine {
             live: RwLock::new(Some(assembly.live())),
             size: Mutex::default(),
             transition: Mutex::default(),
+            migration: Mutex::default(),
             memory: File::open("/proc/self/statm").ok(),
             started: Instant::now(),
             restarts: AtomicU64::new(0),
@@ -216,6 +221,7 @@ fn outcome(end: End) -> Option<Outcome> {
         End::TripleFault => Outcome::TripleFault,
         End::DebugExit(value) => Outcome::DebugExit(value),
         End::Stopped => Outcome::Stopped,
+        End::Moved => Outcome::Moved,
         End::Timeout => Outcome::Timeout,
     })
 }

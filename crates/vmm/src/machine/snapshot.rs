@@ -44,13 +44,13 @@ pub struct SnapshotOrder {
 }
 
 /// A machine at one moment.
-struct Cut {
-    state: MachineState,
-    ram: Arc<GuestRam>,
-    frozen: Frozen,
-    pause: Duration,
+pub(super) struct Cut {
+    pub state: MachineState,
+    pub ram: Arc<GuestRam>,
+    pub frozen: Frozen,
+    pub pause: Duration,
     /// The machine was paused before.
-    was_paused: bool,
+    pub was_paused: bool,
 }
 
 impl MachineHandle {
@@ -98,7 +98,7 @@ impl MachineHandle {
 
     /// Makes the machine stand still, takes its state and freezes its RAM. It goes on unless it was paused before or shall
     /// stay so.
-    fn cut(&self, disks: &[DiskCut], stay_paused: bool) -> Result<Cut, Refusal> {
+    pub(super) fn cut(&self, disks: &[DiskCut], stay_paused: bool) -> Result<Cut, Refusal> {
         let overlays: Vec<_> = disks.iter().map(|disk| (disk.index, disk.overlay.clone())).collect();
         let settler = settler()?;
         let _transition = lock(&self.shared.transition);
@@ -181,14 +181,14 @@ fn settler() -> Result<Sender<Settling>, Refusal> {
 }
 
 /// Frozen pages of which the machine has its own copies, and nobody else needs, go back to the host.
-fn give_back(ram: &GuestRam) {
+pub(super) fn give_back(ram: &GuestRam) {
     match ram.reclaim() {
         Ok(bytes) => tracing::debug!(bytes, "frozen memory given back"),
         Err(error) => tracing::warn!(%error, "frozen memory cannot be given back"),
     }
 }
 
-fn nanoseconds(time: Duration) -> u64 {
+pub(super) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -203,7 +203,7 @@ impl From<snapshot::Error> for Refusal {
 }
 
 /// An error and what has led to it. Those that tell their source themselves are not repeated.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -59,6 +59,8 @@ pub enum Start {
         #[serde(default)]
         identity: Option<Identity>,
     },
+    /// Where a machine is that another process brings, through the socket [`super::Folder::incoming`].
+    Incoming {},
 }
 
 /// Why there is nothing to run.

@@ -40,6 +40,11 @@ impl Folder {
         self.0.join("console.sock")
     }
 
+    /// Where a machine arrives that goes on here.
+    pub fn incoming(&self) -> PathBuf {
+        self.0.join("incoming.sock")
+    }
+
     /// The usual place of the socket device's host side; [`crate::config::MachineConfig::vsock`] says where it is.
     pub fn vsock(&self) -> PathBuf {
         self.0.join("vsock.sock")

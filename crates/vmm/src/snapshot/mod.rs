@@ -32,6 +32,7 @@ pub use error::Error;
 pub use file::VERSION;
 #[cfg(test)]
 pub(crate) use file::decode;
+pub(crate) use file::encode;
 pub use persist::{Invalid, Persist};
 pub use source::{Identity, Snapshot};
 pub use state::{ClockState, MachineState, ProcessorLeaf, VcpuState};

@@ -50,6 +50,16 @@ impl Snapshot {
         Ok(Snapshot { state, memory })
     }
 
+    /// What came from elsewhere: the bytes of a state file, and the memory.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::open`] about the state.
+    pub(crate) fn from_parts(state: &[u8], memory: MemoryImage) -> Result<Snapshot, Error> {
+        let state = super::file::decode(state).ok_or(Error::Damaged("it is something else"))??;
+        state.check()?;
+        Ok(Snapshot { state, memory })
+    }
+
     /// Whether a machine of this configuration can go on from the snapshot, as far as it shows before there is one.
     ///
     /// # Errors

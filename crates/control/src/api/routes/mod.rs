@@ -9,6 +9,7 @@ mod events;
 mod exec;
 mod files;
 mod images;
+mod incoming;
 mod log;
 mod metrics;
 mod operations;
@@ -39,6 +40,10 @@ pub fn quick() -> OpenApiRouter<App> {
         .routes(routes!(snapshots::get_snapshot, snapshots::delete_snapshot))
         .routes(routes!(snapshots::restore_snapshot))
         .routes(routes!(snapshots::clone_vm))
+        .routes(routes!(incoming::migrate_vm))
+        .routes(routes!(incoming::receive_vm))
+        .routes(routes!(incoming::forget_incoming))
+        .routes(routes!(incoming::incoming_stream))
         .routes(routes!(images::list_images, images::create_image))
         .routes(routes!(images::import_image))
         .routes(routes!(images::get_image, images::delete_image))

@@ -1,0 +1,127 @@
+//! The target: a machine arrives.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use queztl_api::{Code, EventKind, Operation, OperationKind, Problem, ReceiveRequest};
+use queztl_vmm::config::Mac;
+use queztl_vmm::process::Start;
+use serde_json::json;
+
+use crate::manager::Core;
+use crate::store::VMS;
+use crate::vms::lifecycle::{self, Command};
+use crate::vms::{Machine, Wish, config, create};
+
+/// How long a process may take until it waits for its machine.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+impl Core {
+    /// Makes ready for a machine: a process that waits for it. The operation ends when the machine runs here, or will not.
+    pub(crate) fn receive(self: &Arc<Self>, request: ReceiveRequest) -> Result<Operation, Problem> {
+        config::check(&request.spec)?;
+        if !request.spec.disks.iter().all(|disk| disk.read_only && disk.path.is_some()) {
+            return Err(Problem::invalid("spec.disks", "cannot be moved with the machine yet"));
+        }
+        let mut record = create::blank(&request.name, request.spec.clone())?;
+        record.id = identifier(&request.id)?;
+        record.macs = addresses(&request.macs, record.macs.len())?;
+        record.arriving = true;
+        if self.machines.find(&record.id).is_ok() {
+            let text = format!("the machine {} is here already: is it the same daemon?", record.id);
+            return Err(Problem::new(Code::Exists, text));
+        }
+        let machine = Arc::new(Machine::new(&self.config.home, record.clone()));
+        let claim = machine.claim(OperationKind::Receive, Command::Start)?;
+        let known = machine.clone();
+        let begun = self.begin(
+            OperationKind::Receive,
+            Some(record.id.clone()),
+            |change| {
+                create::insert(change, &record)?;
+                self.machines.insert(known);
+                Ok(())
+            },
+            move |core, _| {
+                let arrived = core.run_from(&machine, &claim, Start::Incoming {}, Vec::new());
+                if let Err(problem) = arrived.and_then(|()| core.arrived(&machine)) {
+                    // Its process is ended with it.
+                    core.discard(&machine);
+                    return Err(problem);
+                }
+                drop(claim);
+                Ok(json!(machine.describe()))
+            },
+        );
+        if begun.is_err() {
+            self.machines.remove(&request.id);
+        }
+        begun
+    }
+
+    /// It is a machine like all others from now on.
+    pub(crate) fn arrived(&self, machine: &Machine) -> Result<(), Problem> {
+        self.store.write(|change| {
+            let mut inner = machine.lock();
+            (inner.record.complete, inner.record.arriving, inner.record.wish) = (true, false, Wish::On);
+            change.put(VMS, &machine.id, &inner.record)?;
+            let kind = EventKind::VmCreated { vm: machine.id.clone(), name: inner.record.name.to_string() };
+            Ok(change.event(kind, format!("virtual machine {} has arrived", inner.record.name))?)
+        })
+    }
+
+    /// The daemon has died while a machine was on its way here: if it runs, it is here; if not, it is not coming, since the
+    /// connections were the dead daemon's.
+    pub(crate) fn recover_arrival(&self, machine: &Machine) -> Result<(), Problem> {
+        if lifecycle::is_alive(machine.state()) && crate::supervisor::status(&machine.folder).is_some() {
+            return self.arrived(machine);
+        }
+        if lifecycle::is_alive(machine.state()) {
+            self.end_process(machine)?;
+        }
+        self.discard(machine);
+        Ok(())
+    }
+
+    /// The socket where a machine's process waits for it; waits until it is there.
+    pub(crate) fn incoming(&self, id: &str) -> Result<PathBuf, Problem> {
+        let machine = self.machines.find(id)?;
+        let deadline = Instant::now() + READY_LIMIT;
+        while Instant::now() < deadline && machine.lock().record.arriving {
+            let socket = machine.folder.incoming();
+            if socket.exists() {
+                return Ok(socket);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Err(Problem::new(Code::State, "no machine is expected here under this identifier"))
+    }
+
+    /// The machine does not come.
+    pub(crate) fn forget_incoming(&self, id: &str) -> Result<(), Problem> {
+        let machine = self.machines.find(id)?;
+        if !machine.lock().record.arriving {
+            return Err(Problem::new(Code::State, "the machine has arrived: it is not expected any more"));
+        }
+        if lifecycle::is_alive(machine.state()) {
+            self.end_process(&machine)?;
+        }
+        Ok(())
+    }
+}
+
+fn identifier(id: &str) -> Result<String, Problem> {
+    let valid = id.len() == 32 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    valid.then(|| id.to_owned()).ok_or_else(|| Problem::invalid("id", "is 32 hexadecimal digits"))
+}
+
+fn addresses(macs: &[String], count: usize) -> Result<Vec<Mac>, Problem> {
+    if macs.len() != count {
+        return Err(Problem::invalid("macs", format!("is of {} addresses for {count} network devices", macs.len())));
+    }
+    let parsed = macs.iter().enumerate().map(|(index, mac)| {
+        mac.parse::<Mac>().map_err(|error| Problem::invalid(format!("macs[{index}]"), error.to_string()))
+    });
+    parsed.collect()
+}

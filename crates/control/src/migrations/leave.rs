@@ -1,0 +1,273 @@
+//! The source: a machine leaves.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use queztl_api::{Code, MigrateRequest, MigrationReport, Operation, OperationKind, Problem, ReceiveRequest, VmState};
+use queztl_client::{Address, Client, Options};
+use queztl_vmm::control::{Client as Process, Migration, MigrationPhase, Request};
+use serde_json::json;
+
+use super::LEAVING_SOCKET;
+use super::relay::Relay;
+use crate::manager::Core;
+use crate::operations::Task;
+use crate::store::VMS;
+use crate::supervisor;
+use crate::vms::lifecycle::Command;
+use crate::vms::{Claim, Machine};
+
+/// How often the process is asked how it goes.
+const TURN: Duration = Duration::from_millis(10);
+/// How long a process that has moved its machine may take to end.
+const END_LIMIT: Duration = Duration::from_secs(30);
+/// How long between two questions to a daemon that does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Core {
+    pub(crate) fn migrate(self: &Arc<Self>, vm: &str, request: MigrateRequest) -> Result<Operation, Problem> {
+        if !(1..=16).contains(&request.stripes) {
+            return Err(Problem::invalid("stripes", "is from 1 to 16"));
+        }
+        if !(1..=100).contains(&request.max_rounds) {
+            return Err(Problem::invalid("max_rounds", "is from 1 to 100"));
+        }
+        let client = Arc::new(client(&self.config.home, &request)?);
+        let machine = self.machines.find(vm)?;
+        self.check_movable(&machine)?;
+        let claim = machine.claim(OperationKind::Migrate, Command::Clone)?;
+        let work = machine.clone();
+        let mut record = machine.record();
+        record.leaving = Some(request.clone());
+        self.begin(
+            OperationKind::Migrate,
+            Some(machine.id.clone()),
+            |change| {
+                change.put(VMS, &record.id, &record)?;
+                machine.lock().record.leaving = record.leaving.clone();
+                Ok(())
+            },
+            move |core, task| {
+                let sent = core.send_machine(&work, &client, &request, task);
+                core.conclude_departure(&work, &claim, sent)
+            },
+        )
+    }
+
+    /// The daemon has died while a machine was on its way from here. The connections were the dead daemon's, so that its process
+    /// has given up, or handed the machine over, or is in doubt.
+    pub(crate) fn recover_departure(self: &Arc<Self>, machine: &Arc<Machine>) -> Result<(), Problem> {
+        let Some(request) = machine.record().leaving else { return Ok(()) };
+        let client = client(&self.config.home, &request)?;
+        // Whatever it is now: nobody else knows of it yet.
+        let claim = machine.claim(OperationKind::Migrate, Command::Restore)?;
+        let work = machine.clone();
+        let finish = move |core: &Arc<Core>, task: &Task| {
+            let moved = core.finish_departure(&work, &client, &request, task);
+            let moved = moved.inspect_err(|_| core.call_off(&work, &client));
+            core.conclude_departure(&work, &claim, moved)
+        };
+        self.begin(OperationKind::Migrate, Some(machine.id.clone()), |_| Ok(()), finish).map(drop)
+    }
+
+    /// A machine that has left is forgotten here; one that has not is no longer on its way.
+    fn conclude_departure(
+        &self,
+        machine: &Machine,
+        _claim: &Claim,
+        moved: Result<MigrationReport, Problem>,
+    ) -> Result<serde_json::Value, Problem> {
+        match moved {
+            Ok(report) => self.remove(machine).map(|()| json!(report)),
+            Err(problem) => {
+                self.amend(machine, |record| record.leaving = None, |_, _| Ok(()))?;
+                Err(problem)
+            }
+        }
+    }
+
+    fn check_movable(&self, machine: &Machine) -> Result<(), Problem> {
+        let record = machine.record();
+        let refused = |why: &str| Err(Problem::new(Code::State, format!("{:?} {why}", record.name.as_str())));
+        if record.disks.iter().any(|disk| !disk.read_only) {
+            return refused("has a disk that it writes to, which cannot be moved with it yet");
+        }
+        if !self.snapshots(&machine.id)?.is_empty() {
+            return refused("has snapshots, which do not go with it: delete them first");
+        }
+        Ok(())
+    }
+
+    /// Brings the machine over; afterwards it has no process here.
+    fn send_machine(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        client: &Arc<Client>,
+        request: &MigrateRequest,
+        task: &Task,
+    ) -> Result<MigrationReport, Problem> {
+        let record = machine.record();
+        let receive = ReceiveRequest {
+            id: record.id.clone(),
+            name: record.name,
+            spec: record.spec,
+            macs: record.macs.iter().map(ToString::to_string).collect(),
+        };
+        self.runtime.block_on(client.receive(&receive)).map_err(there)?;
+        let moved = self.hand_over(machine, client, request, task);
+        moved.inspect_err(|_| self.call_off(machine, client))
+    }
+
+    /// The other daemon need not wait for the machine any more. If it is not told, it waits for a minute.
+    fn call_off(&self, machine: &Machine, client: &Client) {
+        if let Err(error) = self.runtime.block_on(client.forget_incoming(&machine.id)) {
+            tracing::warn!(%error, "the other daemon may wait for the machine for a while");
+        }
+    }
+
+    /// Lets the two processes speak with each other until the machine is there, or will not be.
+    fn hand_over(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        client: &Arc<Client>,
+        request: &MigrateRequest,
+        task: &Task,
+    ) -> Result<MigrationReport, Problem> {
+        let socket = machine.folder.path().join(LEAVING_SOCKET);
+        let _runtime = self.runtime.enter();
+        let relay = Relay::start(&socket, client.clone(), machine.id.clone())?;
+        let order = Request::Migrate {
+            socket: LEAVING_SOCKET.into(),
+            stripes: request.stripes,
+            max_rounds: request.max_rounds,
+        };
+        supervisor::command(&machine.folder, &order)?;
+        let moved = self.finish_departure(machine, client, request, task);
+        drop(relay);
+        let _ = std::fs::remove_file(&socket);
+        moved
+    }
+
+    /// Follows a migration to its end; afterwards the machine has no process here, or runs on.
+    fn finish_departure(
+        &self,
+        machine: &Arc<Machine>,
+        client: &Client,
+        request: &MigrateRequest,
+        task: &Task,
+    ) -> Result<MigrationReport, Problem> {
+        task.cancellable(true);
+        let told = follow(machine, task);
+        task.cancellable(false);
+        let told = told?;
+        match told.phase {
+            MigrationPhase::Moved => self.gone(machine)?,
+            MigrationPhase::InDoubt => self.decide(machine, client)?,
+            MigrationPhase::Cancelled => return Err(Problem::new(Code::Cancelled, "the machine stays here")),
+            _ => {
+                let why = told.message.unwrap_or_else(|| "the process does not say why".into());
+                return Err(Problem::new(Code::Host, format!("the machine stays here: {why}")));
+            }
+        }
+        Ok(MigrationReport {
+            to: request.to.clone(),
+            rounds: told.round,
+            data_bytes: told.data_bytes,
+            wire_bytes: told.wire_bytes,
+            total_ns: told.total_ns,
+            blackout_ns: told.blackout_ns,
+            pauses_ns: told.pauses_ns,
+        })
+    }
+
+    /// The machine's process ends by itself.
+    fn gone(&self, machine: &Machine) -> Result<(), Problem> {
+        let alive = |state| crate::vms::lifecycle::is_alive(state);
+        machine.wait(END_LIMIT, |inner| (!alive(inner.state)).then_some(()));
+        self.end_process(machine)
+    }
+
+    /// The last word's answer was lost: the target's daemon knows whether the machine runs there. Until it says so, the machine
+    /// stands still here.
+    fn decide(&self, machine: &Machine, client: &Client) -> Result<(), Problem> {
+        loop {
+            match self.runtime.block_on(client.vm(&machine.id)) {
+                Ok(vm) if matches!(vm.state, VmState::Running | VmState::Paused) => return self.end_process(machine),
+                // It may still begin: that is known soon.
+                Ok(vm) if vm.state == VmState::Starting => {}
+                Ok(_) => break,
+                Err(error) if error.problem().is_some_and(|problem| problem.code == Code::NotFound) => break,
+                Err(error) => tracing::warn!(%error, vm = machine.id, "in doubt where the machine is: asking again"),
+            }
+            std::thread::sleep(ASK_AGAIN);
+        }
+        supervisor::command(&machine.folder, &Request::Resume {})?;
+        Err(Problem::new(Code::Host, "the machine stays here: the connection was lost when it was handed over"))
+    }
+}
+
+/// Follows a migration to its end.
+fn follow(machine: &Machine, task: &Task) -> Result<Migration, Problem> {
+    let (mut last, mut cancelled) = (Migration::default(), false);
+    let started = Instant::now();
+    loop {
+        match Process::connect(&machine.folder.control()).and_then(|mut process| process.migration()) {
+            // A daemon has died before it had told the process.
+            Ok(told) if told.phase == MigrationPhase::None => {
+                return Err(Problem::new(Code::State, "the machine stays here: it had not begun to leave"));
+            }
+            Ok(told) => last = told,
+            // It ends by itself when all is well; whether it has is seen by whoever looks after it.
+            Err(_) if last.phase == MigrationPhase::Blackout || machine.lock().live.is_none() => {
+                return ended_as_moved(machine, last);
+            }
+            Err(error) if started.elapsed() > END_LIMIT => return Err(supervisor::refusal(&error)),
+            Err(_) => {}
+        }
+        if !last.phase.is_active() && last.phase != MigrationPhase::None {
+            return Ok(last);
+        }
+        task.progress(last.data_bytes, 0, "bytes");
+        if !cancelled && task.check().is_err() {
+            cancelled = true;
+            // Too late is no failure: then it moves.
+            let _ = supervisor::command(&machine.folder, &Request::CancelMigration {});
+        }
+        std::thread::sleep(TURN);
+    }
+}
+
+/// A process that is gone: has it moved its machine?
+fn ended_as_moved(machine: &Machine, last: Migration) -> Result<Migration, Problem> {
+    let ended = machine.wait(END_LIMIT, |inner| inner.live.is_none().then(|| inner.record.ended.clone()));
+    match ended.flatten() {
+        Some(ending) if ending.reason == queztl_api::EndingReason::Moved => {
+            Ok(Migration { phase: MigrationPhase::Moved, ..last })
+        }
+        Some(ending) => Err(Problem::new(Code::State, format!("the machine has ended: {}", ending.message))),
+        None => Err(Problem::new(Code::Timeout, "the machine's process does not answer")),
+    }
+}
+
+fn client(home: &std::path::Path, request: &MigrateRequest) -> Result<Client, Problem> {
+    let address: Address = request.to.parse().map_err(|error| Problem::invalid("to", format!("{error}")))?;
+    // The certificates are read when the client is made.
+    let file = request.authority.as_ref().map(|text| {
+        let mut file = tempfile::NamedTempFile::new_in(home)?;
+        std::io::Write::write_all(&mut file, text.as_bytes())?;
+        Ok::<_, std::io::Error>(file)
+    });
+    let file = file.transpose().map_err(|error| Problem::new(Code::Host, format!("a file cannot be made: {error}")))?;
+    let authority = file.as_ref().map(|file| file.path().to_path_buf());
+    let client = Client::new(address, Options { token: request.token.clone(), authority });
+    client.map_err(|error| Problem::invalid("to", error.to_string()))
+}
+
+/// What the other daemon says.
+fn there(error: queztl_client::Error) -> Problem {
+    let text = match error.problem() {
+        Some(problem) => problem.detail.clone(),
+        None => error.to_string(),
+    };
+    Problem::new(Code::Host, format!("the other daemon does not take the machine: {text}"))
+}

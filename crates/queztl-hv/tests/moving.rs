@@ -1,0 +1,196 @@
+//! Machines move from one daemon to another: two daemons of this host, each with a home of its own.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::payload::writer;
+use common::vm::wait_until;
+use common::{guest, linux};
+use queztl_api::{
+    CreateVm, ExecRequest, MigrateRequest, MigrationReport, Operation, OperationState, Vm, VmSpec, VmState,
+};
+use queztl_client::{Address, Client, Options};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A daemon in a home of its own, which ends with it and with its machines.
+struct Daemon {
+    home: tempfile::TempDir,
+    child: Child,
+    client: Client,
+}
+
+impl Daemon {
+    fn start() -> Daemon {
+        let home = tempfile::tempdir().unwrap();
+        // Guest kernels are the host's.
+        if let Ok(store) = queztl_guest_image::Store::open() {
+            let kernels = store.root().join("kernels");
+            let _ = std::os::unix::fs::symlink(kernels, home.path().join("kernels"));
+        }
+        let child = daemon(home.path()).spawn().unwrap();
+        let socket = home.path().join("daemon.sock");
+        wait_until("the daemon", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        let client = Client::new(Address::Unix(socket), Options::default()).unwrap();
+        Daemon { home, child, client }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.home.path().join("daemon.sock")
+    }
+
+    fn address(&self) -> String {
+        format!("unix:{}", self.socket().display())
+    }
+
+    /// Kills the daemon and starts the next one.
+    fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = daemon(self.home.path()).spawn().unwrap();
+        let socket = self.socket();
+        wait_until("the next daemon", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    }
+
+    async fn vms(&self) -> Vec<Vm> {
+        self.client.vms().await.unwrap()
+    }
+
+    async fn end(&self, operation: Operation) -> Operation {
+        let ended = self.client.wait_operation(&operation.id, LONG).await.unwrap();
+        assert!(ended.state.is_over(), "{ended:?}");
+        ended
+    }
+
+    async fn spawn(&self, spec: VmSpec) -> Vm {
+        let request = CreateVm { name: "one".parse().unwrap(), spec, start: true };
+        let ended = self.end(self.client.create(&request).await.unwrap()).await;
+        assert_eq!(ended.state, OperationState::Succeeded, "{:?}", ended.problem);
+        self.client.vm("one").await.unwrap()
+    }
+
+    async fn says(&self, command: &str) -> String {
+        let command = ["sh", "-c", command].map(str::to_owned).to_vec();
+        let request = ExecRequest { command, timeout_seconds: Some(60), ..ExecRequest::default() };
+        self.client.run("one", &request).await.unwrap().stdout.data.trim().to_owned()
+    }
+}
+
+fn daemon(home: &std::path::Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_queztl-hv"));
+    command.arg("daemon").env("QUEZTL_HOME", home).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for entry in std::fs::read_dir(self.home.path().join("vms")).into_iter().flatten().flatten() {
+            let folder = queztl_vmm::process::Folder::new(entry.path());
+            if let Ok(mut client) = queztl_vmm::control::Client::connect(&folder.control()) {
+                let _ = client.command(&queztl_vmm::control::Request::Stop {});
+            }
+        }
+    }
+}
+
+/// Our Linux, with an agent.
+fn linux_spec() -> Option<VmSpec> {
+    linux().map(|_| VmSpec { ram_bytes: 128 << 20, accel: "soft".into(), ..VmSpec::default() })
+}
+
+/// A guest that writes to its memory and looks at it, and has no agent.
+fn writing(folder: &std::path::Path) -> VmSpec {
+    let kernel = Some(guest(folder, &writer()));
+    VmSpec { kernel, ram_bytes: 16 << 20, accel: "soft".into(), ..VmSpec::default() }
+}
+
+async fn migrate(from: &Daemon, to: &Daemon) -> Operation {
+    let begun = from.client.migrate("one", &MigrateRequest::to(to.address())).await.unwrap();
+    from.end(begun).await
+}
+
+fn runs(vms: &[Vm]) -> usize {
+    vms.iter().filter(|vm| vm.state == VmState::Running).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_moves_with_all_that_it_is_and_back() {
+    let Some(spec) = linux_spec() else { return };
+    let (here, there) = (Daemon::start(), Daemon::start());
+    let before = here.spawn(spec).await;
+    here.says("echo kept > /tmp/file; sleep 1000 & echo $! > /tmp/pid").await;
+
+    let ended = migrate(&here, &there).await;
+
+    let report: MigrationReport = serde_json::from_value(ended.result.expect("a report")).unwrap();
+    assert!(report.data_bytes > 1 << 20 && report.rounds >= 2, "{report:?}");
+    assert_eq!(here.vms().await.len(), 0);
+    let after = there.client.vm("one").await.unwrap();
+    assert_eq!((&after.id, after.state), (&before.id, VmState::Running));
+    assert_eq!(there.says("cat /tmp/file; kill -0 $(cat /tmp/pid) && echo alive").await, "kept\nalive");
+
+    let ended = migrate(&there, &here).await;
+    assert_eq!(ended.state, OperationState::Succeeded, "{:?}", ended.problem);
+    assert_eq!(here.says("cat /tmp/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_move_stays_and_runs_on() {
+    let (here, there) = (Daemon::start(), Daemon::start());
+    let spec = writing(here.home.path());
+    here.spawn(spec.clone()).await;
+    let to = |address: &str| MigrateRequest::to(address);
+
+    let nowhere = here.client.migrate("one", &to("unix:/nonexistent/daemon.sock")).await.unwrap();
+    let problem = here.end(nowhere).await.problem.unwrap();
+    assert!(problem.detail.contains("the other daemon"), "{problem:?}");
+    let plain = here.client.migrate("one", &to("http://127.0.0.1:1")).await.unwrap_err();
+    assert!(plain.to_string().contains("unencrypted"), "{plain}");
+    let itself = migrate(&here, &here).await.problem.unwrap();
+    assert!(itself.detail.contains("here already") || itself.detail.contains("already"), "{itself:?}");
+
+    // A name that another machine has there.
+    there.spawn(writing(there.home.path())).await;
+    let taken = migrate(&here, &there).await.problem.unwrap();
+    assert!(taken.detail.contains("already"), "{taken:?}");
+
+    let vms = here.vms().await;
+    assert_eq!((vms.len(), runs(&vms), runs(&there.vms().await)), (1, 1, 1));
+}
+
+/// One of the daemons is killed at many moments of a move, and the next one takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_killed_loses_no_machine_and_doubles_none() {
+    let (mut here, mut there) = (Daemon::start(), Daemon::start());
+    here.spawn(writing(here.home.path())).await;
+    for round in 0..8u64 {
+        if runs(&here.vms().await) == 0 {
+            std::mem::swap(&mut here, &mut there);
+        }
+        here.client.migrate("one", &MigrateRequest::to(there.address())).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(3 + 9 * round)).await;
+        if round % 2 == 0 {
+            here.restart()
+        } else {
+            there.restart()
+        }
+
+        // It may have to become clear first.
+        let settled = async {
+            loop {
+                let (ours, theirs) = (here.vms().await, there.vms().await);
+                assert!(runs(&ours) + runs(&theirs) <= 1, "it runs twice: {ours:?} {theirs:?}");
+                if runs(&ours) + runs(&theirs) == 1 && ours.len() + theirs.len() == 1 {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LONG, settled).await.expect("it runs in one place");
+    }
+}

@@ -1,0 +1,50 @@
+//! A machine on its way to another place, as the control socket tells of it.
+
+use serde::{Deserialize, Serialize};
+
+/// How far it is. Figures of a migration that has ended stay until the next one begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Migration {
+    pub phase: MigrationPhase,
+    /// The round that is or was being sent; the first has all of RAM.
+    pub round: u32,
+    /// RAM that was sent, and what that took on the wire.
+    pub data_bytes: u64,
+    pub wire_bytes: u64,
+    /// What the last round that was finished has brought.
+    pub round_bytes: u64,
+    /// Since it began; up to its end if it has ended.
+    pub total_ns: u64,
+    /// How long the guest has stood still for good, up to the moment when the target had it.
+    pub blackout_ns: u64,
+    /// How long it stood still before that, for a moment in each round.
+    pub pauses_ns: u64,
+    /// Why it has failed, or is in doubt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// ```text
+/// none ──> copying ──> blackout ──> moved       the machine ends here
+///             │            ├──────> in-doubt    it stands still here; whoever knows whether the target runs it ends or resumes it
+///             └────────────┴──────> failed, cancelled: it runs here
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationPhase {
+    #[default]
+    None,
+    Copying,
+    Blackout,
+    Moved,
+    InDoubt,
+    Failed,
+    Cancelled,
+}
+
+impl MigrationPhase {
+    /// Whether something is under way.
+    pub fn is_active(self) -> bool {
+        matches!(self, MigrationPhase::Copying | MigrationPhase::Blackout)
+    }
+}

@@ -1,0 +1,207 @@
+//! The target's end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use queztl_guest_memory::{MemoryImage, Shape};
+use queztl_parallel_transfer as transfer;
+use queztl_qhp::{Connection, Incoming, Options, Stream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+
+use super::Error;
+use super::wire::{BEGIN, Begin, MAX_STRIPES, PATIENCE, ROUND, RUN, Round, STRIPE, Stripe, VERSION, YES, decode};
+use crate::snapshot::Snapshot;
+
+/// How long the source may be silent between two rounds: it sends all that time, but over the stripes.
+const SILENCE: Duration = Duration::from_secs(300);
+/// The code of a refusal.
+const REFUSED: u32 = 2;
+
+/// A machine that has arrived; it goes on here when the source says so.
+pub struct Arrival {
+    pub snapshot: Snapshot,
+    pub arrived: Arrived,
+}
+
+/// The source, which waits for word.
+pub struct Arrived {
+    call: Stream,
+    calls: Connection,
+}
+
+impl Arrived {
+    /// The machine is ready. Waits until the source hands it over: after that, it must run here.
+    ///
+    /// # Errors
+    /// The source does not; then the machine must not run here.
+    pub fn take_over(mut self) -> Result<(), Error> {
+        self.call.finish(YES)?;
+        let Incoming { service, mut stream, .. } = self.calls.accept(Some(PATIENCE))?;
+        if service != RUN {
+            return Err(Error::Protocol("it asks for something that is not to run"));
+        }
+        stream.message(Some(PATIENCE))?;
+        // From here on, the source does not go on by itself.
+        if let Err(error) = stream.finish(YES) {
+            tracing::warn!(%error, "the source may not know that the machine runs here");
+        }
+        Ok(())
+    }
+
+    /// The machine cannot run here: the source goes on.
+    pub fn refuse(self, reason: &str) {
+        self.call.reset(REFUSED, reason);
+    }
+}
+
+/// Listens at `socket` and waits, for `limit`, until a source brings a machine with `ram_bytes` of RAM.
+///
+/// # Errors
+/// Nobody comes, or what comes is no such machine; the source goes on then.
+pub fn receive(socket: &Path, ram_bytes: u64, limit: Duration) -> Result<Arrival, Error> {
+    let listener = crate::control::listen(socket).map_err(|error| Error::Connect(io::Error::other(error)))?;
+    let arrival = take(&listener, ram_bytes, limit);
+    // The path is the process's own; a file that is left over is replaced.
+    let _ = std::fs::remove_file(socket);
+    arrival
+}
+
+fn take(listener: &UnixListener, ram_bytes: u64, limit: Duration) -> Result<Arrival, Error> {
+    let calls = connection(listener, limit)?;
+    let mut stream = stream_for(&calls, BEGIN)?;
+    let begin = stream.message(Some(PATIENCE)).map_err(Error::from).and_then(|text| checked(&text, ram_bytes));
+    let (begin, shape) = match begin {
+        Ok(begin) => begin,
+        Err(error) => {
+            stream.reset(REFUSED, &error.to_string());
+            return Err(error);
+        }
+    };
+    let memory = Memory::new(shape.bytes())?;
+    stream.finish(YES)?;
+    // All are made before the first of them has anything to say.
+    let stripes = (0..begin.stripes).map(|_| connection(listener, PATIENCE)).collect::<Result<Vec<_>, _>>()?;
+    let (call, state) = rounds(&calls, &stripes, shape.bytes(), &memory)?;
+    let snapshot = MemoryImage::of_file(memory.0, shape)
+        .map_err(Error::from)
+        .and_then(|memory| Ok(Snapshot::from_parts(&state, memory)?));
+    let arrived = Arrived { call, calls };
+    match snapshot {
+        Ok(snapshot) => Ok(Arrival { snapshot, arrived }),
+        Err(error) => {
+            arrived.refuse(&error.to_string());
+            Err(error)
+        }
+    }
+}
+
+/// Takes rounds up to the last; gives its call, which is to be answered, and the machine's state.
+fn rounds(
+    calls: &Connection,
+    stripes: &[Connection],
+    ram_bytes: u64,
+    memory: &Memory,
+) -> Result<(Stream, Vec<u8>), Error> {
+    let mut receiver = None;
+    loop {
+        let Incoming { service, mut stream, .. } = calls.accept(Some(SILENCE))?;
+        if service != ROUND {
+            return Err(Error::Protocol("it asks for something that is no round"));
+        }
+        let message = stream.message(Some(PATIENCE))?;
+        let end = message.iter().position(|byte| *byte == b'\n').ok_or(Error::Protocol("a round has no head"))?;
+        let Round { round, last } = decode(&message[..end])?;
+        let receiver = match &mut receiver {
+            Some(receiver) => receiver,
+            none => {
+                let streams = stripes.iter().map(|stripe| Ok(Stripe::new(stream_for(stripe, STRIPE)?)));
+                none.insert(transfer::Receiver::new(streams.collect::<Result<_, Error>>()?, ram_bytes))
+            }
+        };
+        let received = receiver.round(round, memory)?;
+        tracing::debug!(round, bytes = received.data_bytes, last, "memory has come");
+        if last {
+            return Ok((stream, message[end + 1..].to_vec()));
+        }
+        stream.finish(YES)?;
+    }
+}
+
+fn checked(text: &[u8], ram_bytes: u64) -> Result<(Begin, Shape), Error> {
+    let begin: Begin = decode(text)?;
+    if begin.version != VERSION {
+        return Err(Error::Version { theirs: begin.version, ours: VERSION });
+    }
+    if !(1..=MAX_STRIPES).contains(&begin.stripes) {
+        return Err(Error::Protocol("it wants more stripes than there can be"));
+    }
+    let shape = Shape::from_runs(begin.ram.clone())?;
+    match shape.bytes() == ram_bytes {
+        true => Ok((begin, shape)),
+        false => Err(Error::Ram { theirs: shape.bytes(), ours: ram_bytes }),
+    }
+}
+
+/// The next connection.
+fn connection(listener: &UnixListener, limit: Duration) -> Result<Connection, Error> {
+    let deadline = Instant::now() + limit;
+    listener.set_nonblocking(true).map_err(Error::Connect)?;
+    let wire = loop {
+        match listener.accept() {
+            Ok((wire, _)) => break wire,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Error::Connect(error)),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::Nobody(limit.as_secs()));
+        }
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::Connect(error.into())),
+        }
+    };
+    Ok(Connection::server(wire, Options::default())?)
+}
+
+/// The stream that the peer opens, which must be for `service`.
+fn stream_for(connection: &Connection, service: u32) -> Result<Stream, Error> {
+    let incoming = connection.accept(Some(PATIENCE))?;
+    match incoming.service == service {
+        true => Ok(incoming.stream),
+        false => Err(Error::Protocol("a connection is for something else")),
+    }
+}
+
+/// The RAM that comes: a file in memory.
+struct Memory(File);
+
+impl Memory {
+    fn new(bytes: u64) -> Result<Memory, Error> {
+        let file = memfd_create("guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
+        let file = File::from(file.map_err(|error| Error::Memory(error.into()))?);
+        file.set_len(bytes).map_err(Error::Memory)?;
+        Ok(Memory(file))
+    }
+}
+
+impl transfer::Target for Memory {
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+
+    fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(self.0.as_fd(), flags, offset, bytes)?)
+    }
+}
