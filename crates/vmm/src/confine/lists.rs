@@ -183,6 +183,8 @@ const CONTROL: Group = &[
     call(libc::SYS_accept4),
     call(libc::SYS_recvfrom),
     call(libc::SYS_sendmsg),
+    // A migration that is cancelled.
+    call(libc::SYS_shutdown),
     call_if(libc::SYS_ioctl, &[Is(1, libc::FIONBIO as u32)]),
     call(libc::SYS_fstat),
     call_if(libc::SYS_newfstatat, &[Bits(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]),
