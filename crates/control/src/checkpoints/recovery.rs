@@ -42,9 +42,9 @@ impl Core {
     pub(crate) fn recover_from_crash(self: &Arc<Self>, machine: &Arc<Machine>) {
         let (policy, wished) = {
             let inner = machine.lock();
-            (inner.record.spec.on_crash, inner.record.wish == Wish::On)
+            (inner.record.spec.on_crash, inner.record.wish == Wish::On && !inner.record.arriving)
         };
-        // One that is being deleted, or was killed, is not to come back; nor is one that never answered.
+        // One that is being deleted, or was killed, is not to come back; nor is one that never answered or arrived.
         if !wished || policy == OnCrash::Stay {
             return self.settle(machine);
         }

@@ -21,6 +21,9 @@ use crate::vms::{Live, Machine, Wish};
 
 /// How long a process that has just begun may take to write down who it is, or to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long the process of a machine that was on its way here may take to see that its connections have ended, or to say that
+/// it has the machine: it answers only then.
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(2);
 
 impl Core {
     /// Goes on with a machine of the daemon before: with its process if it runs, with the news of its end if not.
@@ -46,7 +49,8 @@ impl Core {
         machine.observe(Observation::Spawned);
         machine.lock().live = Some(live.clone());
         self.watch(machine, &live);
-        let deadline = Instant::now() + ANSWER_LIMIT;
+        let limit = if machine.lock().record.arriving { ARRIVAL_LIMIT } else { ANSWER_LIMIT };
+        let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
             if let Some(status) = super::status(&machine.folder) {
                 self.answered(machine, &live, &status);

@@ -100,10 +100,11 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     signals.watch(machine.handle());
     let viewers = console::Server::start(folder, hub, Arc::new(machine.handle()), Some(log));
     let viewers = viewers.map_err(|error| Failure::host(chain(&error)))?;
-    let control = machine.listen(&folder.control())?;
+    // Who answers on the control socket has the machine.
     if let Some(arrived) = arrived {
         arrived.take_over().map_err(|error| Failure::host(chain(&error)))?;
     }
+    let control = machine.listen(&folder.control())?;
     tracing::info!("the machine starts");
     let outcome = machine.run(None);
     drop(control);
