@@ -51,6 +51,8 @@ bench:
 	target/release/queztl-bench overhead
 	if [ -e /dev/kvm ]; then target/release/queztl-bench ring3; else echo "ring3: skipped: no /dev/kvm"; fi
 	target/release/queztl-bench block
+	target/release/queztl-bench snapshots
+	target/release/queztl-bench clones
 	target/release/queztl-bench qhp
 	target/release/queztl-bench api
 	target/release/queztl-bench cpu

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod block;
+pub mod clones;
 pub mod cpu;
 pub mod image;
 pub mod machine;
@@ -16,6 +17,7 @@ pub mod payload;
 pub mod qhp;
 pub mod results;
 pub mod ring3;
+pub mod snapshots;
 pub mod start;
 pub mod table;
 pub mod virtqueue;

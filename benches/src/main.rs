@@ -9,11 +9,13 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use queztl_bench::api::{self, ApiArgs};
 use queztl_bench::block::{self, BlockArgs};
+use queztl_bench::clones::{self, ClonesArgs};
 use queztl_bench::cpu::{self, CpuArgs};
 use queztl_bench::overhead::{self, OverheadArgs};
 use queztl_bench::qhp::{self, QhpArgs};
 use queztl_bench::queztl_beside_this_program;
 use queztl_bench::ring3::{self, Ring3Args};
+use queztl_bench::snapshots::{self, SnapshotsArgs};
 use queztl_bench::start::{self, StartArgs};
 
 /// Compares Queztl with its peers, in one run.
@@ -43,6 +45,10 @@ enum Comparison {
     Ring3(Ring3Args),
     /// Disk requests at the virtqueue, with fio
     Block(BlockArgs),
+    /// Snapshots and forks of a guest that writes: pauses, and restores to the first byte
+    Snapshots(SnapshotsArgs),
+    /// Clones of a running Linux guest, through the daemon: time, CPU and memory of each
+    Clones(ClonesArgs),
     /// QHP with bare sockets and gRPC: round trips and throughput
     Qhp(QhpArgs),
     /// The daemon's API with a bare server: latency of requests, events a second
@@ -70,6 +76,8 @@ fn run(arguments: Arguments) -> Result<bool> {
         Comparison::Overhead(overhead) => overhead::run(&overhead, &queztl()?)?,
         Comparison::Ring3(ring3) => ring3::run(&ring3, &queztl()?)?,
         Comparison::Block(block) => block::run(&block)?,
+        Comparison::Snapshots(snapshots) => snapshots::run(&snapshots, &queztl()?)?,
+        Comparison::Clones(clones) => clones::run(&clones, &queztl()?)?,
         Comparison::Qhp(qhp) => qhp::run(&qhp)?,
         Comparison::Api(api) => api::run(&api)?,
     }

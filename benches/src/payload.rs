@@ -22,20 +22,28 @@ const CODE: [u8; 11] = [0x66, 0xba, 0xf8, 0x03, 0xb0, BYTE, 0xee, 0xfa, 0xf4, 0x
 /// # Errors
 /// The file cannot be written.
 pub fn write(folder: &Path) -> io::Result<PathBuf> {
-    let path = folder.join("payload");
-    std::fs::write(&path, image())?;
+    write_program(folder, "payload", &CODE)
+}
+
+/// Writes a guest whose whole program is `code`, in 32-bit protected mode, into `folder`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_program(folder: &Path, name: &str, code: &[u8]) -> io::Result<PathBuf> {
+    let path = folder.join(name);
+    std::fs::write(&path, image(code))?;
     Ok(path)
 }
 
-fn image() -> Vec<u8> {
+fn image(code: &[u8]) -> Vec<u8> {
     let note = note();
     let mut file = header();
-    file.extend(segment(1, CODE_AT, ADDRESS.into(), CODE.len() as u64, 0x1000));
+    file.extend(segment(1, CODE_AT, ADDRESS.into(), code.len() as u64, 0x1000));
     file.extend(segment(4, NOTE_AT, 0, note.len() as u64, 4));
     file.resize(NOTE_AT as usize, 0);
     file.extend(note);
     file.resize(CODE_AT as usize, 0);
-    file.extend(CODE);
+    file.extend(code);
     file
 }
 
@@ -70,7 +78,7 @@ mod tests {
 
     #[test]
     fn headers_have_the_sizes_that_they_state() {
-        let image = image();
+        let image = image(&CODE);
         assert_eq!(header().len(), 64);
         assert_eq!(segment(1, 0, 0, 0, 0).len(), 56);
         assert_eq!(&image[CODE_AT as usize..], CODE);

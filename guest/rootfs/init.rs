@@ -64,6 +64,9 @@ const REBOOT_MAGIC1: usize = 0xfee1_dead;
 const REBOOT_MAGIC2: usize = 672_274_793;
 const REBOOT_POWER_OFF: usize = 0x4321_fedc;
 const REBOOT_HALT: usize = 0xcdef_0123;
+const REBOOT_RESTART: usize = 0x0123_4567;
+/// There when the machine is to start anew once its programs have ended; the agent makes it before it ends them.
+const RESTART_MARK: &CStr = c"/run/queztl-restart";
 
 // Of include/uapi/linux/input.h and input-event-codes.h: EVIOCGBIT(EV_KEY, 96), struct input_event.
 const GET_KEYS: usize = 0x8060_4521;
@@ -244,10 +247,14 @@ fn run_shell() {
     wait_for(spawn(&[c"/bin/sh", c"-l"], true));
 }
 
-/// Stops the machine; if the machine cannot power off, halts it, and sleeps for ever if even that fails.
+/// Stops the machine, or starts it anew if somebody is about to do that; if the machine cannot power off, halts it, and
+/// sleeps for ever if even that fails.
 fn power_off() -> ! {
     syscall(SYS_SYNC, [0; 5]);
     drain_console();
+    if syscall(SYS_ACCESS, [RESTART_MARK.as_ptr() as usize, 0, 0, 0, 0]) == 0 {
+        syscall(SYS_REBOOT, [REBOOT_MAGIC1, REBOOT_MAGIC2, REBOOT_RESTART, 0, 0]);
+    }
     syscall(SYS_REBOOT, [REBOOT_MAGIC1, REBOOT_MAGIC2, REBOOT_POWER_OFF, 0, 0]);
     syscall(SYS_REBOOT, [REBOOT_MAGIC1, REBOOT_MAGIC2, REBOOT_HALT, 0, 0]);
     loop {

@@ -27,6 +27,9 @@ pub struct Linux;
 const RNDADDENTROPY: u32 = 0x4008_5203;
 const RNDRESEEDCRNG: u32 = 0x5207;
 
+/// Tells the init program of our small root file system (`guest/rootfs/init.rs`) that the machine is to start anew.
+const RESTART_MARK: &str = "/run/queztl-restart";
+
 impl Machine for Linux {
     fn set_host_name(&self, name: &[u8]) -> io::Result<()> {
         Ok(rustix::system::sethostname(name)?)
@@ -62,6 +65,10 @@ impl Machine for Linux {
             let verb = if how == Shutdown::Reboot { "reboot" } else { "poweroff" };
             let status = Command::new("systemctl").args(["--no-block", verb]).status()?;
             return if status.success() { Ok(()) } else { Err(io::Error::other("systemctl refused")) };
+        }
+        if how == Shutdown::Reboot {
+            // Our own init program ends the machine once its shell has ended, which is before this does. Others do not mind.
+            let _ = std::fs::write(RESTART_MARK, "");
         }
         // Without a service manager: everything but the first process and this one.
         // SAFETY: the calls take no pointers.

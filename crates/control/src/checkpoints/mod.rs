@@ -69,10 +69,11 @@ impl Core {
             OperationKind::Snapshot,
             Some(machine.id.clone()),
             |_| Ok(()),
-            move |core, _| {
+            move |core, task| {
+                task.cancellable(true);
                 let name = core.snapshot_name(&work, None)?;
                 let request = SnapshotRequest { description: "checkpoint".into(), ..SnapshotRequest::default() };
-                let taken = core.take_snapshot(&work, &name, &request, true);
+                let taken = core.take_snapshot(&work, &name, &request, true, task);
                 let kept = taken.and_then(|snapshot| core.retire(&work, schedule.keep).map(|()| snapshot));
                 drop(claim);
                 if let Err(problem) = &kept {

@@ -32,6 +32,9 @@ const MAX_RUNNING: usize = 256;
 /// How long an operation that is over can be looked at.
 pub(crate) const KEPT: SignedDuration = SignedDuration::from_hours(24);
 
+/// When the end of an operation cannot be noted, such as on a full disk: until it is tried again.
+const NOTE_AGAIN: Duration = Duration::from_secs(1);
+
 /// An operation as the store has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct OperationRecord {
@@ -151,13 +154,20 @@ impl Core {
     fn finish(&self, running: &Running, result: Result<serde_json::Value, Problem>) {
         let mut operation = running.state.borrow().clone();
         close(&mut operation, result);
-        let noted = self.store.write(|change| note_end(change, &operation));
-        if let Err(problem) = noted {
-            tracing::error!(operation = operation.id, %problem, "the end of an operation cannot be noted");
+        let note = || self.store.write(|change| note_end(change, &operation));
+        let mut noted = note();
+        running.state.send_replace(operation.clone());
+        // Until the store has it, it is known here.
+        while let Err(problem) = noted {
+            tracing::error!(operation = operation.id, %problem, "the end of an operation cannot be noted yet");
+            std::thread::sleep(NOTE_AGAIN);
+            if self.is_closed() {
+                // The next daemon takes it for one that was interrupted.
+                break;
+            }
+            noted = note();
         }
-        let id = operation.id.clone();
-        running.state.send_replace(operation);
-        self.operations.lock().remove(&id);
+        self.operations.lock().remove(&operation.id);
     }
 
     /// Those that run and those that ended in the last day, newest first.

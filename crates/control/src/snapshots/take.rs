@@ -5,10 +5,12 @@ use std::sync::Arc;
 use queztl_api::{
     Code, EventKind, Name, Operation, OperationKind, Problem, Snapshot, SnapshotKind, SnapshotRequest, Timestamp,
 };
+use queztl_vmm::control::SnapshotProgress;
 use serde_json::json;
 
 use super::{SnapshotRecord, allocated_bytes, directory, key, remove_directory};
 use crate::manager::Core;
+use crate::operations::Task;
 use crate::store::{SNAPSHOTS, VMS};
 use crate::supervisor;
 use crate::vms::lifecycle::Command;
@@ -31,8 +33,9 @@ impl Core {
             OperationKind::Snapshot,
             Some(machine.id.clone()),
             |_| Ok(()),
-            move |core, _| {
-                let snapshot = core.take_snapshot(&machine, &name, &request, false)?;
+            move |core, task| {
+                task.cancellable(true);
+                let snapshot = core.take_snapshot(&machine, &name, &request, false, task)?;
                 drop(claim);
                 Ok(json!(snapshot))
             },
@@ -69,6 +72,7 @@ impl Core {
         name: &Name,
         request: &SnapshotRequest,
         scheduled: bool,
+        task: &Task,
     ) -> Result<Snapshot, Problem> {
         make_folder(&machine.folder.snapshots())?;
         let target = directory(machine, name.as_str());
@@ -80,7 +84,12 @@ impl Core {
         self.begin_cut(machine, &cut)?;
         let ask = |base: Option<&Name>| {
             let base = base.map(|base| directory(machine, base.as_str()));
-            supervisor::snapshot(&machine.folder, &target, base.as_deref(), &cut.orders)
+            supervisor::snapshot(&machine.folder, &target, base.as_deref(), &cut.orders, |progress| {
+                if let Some(SnapshotProgress { done_bytes, total_bytes }) = progress {
+                    task.progress(done_bytes, total_bytes, "bytes");
+                }
+                task.check()
+            })
         };
         let taken = match ask(base.as_ref()) {
             Ok(pause_ns) => Ok((pause_ns, base)),
@@ -90,6 +99,7 @@ impl Core {
             }
             Err(problem) => Err(problem),
         };
+        task.cancellable(false);
         let (pause_ns, base) = match taken {
             Ok(taken) => taken,
             Err(problem) => {

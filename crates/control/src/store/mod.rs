@@ -4,6 +4,8 @@
 //! - a change is there as a whole or not at all, whatever happens to the process; once [`Store::write`] has returned, it
 //!   survives the loss of power;
 //! - events are written with the change that they tell of, and numbered without gaps;
+//! - a disk that fails for a while, such as a full one, fails the changes of that while: the next ones begin from the file
+//!   as it is;
 //! - one daemon uses a store at a time, and a store of a newer version is refused, each with a sentence.
 //!
 //! Values are JSON: a field that an older version did not write has its default, so that a store outlives a version.
@@ -19,7 +21,7 @@ mod tables;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use queztl_api::{Code, Event, EventKind, Problem, Timestamp};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
@@ -89,10 +91,19 @@ fn open_whole(path: &Path) -> Result<(Database, u64)> {
     Ok((database, last))
 }
 
+/// [`open_whole`] for files that somebody else may have written: the library takes what it finds in a file for what it has
+/// written, and panics where it is not.
+fn open_any(path: &Path) -> Result<(Database, u64)> {
+    let opened = std::panic::catch_unwind(|| open_whole(path));
+    opened.unwrap_or_else(|_| Err(StoreError::Damaged { path: path.to_path_buf() }))
+}
+
 /// The store. Its calls wait for the disk: for threads that may wait.
 #[derive(Debug)]
 pub(crate) struct Store {
-    database: Database,
+    path: PathBuf,
+    /// `None` after an attempt to open it again that has failed.
+    database: RwLock<Option<Database>>,
     /// One writer at a time, and events told of in their order.
     writing: Mutex<()>,
     last_event: watch::Sender<u64>,
@@ -106,10 +117,63 @@ impl Store {
         std::fs::create_dir_all(home).map_err(failed)?;
         let lock = Lock::take(home)?;
         let path = home.join("manager.redb");
-        // The library takes what it finds in a file for what it has written, and panics where it is not.
-        let opened = std::panic::catch_unwind(|| open_whole(&path));
-        let (database, last) = opened.unwrap_or_else(|_| Err(StoreError::Damaged { path }))?;
-        Ok(Store { database, writing: Mutex::new(()), last_event: watch::Sender::new(last), _lock: lock })
+        let (database, last) = open_any(&path)?;
+        let database = RwLock::new(Some(database));
+        Ok(Store { path, database, writing: Mutex::new(()), last_event: watch::Sender::new(last), _lock: lock })
+    }
+
+    /// Opens the file anew: after an error of the disk the library wants nothing more to do with it.
+    fn open_again(&self) -> Result<()> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.as_ref().is_some_and(|database| database.begin_write().is_ok()) {
+            // Somebody else was faster.
+            return Ok(());
+        }
+        // The file is locked as long as it is open.
+        drop(database.take());
+        let (opened, last) = open_any(&self.path)?;
+        *database = Some(opened);
+        // What was on its way when the disk failed may be there after all.
+        self.last_event.send_if_modified(|known| std::mem::replace(known, last) != last);
+        Ok(())
+    }
+
+    /// Reads; once more if the file had to be opened anew.
+    fn read<T>(&self, read: impl Fn(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
+        let attempt = || {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let database = database.as_ref().ok_or(redb::Error::PreviousIo)?;
+            read(&database.begin_read()?)
+        };
+        match attempt() {
+            Err(StoreError::Failed(error)) if matches!(*error, redb::Error::PreviousIo) => {
+                self.open_again()?;
+                attempt()
+            }
+            result => result,
+        }
+    }
+
+    /// Begins changes, and hands them over; whoever calls has `writing`.
+    fn begin<T, E: From<StoreError>>(
+        &self,
+        change: impl FnOnce(redb::WriteTransaction) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let attempt = || {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let begun =
+                database.as_ref().ok_or(redb::Error::PreviousIo).and_then(|database| Ok(database.begin_write()?));
+            begun.map(|transaction| (database, transaction))
+        };
+        let begun = match attempt() {
+            Err(redb::Error::PreviousIo) => {
+                self.open_again()?;
+                attempt()
+            }
+            begun => begun,
+        };
+        let (_database, transaction) = begun.map_err(StoreError::from)?;
+        change(transaction)
     }
 
     /// Carries out changes as one. Nothing of it happens if `change` gives an error.
@@ -118,19 +182,21 @@ impl Store {
         change: impl FnOnce(&mut Change<'_>) -> std::result::Result<T, Problem>,
     ) -> std::result::Result<T, Problem> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let transaction = self.database.begin_write().map_err(StoreError::from)?;
-        let mut change_in = Change { transaction: &transaction, last_event: *self.last_event.borrow() };
-        let result = change(&mut change_in)?;
-        let last = change_in.last_event;
-        transaction.commit().map_err(StoreError::from)?;
-        self.last_event.send_if_modified(|known| std::mem::replace(known, last) != last);
-        Ok(result)
+        self.begin(|transaction| {
+            let mut change_in = Change { transaction: &transaction, last_event: *self.last_event.borrow() };
+            let result = change(&mut change_in)?;
+            let last = change_in.last_event;
+            transaction.commit().map_err(StoreError::from)?;
+            self.last_event.send_if_modified(|known| std::mem::replace(known, last) != last);
+            Ok(result)
+        })
     }
 
     pub fn get<V: DeserializeOwned>(&self, table: Table<V>, key: &str) -> Result<Option<V>> {
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(table.definition())?;
-        table.get(key)?.map(|value| decode(value.value())).transpose()
+        self.read(|transaction| {
+            let table = transaction.open_table(table.definition())?;
+            table.get(key)?.map(|value| decode(value.value())).transpose()
+        })
     }
 
     /// All entries in the order of their keys.
@@ -140,9 +206,7 @@ impl Store {
 
     /// The entries whose keys begin so, in the order of their keys.
     pub fn list_with<V: DeserializeOwned>(&self, table: Table<V>, prefix: &str) -> Result<Vec<(String, V)>> {
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(table.definition())?;
-        collect(&table, prefix)
+        self.read(|transaction| collect(&transaction.open_table(table.definition())?, prefix))
     }
 
     /// Tells the number of the last event.
@@ -152,42 +216,45 @@ impl Store {
 
     /// Up to [`EVENT_BATCH`] events from number `from` on.
     pub fn events_from(&self, from: u64) -> Result<Vec<Event>> {
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(EVENTS)?;
-        table.range(from..)?.take(EVENT_BATCH).map(|entry| decode(entry?.1.value())).collect()
+        self.read(|transaction| {
+            let table = transaction.open_table(EVENTS)?;
+            table.range(from..)?.take(EVENT_BATCH).map(|entry| decode(entry?.1.value())).collect()
+        })
     }
 
     /// The last events, at most so many, oldest first.
     pub fn last_events(&self, limit: usize) -> Result<Vec<Event>> {
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(EVENTS)?;
-        let last = table.iter()?.rev().take(limit).map(|entry| decode(entry?.1.value()));
-        let mut events = last.collect::<Result<Vec<Event>>>()?;
-        events.reverse();
-        Ok(events)
+        self.read(|transaction| {
+            let table = transaction.open_table(EVENTS)?;
+            let last = table.iter()?.rev().take(limit).map(|entry| decode(entry?.1.value()));
+            let mut events = last.collect::<Result<Vec<Event>>>()?;
+            events.reverse();
+            Ok(events)
+        })
     }
 
     /// Keeps points of machines' histories, and forgets those before `oldest_ms`. Lost points are no harm: this does not
     /// wait for the disk.
     pub fn add_history(&self, points: &[(String, i64, Vec<u8>)], oldest_ms: i64) -> Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut transaction = self.database.begin_write()?;
-        transaction.set_durability(redb::Durability::None)?;
-        {
-            let mut table = transaction.open_table(HISTORY)?;
-            for (vm, at_ms, point) in points {
-                table.insert((vm.as_str(), *at_ms), point.as_slice())?;
-                let old: Vec<i64> = table
-                    .range((vm.as_str(), i64::MIN)..(vm.as_str(), oldest_ms))?
-                    .map(|entry| Ok(entry?.0.value().1))
-                    .collect::<Result<_>>()?;
-                for at_ms in old {
-                    table.remove((vm.as_str(), at_ms))?;
+        self.begin(|mut transaction| {
+            transaction.set_durability(redb::Durability::None)?;
+            {
+                let mut table = transaction.open_table(HISTORY)?;
+                for (vm, at_ms, point) in points {
+                    table.insert((vm.as_str(), *at_ms), point.as_slice())?;
+                    let old: Vec<i64> = table
+                        .range((vm.as_str(), i64::MIN)..(vm.as_str(), oldest_ms))?
+                        .map(|entry| Ok(entry?.0.value().1))
+                        .collect::<Result<_>>()?;
+                    for at_ms in old {
+                        table.remove((vm.as_str(), at_ms))?;
+                    }
                 }
             }
-        }
-        transaction.commit()?;
-        Ok(())
+            transaction.commit()?;
+            Ok(())
+        })
     }
 
     /// A machine's points between two times in milliseconds, both included.
@@ -195,15 +262,16 @@ impl Store {
         if from_ms > to_ms {
             return Ok(Vec::new());
         }
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(HISTORY)?;
-        let points = table.range((vm, from_ms)..=(vm, to_ms))?;
-        points
-            .map(|entry| {
-                let (key, value) = entry?;
-                Ok((key.value().1, value.value().to_vec()))
-            })
-            .collect()
+        self.read(|transaction| {
+            let table = transaction.open_table(HISTORY)?;
+            let points = table.range((vm, from_ms)..=(vm, to_ms))?;
+            points
+                .map(|entry| {
+                    let (key, value) = entry?;
+                    Ok((key.value().1, value.value().to_vec()))
+                })
+                .collect()
+        })
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) fn refusal(error: &ClientError) -> Problem {
             Reason::Invalid | Reason::Missing => Code::Invalid,
             Reason::Timeout => Code::Timeout,
             Reason::Busy => Code::Busy,
+            Reason::Cancelled => Code::Cancelled,
             _ => Code::Host,
         },
         ClientError::Connect { .. } | ClientError::Gone | ClientError::Io(_) => Code::State,

@@ -85,6 +85,8 @@ pub(crate) fn observe(state: VmState, observation: Observation) -> VmState {
         Observation::Answered { .. } if state == VmState::Stopping => VmState::Stopping,
         Observation::Answered { paused: true } => VmState::Paused,
         Observation::Answered { paused: false } => VmState::Running,
+        // It may have ended by itself meanwhile.
+        Observation::Stopping if !is_alive(state) => state,
         Observation::Stopping => VmState::Stopping,
         Observation::Ended { crashed: true } => VmState::Crashed,
         Observation::Ended { crashed: false } => VmState::Stopped,
@@ -174,6 +176,13 @@ mod tests {
             assert_eq!(admit(state, Command::Kill).is_ok(), is_alive(state), "{state:?}");
             assert_eq!(admit(state, Command::Start).is_ok(), !is_alive(state), "{state:?}");
             assert_eq!(admit(state, Command::Delete).is_ok(), !is_alive(state), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_ended_is_not_being_stopped() {
+        for state in STATES.into_iter().filter(|state| !is_alive(*state)) {
+            assert_eq!(observe(state, Observation::Stopping), state);
         }
     }
 

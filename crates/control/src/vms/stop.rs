@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use queztl_agent_client::{Agent, Limits, Shutdown};
+use queztl_agent_client::{Agent, Error, Limits, Shutdown};
 use queztl_api::{Code, EndingReason, Operation, OperationKind, Problem, StopRequest};
 use queztl_vmm::control::Request;
 use serde_json::json;
@@ -21,8 +21,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 pub(super) const END_LIMIT: Duration = Duration::from_secs(30);
 /// How long the guest's programs may take at most: some never listen, such as a shell.
 const PROGRAMS_GRACE: Duration = Duration::from_secs(5);
-/// How long an agent may take to answer when a machine is to stop.
-const AGENT_LIMIT: Duration = Duration::from_secs(2);
+/// How long an agent may take to be reached when a machine is to stop: there may be none in the guest.
+const AGENT_LIMIT: Duration = Duration::from_secs(5);
 
 impl Core {
     pub(crate) fn stop(self: &Arc<Self>, vm: &str, request: StopRequest) -> Result<Operation, Problem> {
@@ -86,15 +86,15 @@ impl Core {
             return false;
         }
         while Instant::now() < deadline {
-            match supervisor::status(&machine.folder) {
-                Some(status) if status.restarts > before.restarts => {
-                    machine.lock().restarts = status.restarts;
-                    return true;
-                }
-                Some(_) => {}
-                None => return false,
+            // One that is busy with its restart may have no answer yet.
+            let status = supervisor::status(&machine.folder);
+            if let Some(status) = status.filter(|status| status.restarts > before.restarts) {
+                machine.lock().restarts = status.restarts;
+                return true;
             }
-            std::thread::sleep(Duration::from_millis(50));
+            if gone(machine, Duration::from_millis(50)) {
+                return false;
+            }
         }
         false
     }
@@ -162,10 +162,14 @@ fn gone(machine: &Machine, limit: Duration) -> bool {
     machine.wait(limit, |inner| (!lifecycle::is_alive(inner.state)).then_some(())).is_some()
 }
 
-/// Asks the agent in the guest to end it; false if there is none that answers.
+/// Asks the agent in the guest to end it; false if there is none that could have heard it.
 fn ask_agent(machine: &Machine, how: Shutdown, grace: Duration) -> bool {
     let limits = Limits { connect: AGENT_LIMIT.min(grace), answer: AGENT_LIMIT };
-    let agent = Agent::connect(&machine.folder.vsock(), &limits);
+    let Ok(mut agent) = Agent::connect(&machine.folder.vsock(), &limits) else { return false };
     // The guest's own programs get a part of the grace.
-    agent.and_then(|mut agent| agent.shut_down(how, (grace / 2).min(PROGRAMS_GRACE))).is_ok()
+    match agent.shut_down(how, (grace / 2).min(PROGRAMS_GRACE)) {
+        Err(Error::Guest(_) | Error::Unsupported) => false,
+        // The guest may end before its answer is on its way.
+        Ok(()) | Err(_) => true,
+    }
 }

@@ -31,6 +31,8 @@ pub enum ImageError {
     Checksum { chunk: u64 },
     #[error("this host does not tell which pages of guest RAM are private ({0}): mount /proc")]
     Pagemap(io::Error),
+    #[error("somebody has cancelled the writing of memory")]
+    Cancelled,
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: io::Error },
 }

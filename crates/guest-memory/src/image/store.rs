@@ -21,6 +21,10 @@ pub enum Piece<'a> {
     Zero(u64),
 }
 
+/// What is written at once before it is brought to the disk: as long as that takes, nobody can give up, and it is in the
+/// host's cache twice.
+const SYNC_BYTES: u64 = 256 << 20;
+
 /// What [`MemoryImage::write`] has written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
@@ -71,6 +75,19 @@ impl MemoryImage {
     /// # Errors
     /// When this image does not descend from the base, or the file cannot be written.
     pub fn write(&self, file: &File, base: Option<LayerId>) -> Result<Written, ImageError> {
+        self.write_with(file, base, |_| true)
+    }
+
+    /// The same; `go_on` hears now and then which offset in RAM has been reached, and gives up by `false`.
+    ///
+    /// # Errors
+    /// Those of [`MemoryImage::write`], and [`ImageError::Cancelled`].
+    pub fn write_with(
+        &self,
+        file: &File,
+        base: Option<LayerId>,
+        mut go_on: impl FnMut(u64) -> bool,
+    ) -> Result<Written, ImageError> {
         let segments = match base {
             Some(base) => self.since(base)?,
             None => self.segments.to_vec(),
@@ -81,12 +98,21 @@ impl MemoryImage {
             return Err(ImageError::NotEmpty);
         }
         file.set_len(bytes).map_err(ImageError::io("the memory file cannot be made as large as RAM"))?;
-        let mut data_bytes = 0;
+        let (mut data_bytes, mut synced_bytes) = (0, 0);
+        let sync_failed = "the memory file cannot be made durable";
         let chunks = gather(&segments, bytes, |offset, data| {
+            if !go_on(offset) {
+                return Err(ImageError::Cancelled);
+            }
             data_bytes += data.len() as u64;
-            file.write_all_at(data, offset).map_err(ImageError::io("the memory file cannot be written"))
+            file.write_all_at(data, offset).map_err(ImageError::io("the memory file cannot be written"))?;
+            if data_bytes - synced_bytes >= SYNC_BYTES {
+                file.sync_data().map_err(ImageError::io(sync_failed))?;
+                synced_bytes = data_bytes;
+            }
+            Ok(())
         })?;
-        file.sync_all().map_err(ImageError::io("the memory file cannot be made durable"))?;
+        file.sync_all().map_err(ImageError::io(sync_failed))?;
         let layer = *self.layers.last().ok_or(ImageError::Chain)?;
         let runs = runs_of(&segments);
         let table = MemoryTable { shape: self.shape.clone(), base, layers: vec![layer], files: 1, runs, chunks };

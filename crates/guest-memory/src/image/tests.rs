@@ -177,6 +177,12 @@ fn zeroes_are_holes_in_the_file() {
     put(&ram, 0, 1);
     put(&ram, MIB, 0);
     let file = tempfile::tempfile().unwrap();
+    let mut seen = 0;
+    let given_up = freeze(&ram).write_with(&tempfile::tempfile().unwrap(), None, |offset| {
+        seen = offset;
+        false
+    });
+    assert!(matches!(given_up, Err(ImageError::Cancelled)) && seen < freeze(&ram).shape.bytes());
     let Written { data_bytes, table } = freeze(&ram).write(&file, None).unwrap();
     assert_eq!((data_bytes, file.metadata().unwrap().len()), (PAGE_SIZE, 8 * MIB));
     assert_eq!(table.bytes(), 8 * MIB);

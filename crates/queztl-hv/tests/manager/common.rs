@@ -37,13 +37,21 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // A test that failed must not leave machines behind.
-        let Ok(entries) = std::fs::read_dir(self.folder.path().join("vms")) else { return };
-        for entry in entries.flatten() {
-            let folder = queztl_vmm::process::Folder::new(entry.path());
-            if let Ok(Some(process)) = folder.runner() {
-                kill(process.pid);
-            }
+        kill_all(self.folder.path());
+    }
+}
+
+/// Ends the machines of a home: a test that failed must not leave any behind.
+pub fn kill_all(home: &Path) {
+    let Ok(entries) = std::fs::read_dir(home.join("vms")) else { return };
+    for entry in entries.flatten() {
+        let folder = queztl_vmm::process::Folder::new(entry.path());
+        if let Ok(Some(process)) = folder.runner() {
+            kill(process.pid);
+        }
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(folder.log()).unwrap_or_default();
+            eprintln!("{:?}:\n{log}", folder.log());
         }
     }
 }
@@ -72,12 +80,38 @@ pub fn idle(folder: &Path) -> VmSpec {
     spec(kernel(folder, "idle", &[0xf4, 0xeb, 0xfd]))
 }
 
+/// A guest that fills its RAM from 2 MiB to 14 MiB, writes `a` to the serial port, and goes on with the next letter
+/// whenever it has counted for a while: what it says tells whether it goes on from a snapshot.
+pub fn counting(folder: &Path) -> VmSpec {
+    spec(kernel(folder, "counting", &counting_code()))
+}
+
+/// The code of [`counting`]; the number of words that it fills is at byte 6.
+pub fn counting_code() -> Vec<u8> {
+    vec![
+        0xbf, 0, 0, 0x20, 0, // mov edi, 2 MiB
+        0xb9, 0, 0, 0x30, 0, // mov ecx, 12 MiB / 4
+        0xb8, 0x21, 0x43, 0x65, 0x87, // mov eax, a pattern
+        0xf3, 0xab, // rep stosd
+        0xc7, 0x05, 0, 0, 0x20, 0, 0x61, 0, 0, 0, // mov dword [2 MiB], 'a'
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xa1, 0, 0, 0x20, 0,    // next: mov eax, [2 MiB]
+        0xee, // out dx, al
+        0x40, // inc eax
+        0xa3, 0, 0, 0x20, 0, // mov [2 MiB], eax
+        0xb9, 0, 0, 0x80, 0,    // mov ecx, 8 M
+        0x49, // count: dec ecx
+        0x75, 0xfd, // jnz count
+        0xeb, 0xea, // jmp next
+    ]
+}
+
 /// A guest whose exceptions cannot be delivered: `ud2`.
 pub fn crashing(folder: &Path) -> VmSpec {
     spec(kernel(folder, "crashing", &[0x0f, 0x0b]))
 }
 
-fn spec(kernel: PathBuf) -> VmSpec {
+pub fn spec(kernel: PathBuf) -> VmSpec {
     VmSpec { kernel: Some(kernel), ram_bytes: 16 << 20, accel: "soft".into(), ..VmSpec::default() }
 }
 

@@ -1,7 +1,11 @@
 //! The manager with real processes: machines live through the death of their daemon, and its store through everything.
 
 mod common;
+mod full;
 mod images;
+mod kills;
 mod lifecycle;
+mod many;
 mod recovery;
+mod refusals;
 mod snapshots;

@@ -92,7 +92,7 @@ fn a_daemon_that_is_killed_leaves_nothing_half_done() {
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for round in 0..8u64 {
-        let daemon = Daemon::start(&home, &spec, round);
+        let daemon = Daemon::start(&home, "recovery::be_a_daemon", &spec, round);
         std::thread::sleep(Duration::from_millis(30 + 45 * round));
         daemon.kill();
 
@@ -118,14 +118,14 @@ fn a_daemon_that_is_killed_leaves_nothing_half_done() {
     }
 }
 
-/// A manager in a process of its own, which makes machines as fast as it can.
-struct Daemon(std::process::Child);
+/// A manager in a process of its own, kept busy by a test that is not one.
+pub struct Daemon(std::process::Child);
 
 impl Daemon {
-    fn start(home: &Home, spec: &VmSpec, round: u64) -> Daemon {
+    pub fn start(home: &Home, test_name: &str, spec: &VmSpec, round: u64) -> Daemon {
         let test = std::env::current_exe().unwrap();
         let mut command = std::process::Command::new(test);
-        command.args(["--exact", "recovery::be_a_daemon", "--ignored", "--nocapture"]);
+        command.args(["--exact", test_name, "--ignored", "--nocapture"]);
         command.env("QUEZTL_TEST_HOME", home.folder.path()).env("QUEZTL_TEST_ROUND", round.to_string());
         command.env("QUEZTL_TEST_SPEC", serde_json::to_string(spec).unwrap());
         command.stdout(std::process::Stdio::piped());
@@ -136,23 +136,29 @@ impl Daemon {
         Daemon(child)
     }
 
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 }
 
-/// Not a test of its own: the other process of the one above.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by another test"]
-async fn be_a_daemon() {
-    let Ok(path) = std::env::var("QUEZTL_TEST_HOME") else { return };
+/// What [`Daemon::start`] has said, in the other process.
+pub async fn daemon() -> Option<(queztl_control::Manager, VmSpec, String)> {
+    let path = std::env::var("QUEZTL_TEST_HOME").ok()?;
     let spec: VmSpec = serde_json::from_str(&std::env::var("QUEZTL_TEST_SPEC").unwrap()).unwrap();
     let round = std::env::var("QUEZTL_TEST_ROUND").unwrap();
     let mut config = queztl_control::Config::new(path).unwrap();
     config.program = env!("CARGO_BIN_EXE_queztl-hv").into();
     let manager = queztl_control::Manager::open(config).await.unwrap();
     println!("begins");
+    Some((manager, spec, round))
+}
+
+/// Not a test of its own: the other process of the one above.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by another test"]
+async fn be_a_daemon() {
+    let Some((manager, spec, round)) = daemon().await else { return };
     for number in 0.. {
         let name = format!("vm-{round}-{number}");
         let made = manager.create(request(&name, spec.clone(), true)).await.unwrap();

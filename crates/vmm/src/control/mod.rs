@@ -33,7 +33,7 @@ pub(crate) use server::listen;
 pub use server::{Server, ServerError, Target};
 pub use types::{
     Answer, Balloon, DeviceLimit, DiskCut, GuestMemoryStats, Hotplug, Memory, Reason, Refusal, Request, Response,
-    RunState, SnapshotReport, Status, Vcpu,
+    RunState, SnapshotProgress, SnapshotReport, Status, Vcpu,
 };
 
 /// The longest request, in bytes, its line feed included.

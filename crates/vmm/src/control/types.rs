@@ -51,6 +51,9 @@ pub enum Request {
         #[serde(default)]
         stay_paused: bool,
     },
+    /// Give up the snapshot that is being written. It answers for itself, with [`Reason::Cancelled`] unless it was done
+    /// before. Nothing to do if there is none.
+    CancelSnapshot {},
     /// Make the machine's state ready for clones: as a snapshot, but the memory stays where it is and its files come beside
     /// the answer, [`Response::Fork`], in the order of the state's table.
     Fork {
@@ -159,6 +162,8 @@ pub enum Reason {
     Timeout,
     /// There are too many clients, or something else is under way that must end first.
     Busy,
+    /// Somebody has cancelled it.
+    Cancelled,
     /// The host or the machine could not do it.
     Failed,
 }
@@ -179,6 +184,16 @@ pub struct Status {
     pub memory: Memory,
     /// The rate limits that can be set, in force or not.
     pub limits: Vec<DeviceLimit>,
+    /// The snapshot whose memory is being written, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotProgress>,
+}
+
+/// How far a snapshot's memory has been written, by place in RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotProgress {
+    pub done_bytes: u64,
+    pub total_bytes: u64,
 }
 
 /// Whether the guest runs.

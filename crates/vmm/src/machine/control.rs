@@ -49,6 +49,10 @@ impl Target for MachineHandle {
                 self.reset();
                 Response::Done {}
             }
+            Request::CancelSnapshot {} => {
+                self.shared.writing.cancel();
+                Response::Done {}
+            }
             Request::Balloon { target_bytes } => done(self.set_balloon(target_bytes)),
             Request::Memory { requested_bytes } => done(self.set_hotplug(requested_bytes)),
             Request::Limit { device, limit } => done(self.set_limit(&device, limit)),
@@ -212,6 +216,7 @@ impl MachineHandle {
             vcpus: shared.vcpus.cpu_times_ns().into_iter().map(|cpu_ns| Vcpu { cpu_ns }).collect(),
             memory: memory(&config, live.as_ref(), guest),
             limits: live.as_ref().map(limits).unwrap_or_default(),
+            snapshot: shared.writing.progress(),
         }
     }
 }

@@ -36,9 +36,12 @@ impl Events {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes an end; the first one counts.
+    /// Notes an end. The first one counts; only to be stopped by the host counts more than a restart that is under way.
     pub fn note(&self, end: End) {
-        self.lock().get_or_insert(end);
+        let mut noted = self.lock();
+        if noted.is_none_or(|noted| noted == End::Reset && end == End::Stopped) {
+            *noted = Some(end);
+        }
         self.changed.notify_all();
     }
 
@@ -114,6 +117,17 @@ mod tests {
         events.note(End::Panic);
         events.note(End::Reset);
         assert_eq!(events.wait(None), End::Panic);
+    }
+
+    #[test]
+    fn a_stop_is_not_lost_in_a_restart() {
+        let events = Events::default();
+        events.note(End::Reset);
+        events.note(End::TripleFault);
+        assert_eq!(events.wait(None), End::Reset);
+        events.note(End::Stopped);
+        events.forget_reset();
+        assert_eq!(events.wait(None), End::Stopped);
     }
 
     #[test]

@@ -40,6 +40,7 @@ use events::{End, Events};
 pub use migrate::MigrationOrder;
 use restore::Restoration;
 pub use snapshot::SnapshotOrder;
+use snapshot::Writing;
 use vcpus::Vcpus;
 
 /// How long the console may take to pass on its last output.
@@ -100,6 +101,8 @@ struct Shared {
     transition: Mutex<()>,
     /// The last migration, if there was one.
     migration: Mutex<Arc<migrate::Progress>>,
+    /// The snapshot that is being written.
+    writing: Writing,
     /// What the kernel tells of this process's memory (proc(5), `statm`).
     memory: Option<File>,
     started: Instant,
@@ -156,6 +159,7 @@ impl Machine {
             size: Mutex::default(),
             transition: Mutex::default(),
             migration: Mutex::default(),
+            writing: Writing::default(),
             memory: File::open("/proc/self/statm").ok(),
             started: Instant::now(),
             restarts: AtomicU64::new(0),

@@ -12,8 +12,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use queztl_guest_memory::{Frozen, GuestRam, ImageError, LayerId, Settling};
@@ -22,7 +22,7 @@ use super::assembly::Live;
 use super::restore::disk_sectors;
 use super::{MachineHandle, lock, read};
 use crate::config::MachineConfig;
-use crate::control::{DiskCut, Reason, Refusal, SnapshotReport};
+use crate::control::{DiskCut, Reason, Refusal, SnapshotProgress, SnapshotReport};
 use crate::snapshot::memory::Base;
 use crate::snapshot::state::is_counted;
 use crate::snapshot::{self, ClockState, MEMORY_FILE, MachineState, Persist, Staging};
@@ -41,6 +41,54 @@ pub struct SnapshotOrder {
     pub disks: Vec<DiskCut>,
     /// The machine stays paused, if all goes well.
     pub stay_paused: bool,
+}
+
+/// What others can see of the snapshot that is being written, and how they stop it.
+#[derive(Debug, Default)]
+pub(super) struct Writing(Mutex<Option<State>>);
+
+#[derive(Debug)]
+struct State {
+    progress: SnapshotProgress,
+    cancelled: bool,
+}
+
+impl Writing {
+    /// From now on there is one, of a machine with so much RAM.
+    fn begin(&self, total_bytes: u64) -> Present<'_> {
+        let progress = SnapshotProgress { done_bytes: 0, total_bytes };
+        *lock(&self.0) = Some(State { progress, cancelled: false });
+        Present(self)
+    }
+
+    pub fn cancel(&self) {
+        if let Some(state) = &mut *lock(&self.0) {
+            state.cancelled = true;
+        }
+    }
+
+    pub fn progress(&self) -> Option<SnapshotProgress> {
+        lock(&self.0).as_ref().map(|state| state.progress)
+    }
+}
+
+/// The snapshot that is being written, until it is dropped.
+struct Present<'a>(&'a Writing);
+
+impl Present<'_> {
+    /// RAM has been written up to this offset; false if it is to end.
+    fn reached(&self, offset: u64) -> bool {
+        lock(&self.0.0).as_mut().is_none_or(|state| {
+            state.progress.done_bytes = offset.min(state.progress.total_bytes);
+            !state.cancelled
+        })
+    }
+}
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.0) = None;
+    }
 }
 
 /// A machine at one moment.
@@ -62,11 +110,13 @@ impl MachineHandle {
         let started = Instant::now();
         let base = order.base.as_deref().map(|base| Base::look_at(base, &order.directory)).transpose()?;
         let staging = Staging::begin(&order.directory)?;
+        let present = self.shared.writing.begin(lock(&self.shared.config).ram_bytes);
         let cut = self.cut(&order.disks, order.stay_paused)?;
         let Cut { mut state, ram, frozen, pause, was_paused } = cut;
         let (layer, bases) = base.map_or((None, Vec::new()), |base| (Some(base.layer), base.names));
         state.bases = bases;
-        let written = write(staging, &state, &frozen, layer);
+        let written = write(staging, &state, &frozen, layer, &present);
+        drop(present);
         drop(frozen);
         give_back(&ram);
         if written.is_err() && order.stay_paused && !was_paused {
@@ -161,9 +211,10 @@ fn write(
     state: &MachineState,
     frozen: &Frozen,
     base: Option<LayerId>,
+    present: &Present<'_>,
 ) -> Result<u64, snapshot::Error> {
     let file = staging.create(MEMORY_FILE)?;
-    let written = frozen.image().write(&file, base)?;
+    let written = frozen.image().write_with(&file, base, |offset| present.reached(offset))?;
     staging.write_table(&written.table)?;
     staging.write_state(state)?;
     staging.commit()?;
@@ -195,6 +246,7 @@ pub(super) fn nanoseconds(time: Duration) -> u64 {
 impl From<snapshot::Error> for Refusal {
     fn from(error: snapshot::Error) -> Refusal {
         let reason = match &error {
+            snapshot::Error::Memory(ImageError::Cancelled) => Reason::Cancelled,
             snapshot::Error::Io { .. } | snapshot::Error::Memory(ImageError::Io { .. }) => Reason::Failed,
             _ => Reason::Invalid,
         };
