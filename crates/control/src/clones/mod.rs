@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use queztl_api::{CloneRequest, Code, EventKind, Name, NetKind, Operation, OperationKind, Origin, Problem, VmSpec};
+use queztl_api::{
+    CloneRequest, Code, EventKind, Name, NetKind, Operation, OperationKind, Origin, Problem, VmSpec, VmState,
+};
 use queztl_vmm::process::Start;
 use serde_json::json;
 
@@ -154,6 +156,7 @@ impl Core {
             Err(problem) => {
                 self.settle_cut(source)?;
                 remove_fork(&state);
+                snapshots::remove_unfinished(source);
                 return Err(problem);
             }
         };
@@ -235,6 +238,9 @@ impl Core {
                 change.put(VMS, &clone.machine.id, &inner.record)?;
                 let kind = EventKind::VmCreated { vm: clone.machine.id.clone(), name: inner.record.name.to_string() };
                 change.event(kind, format!("virtual machine {} was cloned from {from}", inner.record.name))?;
+                if inner.state == VmState::Running {
+                    crate::vms::changed(change, &inner.record, inner.state, "runs")?;
+                }
             }
             Ok(())
         })?;

@@ -17,7 +17,7 @@ mod open;
 mod service;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use queztl_api::{Code, Problem, VmSpec};
 use queztl_guest_image::{self as guest_image, Silent};
@@ -67,6 +67,8 @@ pub(crate) struct Core {
     pub operations: Operations,
     pub figures: Figures,
     pub groups: Groups,
+    /// Our own kernel and root file system, once they have been looked for.
+    own_boot: Mutex<Option<BootFiles>>,
     pub runtime: Handle,
     closed: watch::Sender<bool>,
 }
@@ -90,6 +92,21 @@ impl Core {
         if let Some(kernel) = &spec.kernel {
             return Ok(BootFiles { kernel: kernel.clone(), initrd: spec.initrd.clone(), own: false });
         }
+        let mut known = self.own_boot.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = |files: &BootFiles| files.kernel.exists() && files.initrd.iter().all(|file| file.exists());
+        let mut files = match known.as_ref().filter(|files| there(files)) {
+            Some(files) => files.clone(),
+            None => known.insert(self.find_own_boot()?).clone(),
+        };
+        if !spec.initrd.is_empty() {
+            files.initrd = spec.initrd.clone();
+        }
+        Ok(files)
+    }
+
+    /// Our own kernel and root file system; made if they are not there yet. Takes a while: the root file system is put
+    /// together to see whether it is the one that is there.
+    fn find_own_boot(&self) -> Result<BootFiles, Problem> {
         let failed = |error: guest_image::Error| {
             Problem::new(Code::Host, format!("there is no guest kernel to boot: {error}; try `queztl-hv kernel build`"))
         };
@@ -99,11 +116,8 @@ impl Core {
         };
         let store = store.map_err(failed)?;
         let kernel = guest_image::default_kernel_in(&store, &mut Silent).map_err(failed)?.vmlinux;
-        let initrd = match &spec.initrd[..] {
-            [] => vec![guest_image::rootfs::build(&store, &[], &mut Silent).map_err(failed)?.initramfs],
-            own => own.to_vec(),
-        };
-        Ok(BootFiles { kernel, initrd, own: true })
+        let initrd = guest_image::rootfs::build(&store, &[], &mut Silent).map_err(failed)?.initramfs;
+        Ok(BootFiles { kernel, initrd: vec![initrd], own: true })
     }
 }
 

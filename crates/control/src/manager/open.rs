@@ -1,6 +1,6 @@
 //! A manager begins, and ends.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use queztl_api::{EventKind, Problem};
@@ -70,6 +70,7 @@ fn open(config: Config, runtime: Handle) -> Result<Arc<Core>, OpenError> {
         operations: Operations::default(),
         figures: Figures::default(),
         groups: Groups::default(),
+        own_boot: Mutex::default(),
         runtime,
         closed: watch::Sender::new(false),
     });

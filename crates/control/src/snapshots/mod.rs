@@ -148,6 +148,18 @@ fn remove_directory(path: &Path) -> Result<(), Problem> {
     }
 }
 
+/// Removes what a process has left that died while it took a snapshot, or made a fork. The machine is claimed: nobody else
+/// takes one.
+pub(crate) fn remove_unfinished(machine: &Machine) {
+    let Ok(entries) = std::fs::read_dir(machine.folder.snapshots()) else { return };
+    let unfinished = |name: &std::ffi::OsStr| name.to_str().is_some_and(queztl_vmm::snapshot::is_unfinished);
+    for entry in entries.flatten().filter(|entry| unfinished(&entry.file_name())) {
+        if let Err(problem) = remove_directory(&entry.path()) {
+            tracing::warn!(vm = machine.id, %problem, "what is left of a snapshot stays");
+        }
+    }
+}
+
 /// What the files of a directory take on the host.
 fn allocated_bytes(path: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(path) else { return 0 };

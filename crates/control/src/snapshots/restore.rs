@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use queztl_api::{Code, Name, Operation, OperationKind, Problem};
+use queztl_vmm::config::MachineConfig;
 use queztl_vmm::process::Start;
 use queztl_vmm::snapshot::Snapshot as Saved;
 use serde_json::json;
@@ -39,7 +40,8 @@ impl Core {
     ) -> Result<(), Problem> {
         let name = &record.snapshot.name;
         let snapshot = directory(machine, name.as_str());
-        check(name, &snapshot)?;
+        let config = self.machine_file(&machine.record(), Start::Boot)?.config;
+        check(name, &snapshot, &config)?;
         self.end_process(machine)?;
         let cut = self.stack(&machine.id, &record.disks)?;
         let forgotten = self.store.write(|change| {
@@ -89,10 +91,10 @@ impl Core {
     }
 }
 
-/// Refuses a snapshot that is damaged, before anything is given up for it.
-fn check(name: &Name, path: &std::path::Path) -> Result<(), Problem> {
-    match Saved::open(path) {
-        Ok(_) => Ok(()),
+/// Refuses a snapshot that is damaged or of another machine, before anything is given up for it.
+fn check(name: &Name, path: &std::path::Path, config: &MachineConfig) -> Result<(), Problem> {
+    match Saved::open(path).and_then(|saved| saved.check_shape(config)) {
+        Ok(()) => Ok(()),
         Err(error) => {
             let text = format!("snapshot {:?} cannot be restored: {error}", name.as_str());
             Err(Problem::new(Code::State, text))

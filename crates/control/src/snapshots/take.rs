@@ -8,7 +8,7 @@ use queztl_api::{
 use queztl_vmm::control::SnapshotProgress;
 use serde_json::json;
 
-use super::{SnapshotRecord, allocated_bytes, directory, key, remove_directory};
+use super::{SnapshotRecord, allocated_bytes, directory, key, remove_directory, remove_unfinished};
 use crate::manager::Core;
 use crate::operations::Task;
 use crate::store::{SNAPSHOTS, VMS};
@@ -106,6 +106,7 @@ impl Core {
                 self.settle_cut(machine)?;
                 // Nothing has its name yet; what is there is no snapshot.
                 let _ = remove_directory(&target);
+                remove_unfinished(machine);
                 return Err(problem);
             }
         };

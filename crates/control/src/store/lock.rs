@@ -3,10 +3,16 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
 use super::StoreError;
+
+/// How long the lock may be held by nobody: a daemon that dies while it starts a machine leaves a child that has it until it
+/// becomes the machine's process.
+const PATIENCE: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(20);
 
 /// The lock of a home; let go when dropped, and by the kernel when the process ends.
 #[derive(Debug)]
@@ -18,7 +24,14 @@ impl Lock {
         let failed = |source| StoreError::Home { path: path.clone(), source };
         let mut file =
             File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let deadline = Instant::now() + PATIENCE;
+        let locked = loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(RETRY),
+                locked => break locked,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut pid = String::new();

@@ -26,7 +26,7 @@ pub(crate) fn spawn(
     if let Start::Fork { memory: numbers, .. } = &mut file.start {
         *numbers = memory.iter().map(|fd| fd.as_raw_fd()).collect();
     }
-    file.write(&folder.machine()).map_err(|error| Problem::new(Code::Host, error.to_string()))?;
+    write_machine(folder, &file).map_err(|error| failed("the machine's file cannot be written", &error))?;
     remove_leavings(folder)?;
     let log = File::options().append(true).create(true).open(folder.log());
     let log = log.map_err(|error| failed("the log of the machine cannot be written", &error))?;
@@ -47,6 +47,15 @@ pub(crate) fn spawn(
     let process = ProcessId::of(child.id()).map_err(|error| failed("the process cannot be looked at", &error))?;
     let pidfd = pidfd.map_err(|error| failed("the process of the machine cannot be watched", &error))?;
     Ok((process, pidfd))
+}
+
+/// Writes what the process is to run. A host that loses its power loses the process too, and the next one has a file of its
+/// own: it need not reach the disk.
+fn write_machine(folder: &Folder, file: &MachineFile) -> std::io::Result<()> {
+    let path = folder.machine();
+    let new = path.with_extension("new");
+    std::fs::write(&new, serde_json::to_vec(file)?)?;
+    std::fs::rename(new, path)
 }
 
 /// Sockets and report of an earlier run: nobody shall take them for this one's.

@@ -91,7 +91,7 @@ impl Core {
     }
 
     /// What the process is to run.
-    fn machine_file(&self, record: &VmRecord, start: Start) -> Result<MachineFile, Problem> {
+    pub(crate) fn machine_file(&self, record: &VmRecord, start: Start) -> Result<MachineFile, Problem> {
         let boot = self.boot_files(&record.spec)?;
         let disks = record.disks.iter().map(|disk| {
             let (path, format, trusted) = match &disk.source {
@@ -128,6 +128,12 @@ impl Core {
             // A guest that boots has nothing in common with what was saved of it.
             record.last_snapshot = None;
         };
+        // What is still in the making is noted and told of when it is whole.
+        if !machine.record().complete {
+            begin(&mut machine.lock().record);
+            machine.observe(Observation::Spawned);
+            return Ok(());
+        }
         self.amend(machine, begin, |change, record| changed(change, record, VmState::Starting, "is being started"))?;
         machine.observe(Observation::Spawned);
         Ok(())
@@ -169,7 +175,9 @@ impl Core {
             inner.record.clone()
         };
         let paused = status.state == RunState::Paused;
-        if let Some(state) = machine.observe(Observation::Answered { paused }) {
+        if let Some(state) = machine.observe(Observation::Answered { paused })
+            && record.complete
+        {
             self.tell(&record, state, if paused { "is paused" } else { "runs" });
         }
     }

@@ -86,6 +86,13 @@ pub fn counting(folder: &Path) -> VmSpec {
     spec(kernel(folder, "counting", &counting_code()))
 }
 
+/// The same, but it fills so many bytes.
+pub fn filling(folder: &Path, bytes: u32) -> VmSpec {
+    let mut code = counting_code();
+    code[6..10].copy_from_slice(&(bytes / 4).to_le_bytes());
+    spec(kernel(folder, "filling", &code))
+}
+
 /// The code of [`counting`]; the number of words that it fills is at byte 6.
 pub fn counting_code() -> Vec<u8> {
     vec![

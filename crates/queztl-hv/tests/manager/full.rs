@@ -63,7 +63,6 @@ async fn a_full_disk_fails_a_snapshot_at_any_step_and_the_machine_runs_on() {
     let disk = queztl_api::Disk { size_bytes: Some(MIB as u64), ..Default::default() };
     let vm = spawn(&manager, "one", queztl_api::VmSpec { disks: vec![disk], ..counting(home.folder.path()) }).await;
     let folder = queztl_vmm::process::Folder::new(home.vm_folder(&vm.id));
-    let mut failures = 0;
     for free in [0, 16 << 10, 64 << 10, 256 << 10, 512 << 10, MIB, 4 * MIB, 10 * MIB] {
         small.leave(free);
 
@@ -80,14 +79,12 @@ async fn a_full_disk_fails_a_snapshot_at_any_step_and_the_machine_runs_on() {
 
         let problem = operation.unwrap();
         assert_eq!(problem.code, Code::Host, "{problem}");
-        failures += 1;
         assert_eq!(pid(&manager.vm("one").await.unwrap()), pid(&vm));
         small.give_back();
         assert!(manager.snapshots("one").await.unwrap().is_empty());
         let left = std::fs::read_dir(folder.snapshots()).map_or(0, Iterator::count);
         assert_eq!(left, 0, "with {free} bytes free: {problem}");
     }
-    assert_eq!(failures, 8);
 
     done(&manager, manager.snapshot("one", SnapshotRequest::default()).await).await;
 

@@ -5,6 +5,7 @@ mod full;
 mod images;
 mod kills;
 mod lifecycle;
+mod limits;
 mod many;
 mod recovery;
 mod refusals;

@@ -155,7 +155,9 @@ fn unpack(place: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "writes the stored snapshot anew"]
 async fn store_a_snapshot() {
-    let home = Home::new();
+    // The state has the machine's paths in it.
+    let folder = tempfile::Builder::new().prefix("queztl-fixture").rand_bytes(0).tempdir().unwrap();
+    let home = Home { folder };
     let manager: Manager = home.manager().await;
     let vm = spawn(&manager, "one", small(home.folder.path())).await;
     says(&home, &vm.id, |said| said.ends_with(char::from(NEXT as u8 - 1))).await;

@@ -24,10 +24,16 @@ async fn exec(manager: &Manager, vm: &str, script: &str) -> String {
     let argv = vec![b"/bin/sh".to_vec(), b"-c".to_vec(), script.as_bytes().to_vec()];
     let run = move || {
         let limits = Limits { connect: PATIENCE, answer: PATIENCE };
-        let mut agent = Agent::connect(&vsock, &limits)?;
-        let mut output = Vec::new();
-        agent.exec(&Exec { argv, ..Exec::default() }, Io::output(&mut output))?;
-        Ok::<_, queztl_agent_client::Error>(String::from_utf8_lossy(&output).trim().to_owned())
+        loop {
+            let mut output = Vec::new();
+            let exec = Exec { argv: argv.clone(), ..Exec::default() };
+            match Agent::connect(&vsock, &limits).and_then(|mut agent| agent.exec(&exec, Io::output(&mut output))) {
+                // A guest that has just gone on from a snapshot drops its connections.
+                Err(queztl_agent_client::Error::Closed) => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(String::from_utf8_lossy(&output).trim().to_owned()),
+            }
+        }
     };
     tokio::task::spawn_blocking(run).await.unwrap().unwrap()
 }
@@ -196,5 +202,115 @@ async fn checkpoints_are_taken_and_retired_and_a_crash_goes_on_from_the_newest_g
     });
     back.await;
     assert_eq!(exec(&manager, "one", "cat /tmp/m").await, "kept");
+    done(&manager, manager.delete("one", true).await).await;
+}
+
+/// Seconds by which the guest's clock differs from the host's.
+async fn clock_error(manager: &Manager, vm: &str) -> u64 {
+    let guest: i64 = exec(manager, vm, "date +%s").await.parse().unwrap();
+    let host = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    guest.abs_diff(host)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_goes_on_later_knows_the_time_and_has_random_numbers_of_its_own() {
+    let home = Home::new();
+    let manager = home.manager().await;
+    let Some(spec) = linux() else { return };
+    spawn(&manager, "one", spec).await;
+    exec(&manager, "one", "true").await;
+    snapshot(&manager, "one", named("then")).await;
+    // More than the guest's clock may be wrong by below.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+
+    done(&manager, manager.restore("one", &name("then")).await).await;
+    let again = CloneRequest { count: 2, snapshot: Some(name("then")), ..CloneRequest::default() };
+    done(&manager, manager.clone_vm("one", again).await).await;
+
+    let start = std::time::Instant::now();
+    // Who was restored hears of it a moment later; clones have been told when they are there.
+    while clock_error(&manager, "one").await > 2 {
+        assert!(start.elapsed() < PATIENCE, "the clock stays wrong");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut seen = std::collections::HashSet::new();
+    for vm in ["one", "one-1", "one-2"] {
+        assert!(clock_error(&manager, vm).await <= 2, "{vm}");
+        // The kernel's own words when the generation identifier has changed.
+        let reseeds = exec(&manager, vm, "dmesg | grep -ci 'virtual machine fork' || true").await;
+        assert_ne!(reseeds, "0", "{vm}");
+        assert!(seen.insert(exec(&manager, vm, "head -c 16 /dev/urandom | md5sum").await), "{vm}");
+        assert!(seen.insert(exec(&manager, vm, "cat /proc/sys/kernel/random/uuid").await), "{vm}");
+    }
+    for vm in ["one", "one-1", "one-2"] {
+        done(&manager, manager.delete(vm, true).await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_writes_all_the_time_has_clones_that_are_of_one_moment() {
+    let home = Home::new();
+    let manager = home.manager().await;
+    let Some(spec) = with_disk() else { return };
+    spawn(&manager, "parent", spec).await;
+    // First to memory, then to the disk, then to memory again: at any moment 1 >= 2 >= 3 >= 1 less one.
+    let write = "i=0; while :; do i=$((i+1)); echo $i > /tmp/.1 && mv /tmp/.1 /tmp/1; \
+                 printf %-511d\\\\n $i | dd of=/dev/vda bs=512 conv=fsync 2>/dev/null; \
+                 echo $i > /tmp/.3 && mv /tmp/.3 /tmp/3; done";
+    exec(&manager, "parent", &format!("({write}) >/dev/null 2>&1 </dev/null & echo $! > /tmp/writer")).await;
+    let read = "cat /tmp/1; head -c 511 /dev/vda; echo; cat /tmp/3";
+    let stop = "kill -9 $(cat /tmp/writer)";
+    let numbers = |text: &str| text.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<u64>>();
+    let start = std::time::Instant::now();
+    while exec(&manager, "parent", "cat /tmp/3 2>/dev/null || true").await.is_empty() {
+        assert!(start.elapsed() < PATIENCE, "the writer does not begin");
+    }
+
+    for round in 0..3 {
+        let request = CloneRequest { count: 2, ..CloneRequest::default() };
+        let made = done(&manager, manager.clone_vm("parent", request).await).await;
+        let clones: Vec<Vm> = serde_json::from_value(made.result.unwrap()).unwrap();
+        for clone in &clones {
+            // Its own copy of the writer.
+            let found = numbers(&exec(&manager, clone.name.as_str(), &format!("{stop}; {read}")).await);
+            assert!(found[0] >= found[1] && found[1] >= found[2] && found[2] + 1 >= found[0], "{round}: {found:?}");
+            done(&manager, manager.delete(&clone.id, true).await).await;
+        }
+    }
+    let first = numbers(&exec(&manager, "parent", "cat /tmp/3").await);
+    let start = std::time::Instant::now();
+    while numbers(&exec(&manager, "parent", "cat /tmp/3").await) <= first {
+        assert!(start.elapsed() < PATIENCE, "the parent does not go on");
+    }
+    done(&manager, manager.delete("parent", true).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_being_written_can_be_cancelled() {
+    let home = Home::new();
+    let manager = home.manager().await;
+    let vm = spawn(&manager, "one", VmSpec { ram_bytes: 1 << 30, ..filling(home.folder.path(), 1000 << 20) }).await;
+    let log = queztl_vmm::process::Folder::new(home.vm_folder(&vm.id)).console_log();
+    let start = std::time::Instant::now();
+    while std::fs::read(&log).unwrap_or_default().is_empty() {
+        assert!(start.elapsed() < PATIENCE, "the guest does not fill its memory");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    let begun = manager.snapshot("one", named("large")).await.unwrap();
+    let cancelled = manager.cancel_operation(&begun.id).await;
+    let ended = end(&manager, Ok(begun)).await;
+
+    match ended.problem {
+        Some(problem) => {
+            assert_eq!((problem.code, ended.state), (Code::Cancelled, queztl_api::OperationState::Cancelled));
+            assert!(manager.snapshots("one").await.unwrap().is_empty());
+            let folder = queztl_vmm::process::Folder::new(home.vm_folder(&vm.id)).snapshots();
+            assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0);
+        }
+        // A disk that is faster than that.
+        None => eprintln!("skipped: the snapshot was done before it could be cancelled: {cancelled:?}"),
+    }
+    assert_eq!(manager.vm("one").await.unwrap().state, VmState::Running);
     done(&manager, manager.delete("one", true).await).await;
 }
