@@ -84,10 +84,11 @@ fn a_store_whose_daemon_was_killed_has_all_that_was_told() {
 fn a_store_of_a_newer_version_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    let database = store.database.read().unwrap();
-    let transaction = database.as_ref().unwrap().begin_write().unwrap();
+    let database = store.database.write().unwrap().take().unwrap();
+    let transaction = database.begin_write().unwrap();
     transaction.open_table(META).unwrap().insert("schema", SCHEMA + 1).unwrap();
     transaction.commit().unwrap();
+    drop(database);
     drop(store);
     let before = std::fs::read(folder.path().join("manager.redb")).unwrap();
 
