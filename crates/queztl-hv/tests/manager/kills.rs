@@ -30,11 +30,11 @@ async fn check_order(home: &Home, manager: &Manager) {
         assert_eq!(folder.runner().unwrap().is_some(), vm.runtime.is_some(), "{vm:?}");
         let mut listed: Vec<String> =
             manager.snapshots(&vm.id).await.unwrap().iter().map(|snapshot| snapshot.name.to_string()).collect();
-        let entries = std::fs::read_dir(folder.snapshots()).map_or(Vec::new(), |entries| {
+        let mut there: Vec<String> = std::fs::read_dir(folder.snapshots()).map_or(Vec::new(), |entries| {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         });
-        let mut there: Vec<String> = entries;
-        (listed.sort(), there.sort());
+        listed.sort();
+        there.sort();
         assert_eq!(listed, there, "{vm:?}");
         for name in listed {
             Saved::open(&folder.snapshots().join(name)).unwrap();
