@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::Error;
 
 /// Between attempts while the guest boots.
-pub const RETRY: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_millis(20);
 /// How long the socket itself may be missing: a machine that is just being started makes it in milliseconds, and a path
 /// that is wrong is to be told soon.
 const SOCKET_GRACE: Duration = Duration::from_secs(1);
