@@ -14,7 +14,8 @@ say() {
 packages() {
 	[ node_modules/.package-lock.json -nt package-lock.json ] && return
 	say "installing packages (once)"
-	PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm ci --no-audit --no-fund --loglevel=error
+	# Not `npm ci`: that refuses a lock that does not name the optional packages of every platform.
+	PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm install --no-save --no-audit --no-fund --loglevel=error
 }
 
 # Builds only when something has changed since.
