@@ -15,6 +15,8 @@ const VERBS: Record<Operation['kind'], string> = {
   'delete-snapshot': 'Delete snapshot of',
   restore: 'Restore',
   clone: 'Clone',
+  migrate: 'Move',
+  receive: 'Receive',
   'import-image': 'Import image',
   'create-image': 'Create image',
   'check-image': 'Check image',
