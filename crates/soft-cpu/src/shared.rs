@@ -44,10 +44,16 @@ impl Shared {
             cpuid,
             native: NativePool::new()?,
             controls: (0..cpus).map(|_| Arc::new(Control::default())).collect(),
-            overcommitted: std::thread::available_parallelism().is_ok_and(|host| (cpus as usize) > host.get()),
+            overcommitted: false,
             watching: AtomicU32::new(0),
             split_lock: Mutex::new(()),
         })
+    }
+
+    /// The same for a host that runs so many threads at once: with fewer than the machine has processors, those that wait for
+    /// others make room for them.
+    pub fn on_host_cpus(self, host_cpus: usize) -> Shared {
+        Shared { overcommitted: self.controls.len() > host_cpus, ..self }
     }
 
     pub(crate) fn is_overcommitted(&self) -> bool {

@@ -42,7 +42,9 @@ impl Accelerator for Soft {
             hide_random_numbers(&mut cpuid);
         }
         let platform = Arc::new(BoardPlatform::new(board.clone()));
-        let shared = Arc::new(Shared::new(ram.clone(), platform, cpuid, vcpus).map_err(Error::CodeMemory)?);
+        let host_cpus = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        let shared = Shared::new(ram.clone(), platform, cpuid, vcpus).map_err(Error::CodeMemory)?;
+        let shared = Arc::new(shared.on_host_cpus(host_cpus));
         for id in 0..vcpus {
             let control = shared.control(id);
             board.irqchip().set_waker(id, Arc::new(move || control.notify()));
