@@ -11,16 +11,20 @@ const PICTURES = new URL('../../docs/dashboard/', import.meta.url).pathname;
 export async function expectAccessible(page: Page) {
   // By the debugger, for the page lets no other script in.
   await page.evaluate(AXE);
-  const results = await page.evaluate(async () => {
-    const { axe } = window as unknown as {
-      axe: { run: (root: Document, options: object) => Promise<AxeResults> };
-    };
-    return axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'] });
-  });
-  const found = results.violations.map(
-    ({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join('\n  ')}`,
-  );
-  expect(found).toEqual([]);
+  // Colours on their way to others are not what people read: it may take a moment.
+  await expect(async () => {
+    const results = await page.evaluate(async () => {
+      const { axe } = window as unknown as {
+        axe: { run: (root: Document, options: object) => Promise<AxeResults> };
+      };
+      return axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'] });
+    });
+    const found = results.violations.map(
+      ({ id, nodes }) =>
+        `${id}: ${nodes.map((node) => `${node.html} ${node.failureSummary ?? ''}`).join('\n  ')}`,
+    );
+    expect(found).toEqual([]);
+  }).toPass({ timeout: 5_000 });
 }
 
 /** Keeps a picture for the documentation when it is asked for: QUEZTL_PICTURES=1. */

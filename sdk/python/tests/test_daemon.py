@@ -146,8 +146,12 @@ def test_refusals_are_errors_with_the_problem(client: Client, base: VM) -> None:
         base.start()
     with pytest.raises(queztl.NotFound):
         base.restore("never")
-    with pytest.raises(queztl.NotFound):
+    with pytest.raises(queztl.Invalid) as nowhere:
         base.migrate("elsewhere")
+    assert [field.field for field in nowhere.value.fields] == ["to"]
+    with pytest.raises(queztl.QueztlError, match="other daemon"):
+        base.migrate("unix:/nonexistent/daemon.sock")
+    assert base.exec("echo", "here").stdout == "here\n"
 
 
 def test_the_example_of_the_readme_does_what_it_says(

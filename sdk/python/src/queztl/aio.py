@@ -194,12 +194,14 @@ class AsyncVM:
         params = {"force": "true"} if force else {}
         await self.client.operate("DELETE", _wire.path("vms", self.id), params=params)
 
-    async def migrate(self, node: str) -> None:
-        """Moves the machine to another node.
+    async def migrate(self, to: str, *, token: str | None = None, authority: str | None = None) -> None:
+        """Brings the running machine to the daemon at `to`: `https://host:port`, or `unix:/path` on the daemon's host.
 
-        Raises: `NotFound` from a daemon that has no nodes.
+        `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM. The machine is not here
+        afterwards: ask that daemon for it.
         """
-        await self._act("migrate", {"node": node})
+        body = {"to": to, "token": token, "authority": authority}
+        await self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
 
     async def exec(
         self,

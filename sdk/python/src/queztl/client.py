@@ -192,12 +192,14 @@ class VM:
         params = {"force": "true"} if force else {}
         self.client.operate("DELETE", _wire.path("vms", self.id), params=params)
 
-    def migrate(self, node: str) -> None:
-        """Moves the machine to another node.
+    def migrate(self, to: str, *, token: str | None = None, authority: str | None = None) -> None:
+        """Brings the running machine to the daemon at `to`: `https://host:port`, or `unix:/path` on the daemon's host.
 
-        Raises: `NotFound` from a daemon that has no nodes.
+        `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM. The machine is not here
+        afterwards: ask that daemon for it.
         """
-        self._act("migrate", {"node": node})
+        body = {"to": to, "token": token, "authority": authority}
+        self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
 
     def exec(
         self,
