@@ -98,12 +98,15 @@ impl Userfault {
 
     /// No longer; whoever waits goes on.
     pub fn unregister(&self, start: *const u8, len: u64) -> io::Result<()> {
-        self.call(UFFDIO_UNREGISTER, &mut Range { start: start as u64, len })
+        self.call(UFFDIO_UNREGISTER, &mut Range { start: start as u64, len })?;
+        // The kernel wakes before it takes the mapping's lock (Linux fs/userfaultfd.c, from per-VMA locks on): a fault that
+        // is under way just then begins to wait afterwards, and nobody else would ever wake it.
+        self.wake(start as u64, len)
     }
 
-    /// Whoever waits for the page at `start` tries again.
-    pub fn wake(&self, start: u64) -> io::Result<()> {
-        self.call(UFFDIO_WAKE, &mut Range { start, len: PAGE_SIZE })
+    /// Whoever waits for a page of the range tries again.
+    pub fn wake(&self, start: u64, len: u64) -> io::Result<()> {
+        self.call(UFFDIO_WAKE, &mut Range { start, len })
     }
 
     /// Gives the file that is mapped at `destination`, shared and registered, pages with the contents of those at `source`.

@@ -205,7 +205,7 @@ impl LayerCopy {
             {
                 self.copy_pages(userfault, address, offset, PAGE_SIZE);
             }
-            let _ = userfault.wake(page);
+            let _ = userfault.wake(page, PAGE_SIZE);
         });
         debug_assert!(served.is_ok(), "{served:?}");
     }
