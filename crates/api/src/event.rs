@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::VmState;
+use crate::{AlertRule, VmState};
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -94,6 +94,20 @@ pub enum EventKind {
     OperationEnded {
         /// The operation's identifier.
         operation: String,
+    },
+    /// Something is not as it should be; the list of alerts tells more.
+    AlertFiring {
+        /// The alert's identifier.
+        alert: String,
+        /// What was looked for.
+        rule: AlertRule,
+    },
+    /// It is as it should be again.
+    AlertResolved {
+        /// The alert's identifier.
+        alert: String,
+        /// What was looked for.
+        rule: AlertRule,
     },
     /// The daemon has started.
     DaemonStarted,

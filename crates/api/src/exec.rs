@@ -121,6 +121,11 @@ pub struct ExecStart {
     /// Input follows; without it the command's input is empty.
     #[serde(default)]
     pub stdin: bool,
+    /// A word of the client's own. The command goes on when the connection ends, for ten minutes, and who comes with the same
+    /// word within them finds it again, with what it showed last. Only with `tty`.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 64)]
+    pub keep: Option<String>,
 }
 
 /// What else a client tells a command's WebSocket.

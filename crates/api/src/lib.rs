@@ -7,6 +7,8 @@
 //!   newer daemon;
 //! - sizes are bytes, times are RFC 3339 in UTC, durations say their unit in their name.
 
+mod alert;
+mod benchmark;
 mod dashboard;
 mod event;
 mod exec;
@@ -22,6 +24,8 @@ mod snapshot;
 mod token;
 mod vm;
 
+pub use alert::{Alert, AlertRule, AlertState, Severity};
+pub use benchmark::{BenchmarkFigure, BenchmarkRequest, BenchmarkRun, BenchmarkSuite, MAX_BENCHMARK_ROUNDS};
 pub use dashboard::{DashboardLogin, DashboardRequest};
 pub use event::{Event, EventKind};
 pub use exec::{

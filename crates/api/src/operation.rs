@@ -57,6 +57,7 @@ pub enum OperationKind {
     CheckImage,
     ConvertImage,
     ResizeImage,
+    Benchmark,
 }
 
 /// Whether an operation is over.

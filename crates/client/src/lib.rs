@@ -37,3 +37,4 @@ pub use client::{ANSWER, Client, Options};
 pub use error::Error;
 pub use routes::Parts;
 pub use stream::{Events, Message, Session, SessionSink, SessionSource};
+pub use tls::{connector, server_name};

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use queztl_api::{
-    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, DashboardLogin, DashboardRequest, Event,
-    ExecRequest, ExecResult, Image, ImportImage, Info, MigrateRequest, Name, NewToken, Operation, Page, ReceiveRequest,
-    ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
+    Alert, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm,
+    DashboardLogin, DashboardRequest, Event, ExecRequest, ExecResult, Image, ImportImage, Info, MigrateRequest, Name,
+    NewToken, Operation, Page, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
+    Token, UpdateVm, Vm, VmMetrics,
 };
 use serde::de::DeserializeOwned;
 
@@ -159,6 +160,29 @@ impl Client {
 
     pub async fn cancel_operation(&self, id: &str) -> Result<Operation, Error> {
         self.delete(&Path::new(&["operations", id])).await
+    }
+
+    /// Runs of benchmarks, newest first.
+    pub async fn benchmarks(&self) -> Result<Vec<BenchmarkRun>, Error> {
+        self.list(&Path::new(&["benchmarks"])).await
+    }
+
+    pub async fn benchmark(&self, id: &str) -> Result<BenchmarkRun, Error> {
+        self.get(&Path::new(&["benchmarks", id])).await
+    }
+
+    /// The operation's target is the run.
+    pub async fn run_benchmarks(&self, request: &BenchmarkRequest) -> Result<Operation, Error> {
+        self.post(&Path::new(&["benchmarks"]), request).await
+    }
+
+    pub async fn delete_benchmark(&self, id: &str) -> Result<(), Error> {
+        self.remove(&Path::new(&["benchmarks", id])).await
+    }
+
+    /// Those that fire and the last that were resolved, newest first.
+    pub async fn alerts(&self) -> Result<Vec<Alert>, Error> {
+        self.list(&Path::new(&["alerts"])).await
     }
 
     /// The last events, oldest first.

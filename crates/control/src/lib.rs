@@ -9,7 +9,9 @@
 //! [`Service`] is the seam: the API knows nothing of processes and files, the manager nothing of HTTP. [`Manager`] is the
 //! service that runs machines.
 
+mod alerts;
 pub mod api;
+mod benchmarks;
 mod cgroup;
 mod checkpoints;
 mod clones;
@@ -29,5 +31,5 @@ mod tokens;
 mod vms;
 
 pub use manager::{Config, Manager, OpenError};
-pub use service::{Endpoints, EventStream, Recorded, Service};
+pub use service::{DaemonFigures, Endpoints, EventStream, HostFigures, Recorded, Service};
 pub use store::StoreError;

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use queztl_api::*;
 use tokio::sync::{broadcast, watch};
 
-use crate::{Endpoints, EventStream, Recorded, Service};
+use crate::{DaemonFigures, Endpoints, EventStream, Recorded, Service};
 
 /// Events a reader may be behind.
 const EVENTS: usize = 1024;
@@ -25,6 +25,8 @@ struct State {
     tokens: BTreeMap<Name, (Token, String)>,
     recorded: HashMap<String, Recorded>,
     events: Vec<Event>,
+    alerts: Vec<Alert>,
+    refused: u64,
     created: u64,
 }
 
@@ -87,6 +89,11 @@ impl MemoryService {
     /// How many operations there have been.
     pub fn operations_begun(&self) -> usize {
         self.state().operations.len()
+    }
+
+    /// There is an alert.
+    pub fn add_alert(&self, alert: Alert) {
+        self.state().alerts.push(alert);
     }
 
     /// Something happens.
@@ -432,6 +439,37 @@ impl Service for MemoryService {
         let after = after.unwrap_or(last);
         let past: Vec<Event> = state.events.iter().filter(|event| event.sequence > after).cloned().collect();
         Ok(Box::new(Events { past: past.into_iter(), news, last }))
+    }
+
+    async fn benchmarks(&self) -> Result<Vec<BenchmarkRun>, Problem> {
+        Ok(Vec::new())
+    }
+
+    async fn benchmark(&self, id: &str) -> Result<BenchmarkRun, Problem> {
+        Err(Problem::not_found("run of benchmarks", id))
+    }
+
+    async fn run_benchmarks(&self, _: BenchmarkRequest) -> Result<Operation, Problem> {
+        let mut state = self.state();
+        Ok(self.operation(&mut state, OperationKind::Benchmark, "1"))
+    }
+
+    async fn delete_benchmark(&self, id: &str) -> Result<(), Problem> {
+        Err(Problem::not_found("run of benchmarks", id))
+    }
+
+    async fn alerts(&self) -> Result<Vec<Alert>, Problem> {
+        Ok(self.state().alerts.clone())
+    }
+
+    async fn daemon_figures(&self) -> Result<DaemonFigures, Problem> {
+        let state = self.state();
+        let alerts = state.alerts.iter().filter(|alert| alert.state == AlertState::Firing).cloned().collect();
+        Ok(DaemonFigures { alerts, refused: state.refused, ..DaemonFigures::default() })
+    }
+
+    fn refused(&self) {
+        self.state().refused += 1;
     }
 
     async fn endpoints(&self, vm: &str) -> Result<Endpoints, Problem> {

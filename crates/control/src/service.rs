@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use queztl_api::{
-    CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, MigrateRequest, Name,
-    NewToken, Operation, Problem, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest,
-    Timestamp, Token, UpdateVm, Vm, VmMetrics,
+    Alert, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event,
+    Image, ImportImage, MigrateRequest, Name, NewToken, Operation, Problem, ReceiveRequest, ResizeImage, Sample,
+    Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
+use queztl_telemetry::DeliveryFigures;
 
 /// Events from a place in their sequence on, in order; ends when the manager does.
 #[async_trait]
@@ -26,6 +27,31 @@ pub struct Endpoints {
     pub vsock: PathBuf,
     /// What its console has printed; the older part is beside it as `console.log.1`.
     pub log: PathBuf,
+}
+
+/// What the daemon knows of itself and its host.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DaemonFigures {
+    /// Those that fire.
+    pub alerts: Vec<Alert>,
+    /// Requests that were refused for who made them, since the daemon started.
+    pub refused: u64,
+    /// What became of alerts and logs for others.
+    pub deliveries: Vec<DeliveryFigures>,
+    pub host: HostFigures,
+}
+
+/// What the host has, and what of it is left.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HostFigures {
+    pub memory_bytes: u64,
+    pub memory_available_bytes: u64,
+    /// Of the file system where the daemon's home is.
+    pub disk_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub cpus: u64,
+    /// Time that all processors together have worked.
+    pub cpu_busy_seconds: f64,
 }
 
 /// The answer to a request that came with an idempotency key.
@@ -93,6 +119,19 @@ pub trait Service: Send + Sync + 'static {
     async fn past_events(&self, limit: usize) -> Result<Vec<Event>, Problem>;
     /// Events after number `after`, or from now on.
     async fn events(&self, after: Option<u64>) -> Result<Box<dyn EventStream>, Problem>;
+
+    /// Runs of benchmarks, newest first.
+    async fn benchmarks(&self) -> Result<Vec<BenchmarkRun>, Problem>;
+    async fn benchmark(&self, id: &str) -> Result<BenchmarkRun, Problem>;
+    /// One run at a time; its identifier is the operation's target.
+    async fn run_benchmarks(&self, request: BenchmarkRequest) -> Result<Operation, Problem>;
+    async fn delete_benchmark(&self, id: &str) -> Result<(), Problem>;
+
+    /// Those that fire, and the last that were resolved.
+    async fn alerts(&self) -> Result<Vec<Alert>, Problem>;
+    async fn daemon_figures(&self) -> Result<DaemonFigures, Problem>;
+    /// Takes note of a request that was refused for who made it.
+    fn refused(&self);
 
     async fn endpoints(&self, vm: &str) -> Result<Endpoints, Problem>;
     async fn metrics(&self) -> Result<Vec<VmMetrics>, Problem>;

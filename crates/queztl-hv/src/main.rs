@@ -26,7 +26,11 @@ use std::time::Instant;
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use clap_complete::env::{CompleteEnv, Shells};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use cli::{Cli, Command};
 use report::Failure;
@@ -54,10 +58,11 @@ fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
-    // It keeps its log elsewhere.
-    if !matches!(cli.command, Command::Vmm { .. }) {
-        // A daemon tells besides who has changed what.
-        log_to_stderr(cli.verbose, if matches!(cli.command, Command::Daemon(_)) { ",queztl::audit=info" } else { "" });
+    match cli.command {
+        // It keeps its log elsewhere.
+        Command::Vmm { .. } => {}
+        Command::Daemon(_) => log_of_daemon(cli.verbose),
+        _ => log_to_stderr(cli.verbose),
     }
     match cli.command {
         Command::Vmm { directory } => vmm::run(&directory, cli.verbose, started),
@@ -116,16 +121,25 @@ fn print(text: &str) -> Status {
     }
 }
 
-fn log_to_stderr(verbose: u8, more: &str) {
+fn log_to_stderr(verbose: u8) {
+    tracing_subscriber::registry().with(to_stderr(verbose, "")).init();
+}
+
+/// A daemon tells besides who has changed what, and sends its log to whoever collects it.
+fn log_of_daemon(verbose: u8) {
+    let export = queztl_telemetry::export::layer().with_filter(LevelFilter::INFO);
+    tracing_subscriber::registry().with(to_stderr(verbose, ",queztl::audit=info")).with(export).init();
+}
+
+fn to_stderr<S: tracing::Subscriber + for<'a> LookupSpan<'a>>(verbose: u8, more: &str) -> impl Layer<S> {
     let level = format!("{}{more}", ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))]);
     // RUST_LOG refines what -v asks for; a mistake in it must not stop a virtual machine.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_timer(tracing_subscriber::fmt::time::uptime())
         .with_target(false)
         .compact()
-        .init();
+        .with_filter(filter)
 }

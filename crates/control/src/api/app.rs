@@ -17,6 +17,7 @@ use super::answer::{Answer, Failure, shown};
 use super::config::Limits;
 use super::dashboard::{self, Dashboard};
 use super::gate::{self, Caller};
+use super::guest::kept::Kept;
 use super::idempotency::{self, Keys};
 use super::openapi::{self, Scopes};
 use super::routes;
@@ -35,6 +36,7 @@ struct Shared {
     keys: Keys,
     sessions: Arc<Counts<String>>,
     guest_tasks: Arc<Semaphore>,
+    kept: Arc<Kept>,
     dashboard: Arc<Dashboard>,
     stopping: watch::Receiver<bool>,
 }
@@ -89,6 +91,11 @@ impl App {
         place.map_err(|_| Failure::new(Code::Busy, "too many commands and copies run in guests: try again later"))
     }
 
+    /// Commands that outlive their client's connection.
+    pub fn kept(&self) -> &Arc<Kept> {
+        &self.0.kept
+    }
+
     /// Waits until the daemon ends.
     pub async fn stopping(&self) {
         let mut stopping = self.0.stopping.clone();
@@ -116,6 +123,7 @@ pub fn router(
         keys: Keys::default(),
         sessions: Counts::new(limits.sessions, limits.sessions_per_client),
         guest_tasks: Arc::new(Semaphore::new(limits.guest_tasks)),
+        kept: Arc::default(),
         dashboard,
         stopping,
         limits,

@@ -91,7 +91,12 @@ pub async fn enter(State(app): State<App>, mut request: Request, next: Next) -> 
             let detail = format!("the token has scope {has:?} and this needs {needs:?}: use another token");
             (Failure::new(Code::Forbidden, detail).into_response(), caller.to_string())
         }
-        Err(failure) => (failure.into_response(), format!("{peer:?}")),
+        Err(failure) => {
+            if failure.0.code == Code::Unauthenticated {
+                app.service().refused();
+            }
+            (failure.into_response(), format!("{peer:?}"))
+        }
     };
     if audited {
         let (status, took_us) = (response.status().as_u16(), started.elapsed().as_micros());

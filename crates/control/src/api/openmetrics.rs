@@ -8,11 +8,16 @@ use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
-use queztl_api::{DiskMetrics, HISTOGRAM_BUCKETS, Histogram, MemoryMetrics, NetMetrics, VcpuMetrics, Vm, VmMetrics};
+use queztl_api::{
+    AlertRule, DiskMetrics, HISTOGRAM_BUCKETS, Histogram, MemoryMetrics, NetMetrics, VcpuMetrics, Vm, VmMetrics,
+};
+use queztl_telemetry::DeliveryFigures;
+
+use crate::DaemonFigures;
 
 /// The text's media type.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -23,7 +28,7 @@ type Labels = Vec<(&'static str, String)>;
 ///
 /// # Errors
 /// None that can be met: a string takes everything.
-pub fn text(metrics: Vec<VmMetrics>, vms: &[Vm]) -> Result<String, fmt::Error> {
+pub fn text(metrics: Vec<VmMetrics>, vms: &[Vm], daemon: DaemonFigures) -> Result<String, fmt::Error> {
     let mut states = BTreeMap::new();
     for vm in vms {
         let state = serde_json::to_value(vm.state).ok();
@@ -31,7 +36,7 @@ pub fn text(metrics: Vec<VmMetrics>, vms: &[Vm]) -> Result<String, fmt::Error> {
         *states.entry(state).or_insert(0u64) += 1;
     }
     let mut registry = Registry::with_prefix("queztl");
-    registry.register_collector(Box::new(Figures { metrics, states }));
+    registry.register_collector(Box::new(Figures { metrics, states, daemon }));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -42,12 +47,14 @@ struct Figures {
     metrics: Vec<VmMetrics>,
     /// How many machines are in each state.
     states: BTreeMap<String, u64>,
+    daemon: DaemonFigures,
 }
 
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let states = self.states.iter().map(|(state, count)| (vec![("state", state.clone())], Value::Size(*count)));
         Family::gauge("vms", "Machines by state").write(&mut encoder, states)?;
+        self.daemon(&mut encoder)?;
         self.processors(&mut encoder)?;
         self.memory(&mut encoder)?;
         self.disks(&mut encoder)?;
@@ -56,6 +63,47 @@ impl Collector for Figures {
 }
 
 impl Figures {
+    fn daemon(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let DaemonFigures { alerts, refused, deliveries, host } = &self.daemon;
+        let firing = AlertRule::ALL.map(|rule| {
+            let count = alerts.iter().filter(|alert| alert.rule == rule).count();
+            (vec![("rule", rule.name().to_owned())], Value::Size(count as u64))
+        });
+        Family::gauge("alerts", "Alerts that fire, by rule").write(encoder, firing.into_iter())?;
+        let refused = [(Vec::new(), Value::Count(*refused))];
+        Family::counter("refused_requests", "Requests with a wrong token or none")
+            .write(encoder, refused.into_iter())?;
+        type Count = (&'static str, &'static str, fn(&DeliveryFigures) -> u64);
+        let counts: [Count; 3] = [
+            ("delivery_sent", "Alerts and records that a collector has taken", |one| one.sent),
+            ("delivery_dropped", "Alerts and records that were lost, since a collector refused or was away", |one| {
+                one.dropped
+            }),
+            ("delivery_retries", "Requests to a collector that were sent again", |one| one.retries),
+        ];
+        for (name, help, count) in counts {
+            let labels = |one: &DeliveryFigures| vec![("kind", one.kind.to_owned()), ("url", one.url.clone())];
+            let samples = deliveries.iter().map(|one| (labels(one), Value::Count(count(one))));
+            Family::counter(name, help).write(encoder, samples)?;
+        }
+        let busy = [(Vec::new(), Value::Time((host.cpu_busy_seconds * 1e9) as u64))];
+        let family = Family::counter("host_cpu_busy", "Time that all processors of the host together have worked");
+        family.of(Unit::Seconds).write(encoder, busy.into_iter())?;
+        let cpus = [(Vec::new(), Value::Size(host.cpus))];
+        Family::gauge("host_cpus", "Processors that the daemon may use").write(encoder, cpus.into_iter())?;
+        let sizes = [
+            ("host_memory", "Memory of the host", host.memory_bytes),
+            ("host_memory_available", "Of that, what can be used without swapping", host.memory_available_bytes),
+            ("home_size", "Space of the file system where the daemon's home is", host.disk_bytes),
+            ("home_free", "Of that, what is free", host.disk_free_bytes),
+        ];
+        for (name, help, bytes) in sizes {
+            let sample = [(Vec::new(), Value::Size(bytes))];
+            Family::gauge(name, help).of(Unit::Bytes).write(encoder, sample.into_iter())?;
+        }
+        Ok(())
+    }
+
     fn processors(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let whole = self.metrics.iter().map(|vm| (labels(vm), Value::Time(vm.cpu_ns)));
         Family::counter("vm_cpu", "Processor time of the machine's process").of(Unit::Seconds).write(encoder, whole)?;
@@ -193,19 +241,28 @@ impl Family {
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(self.name, self.help, self.unit.as_ref(), self.kind)?;
         for (labels, value) in samples {
-            let mut sample = family.encode_family(&labels)?;
-            match value {
-                Value::Count(count) => sample.encode_counter::<NoLabelSet, _, u64>(&count, None)?,
-                Value::Time(ns) => sample.encode_counter::<NoLabelSet, _, u64>(&seconds(ns), None)?,
-                Value::Size(size) => sample.encode_gauge(&size)?,
-                Value::Latency(histogram) => {
-                    let (buckets, count) = buckets(histogram);
-                    let none: Option<&std::collections::HashMap<usize, Exemplar<NoLabelSet, f64>>> = None;
-                    sample.encode_histogram(seconds(histogram.sum_ns), count, &buckets, none)?;
-                }
+            if labels.is_empty() {
+                value.write(&mut family)?;
+            } else {
+                value.write(&mut family.encode_family(&labels)?)?;
             }
         }
         Ok(())
+    }
+}
+
+impl Value<'_> {
+    fn write(&self, sample: &mut MetricEncoder) -> fmt::Result {
+        match self {
+            Value::Count(count) => sample.encode_counter::<NoLabelSet, _, u64>(count, None),
+            Value::Time(ns) => sample.encode_counter::<NoLabelSet, _, u64>(&seconds(*ns), None),
+            Value::Size(size) => sample.encode_gauge(size),
+            Value::Latency(histogram) => {
+                let (buckets, count) = buckets(histogram);
+                let none: Option<&std::collections::HashMap<usize, Exemplar<NoLabelSet, f64>>> = None;
+                sample.encode_histogram(seconds(histogram.sum_ns), count, &buckets, none)
+            }
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use queztl_guest_image::{self as guest_image, Silent};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::alerts::Alerts;
 use crate::cgroup::Groups;
 use crate::metrics::Figures;
 use crate::operations::Operations;
@@ -41,6 +42,8 @@ pub struct Config {
     pub program: PathBuf,
     /// Where guest kernels are; none for the user's store.
     pub kernels: Option<PathBuf>,
+    /// What is looked for, and who is told.
+    pub telemetry: queztl_telemetry::Config,
 }
 
 impl Config {
@@ -49,7 +52,12 @@ impl Config {
     /// # Errors
     /// The program cannot be found.
     pub fn new(home: impl Into<PathBuf>) -> std::io::Result<Config> {
-        Ok(Config { home: home.into(), program: std::env::current_exe()?, kernels: None })
+        Ok(Config {
+            home: home.into(),
+            program: std::env::current_exe()?,
+            kernels: None,
+            telemetry: Default::default(),
+        })
     }
 }
 
@@ -67,6 +75,7 @@ pub(crate) struct Core {
     pub operations: Operations,
     pub figures: Figures,
     pub groups: Groups,
+    pub alerts: Alerts,
     /// Our own kernel and root file system, once they have been looked for.
     own_boot: Mutex<Option<BootFiles>>,
     pub runtime: Handle,

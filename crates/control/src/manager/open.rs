@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::{Config, Core, Machines, Manager};
+use crate::alerts::Alerts;
 use crate::cgroup::Groups;
 use crate::metrics::Figures;
 use crate::operations::Operations;
@@ -26,6 +27,8 @@ pub enum OpenError {
     Home(std::path::PathBuf),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("alerts or logs cannot be sent as configured: {0}")]
+    Telemetry(String),
     #[error("the state of the daemon before cannot be put in order: {0}")]
     Recovery(Problem),
 }
@@ -63,6 +66,7 @@ impl Drop for Manager {
 
 fn open(config: Config, runtime: Handle) -> Result<Arc<Core>, OpenError> {
     let store = Store::open(&config.home)?;
+    let alerts = Alerts::open(&config.telemetry, &store).map_err(OpenError::Telemetry)?;
     let core = Arc::new(Core {
         config,
         store,
@@ -70,6 +74,7 @@ fn open(config: Config, runtime: Handle) -> Result<Arc<Core>, OpenError> {
         operations: Operations::default(),
         figures: Figures::default(),
         groups: Groups::default(),
+        alerts,
         own_boot: Mutex::default(),
         runtime,
         closed: watch::Sender::new(false),
@@ -111,12 +116,14 @@ impl Core {
         self.recover_snapshots()?;
         self.recover_images()?;
         self.recover_operations()?;
+        self.recover_benchmarks()?;
         for machine in self.machines.all() {
             self.recover_departure(&machine)?;
         }
         self.autostart();
         self.start_sampling();
         self.start_checkpoints();
+        self.start_alerts();
         Ok(())
     }
 }

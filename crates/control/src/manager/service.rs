@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use queztl_api::{
-    CloneRequest, Code, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image, ImportImage, MigrateRequest,
-    Name, NewToken, Operation, Problem, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest,
-    Timestamp, Token, UpdateVm, Vm, VmMetrics,
+    Alert, BenchmarkRequest, BenchmarkRun, CloneRequest, Code, ConvertImage, CreateImage, CreateToken, CreateVm, Event,
+    Image, ImportImage, MigrateRequest, Name, NewToken, Operation, Problem, ReceiveRequest, ResizeImage, Sample,
+    Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
 
 use super::Manager;
 use crate::events::Reader;
-use crate::service::{Endpoints, EventStream, Recorded, Service};
+use crate::service::{DaemonFigures, Endpoints, EventStream, Recorded, Service};
 use crate::store::{Answered, IDEMPOTENCY};
 use crate::vms::Machine;
 
@@ -184,6 +184,36 @@ impl Service for Manager {
 
     async fn events(&self, after: Option<u64>) -> Result<Box<dyn EventStream>> {
         Ok(Box::new(Reader::new(&self.core, after)))
+    }
+
+    async fn benchmarks(&self) -> Result<Vec<BenchmarkRun>> {
+        self.call(|core| core.benchmarks()).await
+    }
+
+    async fn benchmark(&self, id: &str) -> Result<BenchmarkRun> {
+        let id = id.to_owned();
+        self.call(move |core| core.benchmark(&id)).await
+    }
+
+    async fn run_benchmarks(&self, request: BenchmarkRequest) -> Result<Operation> {
+        self.call(|core| core.run_benchmarks(request)).await
+    }
+
+    async fn delete_benchmark(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.call(move |core| core.delete_benchmark(&id)).await
+    }
+
+    async fn alerts(&self) -> Result<Vec<Alert>> {
+        self.call(|core| core.all_alerts()).await
+    }
+
+    async fn daemon_figures(&self) -> Result<DaemonFigures> {
+        self.call(|core| Ok(core.daemon_figures())).await
+    }
+
+    fn refused(&self) {
+        self.core.alerts.refused();
     }
 
     async fn endpoints(&self, vm: &str) -> Result<Endpoints> {

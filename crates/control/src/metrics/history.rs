@@ -85,6 +85,32 @@ pub(super) fn between(before: Option<&Reading>, now: &Reading) -> Option<Sample>
     })
 }
 
+/// Fewer requests between two readings say nothing about a disk.
+const MIN_REQUESTS: u64 = 10;
+
+/// The mean time of the requests between two readings of one run, by disk, in milliseconds.
+pub(super) fn latencies(before: Option<&Reading>, now: &Reading) -> Vec<(String, f64)> {
+    let Some(before) = before.filter(|before| before.pid == now.pid) else { return Vec::new() };
+    let pairs = before.metrics.disks.iter().zip(&now.metrics.disks);
+    pairs
+        .filter_map(|(old, new)| {
+            let ((old_count, old_ns), (count, ns)) = (requests(old), requests(new));
+            let count = count.checked_sub(old_count).filter(|count| *count >= MIN_REQUESTS)?;
+            Some((new.device.clone(), ns.checked_sub(old_ns)? as f64 / count as f64 / 1e6))
+        })
+        .collect()
+}
+
+/// How many requests of a disk have ended, and their times together.
+fn requests(disk: &queztl_api::DiskMetrics) -> (u64, u64) {
+    let both = [&disk.read_latency, &disk.write_latency];
+    let counts = both.iter().flat_map(|histogram| &histogram.buckets);
+    (
+        counts.fold(0, |sum, count| sum.saturating_add(*count)),
+        both.iter().fold(0, |sum, one| sum.saturating_add(one.sum_ns)),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use queztl_api::{DiskMetrics, MemoryMetrics, VcpuMetrics};
@@ -114,6 +140,21 @@ mod tests {
         assert_eq!(between(Some(&reading(1, 0, 0, 0)), &reading(2, 10, 5, 1)), None);
         assert_eq!(between(Some(&reading(1, 10, 0, 0)), &reading(1, 10, 5, 1)), None);
         assert_eq!(between(None, &reading(1, 10, 5, 1)), None);
+    }
+
+    #[test]
+    fn a_disks_latency_is_the_mean_of_the_requests_since() {
+        let reading = |count: u64, sum_ns| {
+            let read_latency = queztl_api::Histogram { buckets: vec![count, 0], sum_ns };
+            let disk = DiskMetrics { device: "disk0".into(), read_latency, ..DiskMetrics::default() };
+            let mut reading = reading(1, 0, 0, 0);
+            reading.metrics.disks = vec![disk];
+            reading
+        };
+        assert_eq!(latencies(Some(&reading(5, 1000)), &reading(25, 60_001_000)), [("disk0".to_owned(), 3.0)]);
+        assert_eq!(latencies(Some(&reading(5, 0)), &reading(6, 60_000_000)), []);
+        assert_eq!(latencies(Some(&reading(25, 0)), &reading(5, 0)), []);
+        assert_eq!(latencies(None, &reading(25, 0)), []);
     }
 
     #[test]

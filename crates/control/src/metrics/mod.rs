@@ -11,7 +11,7 @@ mod read;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use queztl_api::{Sample, VmMetrics};
 
@@ -20,6 +20,8 @@ use crate::vms::Machine;
 
 /// Between two samples.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// For so long the answer to one who asks for all machines is the answer to others, too.
+const SHARED: Duration = Duration::from_millis(1000);
 /// Samples that are kept in memory for each machine: an hour's.
 const RECENT: usize = 360;
 /// Every so many samples one goes to the store.
@@ -27,7 +29,11 @@ const COARSE: u64 = 6;
 
 /// What is known of the machines that run.
 #[derive(Debug, Default)]
-pub(crate) struct Figures(Mutex<HashMap<String, Track>>);
+pub(crate) struct Figures {
+    tracks: Mutex<HashMap<String, Track>>,
+    /// What was asked last for all machines, and when.
+    shared: Mutex<Option<(Instant, Vec<VmMetrics>)>>,
+}
 
 #[derive(Debug, Default)]
 struct Track {
@@ -36,6 +42,15 @@ struct Track {
     /// The counters of the last sample that went to the store.
     last_coarse: Option<Reading>,
     recent: VecDeque<Sample>,
+    /// Mean times of requests between the last two samples, by disk.
+    disk_latency_ms: Vec<(String, f64)>,
+}
+
+/// What is known of a machine's last hour.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Latest {
+    pub recent: VecDeque<Sample>,
+    pub disk_latency_ms: Vec<(String, f64)>,
 }
 
 /// Counters of a machine's process at one time.
@@ -47,14 +62,24 @@ struct Reading {
 
 impl Figures {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Track>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tracks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Core {
-    /// The figures of all machines that run and answer.
+    /// The figures of all machines that run and answer, at most [`SHARED`] old: however many ask, machines are asked once.
     pub(crate) fn all_metrics(&self) -> Vec<VmMetrics> {
-        self.machines.all().iter().filter_map(|machine| self.metrics_of(machine)).collect()
+        // Whoever comes while they are being asked waits here, and has their answers.
+        let mut shared = self.figures.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, metrics)) = shared.as_ref()
+            && at.elapsed() < SHARED
+        {
+            return metrics.clone();
+        }
+        let metrics: Vec<VmMetrics> =
+            self.machines.all().iter().filter_map(|machine| self.metrics_of(machine)).collect();
+        *shared = Some((Instant::now(), metrics.clone()));
+        metrics
     }
 
     /// Takes samples from now on.
@@ -88,6 +113,7 @@ impl Core {
                     track.recent.pop_front();
                 }
             }
+            track.disk_latency_ms = history::latencies(track.last.as_ref(), &reading);
             track.last = Some(reading.clone());
             if coarse {
                 if let Some(sample) = history::between(track.last_coarse.as_ref(), &reading)
@@ -99,6 +125,13 @@ impl Core {
             }
         }
         self.keep(&points);
+    }
+
+    /// A machine's last hour, if it has one.
+    pub(crate) fn latest(&self, machine: &Machine) -> Option<Latest> {
+        let tracks = self.figures.lock();
+        let track = tracks.get(&machine.id)?;
+        Some(Latest { recent: track.recent.clone(), disk_latency_ms: track.disk_latency_ms.clone() })
     }
 
     /// The counters of a run that is over are of no use; its samples are.

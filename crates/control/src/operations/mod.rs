@@ -58,6 +58,11 @@ struct Running {
 pub(crate) struct Task(Arc<Running>);
 
 impl Task {
+    /// The operation's identifier.
+    pub(crate) fn id(&self) -> String {
+        self.0.state.borrow().id.clone()
+    }
+
     /// Says how far the work is.
     pub(crate) fn progress(&self, done: u64, total: u64, unit: &str) {
         let progress = Some(Progress { done, total, unit: unit.to_owned() });

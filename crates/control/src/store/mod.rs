@@ -30,7 +30,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use lock::Lock;
-pub(crate) use tables::{Answered, IDEMPOTENCY, IMAGES, LAYERS, OPERATIONS, SNAPSHOTS, TOKENS, Table, VM_NAMES, VMS};
+pub(crate) use tables::{
+    ALERTS, Answered, BENCHMARKS, IDEMPOTENCY, IMAGES, LAYERS, OPERATIONS, SNAPSHOTS, TOKENS, Table, VM_NAMES, VMS,
+};
 
 /// The version of what is in the tables.
 const SCHEMA: u64 = 1;

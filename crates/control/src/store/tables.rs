@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use queztl_api::Timestamp;
+use queztl_api::{Alert, BenchmarkRun, Timestamp};
 use redb::{TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,10 @@ pub(crate) const LAYERS: Table<LayerRecord> = Table::new("layers");
 pub(crate) const IMAGES: Table<ImageRecord> = Table::new("images");
 /// Tokens by name.
 pub(crate) const TOKENS: Table<TokenRecord> = Table::new("tokens");
+/// Alerts that fire and the last that were resolved, by identifier, which grows with time.
+pub(crate) const ALERTS: Table<Alert> = Table::new("alerts");
+/// Runs of benchmarks by identifier, which grows with time.
+pub(crate) const BENCHMARKS: Table<BenchmarkRun> = Table::new("benchmarks");
 /// Answers by idempotency key.
 pub(crate) const IDEMPOTENCY: Table<Answered> = Table::new("idempotency");
 
@@ -75,6 +79,8 @@ pub(super) fn make(transaction: &WriteTransaction) -> Result<()> {
         LAYERS.name,
         IMAGES.name,
         TOKENS.name,
+        ALERTS.name,
+        BENCHMARKS.name,
         IDEMPOTENCY.name,
     ];
     for name in names {

@@ -80,6 +80,7 @@ impl Core {
         }
         machine.end(crashed);
         if crashed {
+            self.alerts.look_soon();
             self.recover_from_crash(machine);
         }
     }

@@ -30,6 +30,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
 
+    /// What is looked for and who is told of it: alerts, logs [default: daemon.toml in the daemon's home, if it is there]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
     /// Group whose members may use the Unix socket [default: only the daemon's user]
     #[arg(long, value_name = "GROUP")]
     pub group: Option<String>,

@@ -134,6 +134,9 @@ pub enum MachineCommand {
     /// Open the dashboard in a browser, with a login that works once
     Dashboard(Verb<DashboardArgs>),
 
+    /// Show what is not as it should be, and what was
+    Alerts(Verb<AlertsArgs>),
+
     /// Show what happened, or watch it happen
     Events(Verb<EventsArgs>),
 
@@ -155,6 +158,9 @@ pub enum MachineCommand {
 
     /// List the daemon's work, wait for it or cancel it
     Operations(Verb<OperationsArgs>),
+
+    /// Measure this host and the daemon, and compare what was measured
+    Benchmark(Verb<BenchmarkArgs>),
 
     /// Make, list and delete the tokens of clients on other hosts
     Token(Verb<TokenArgs>),
@@ -410,6 +416,79 @@ pub struct TopArgs {
     /// What to sort by
     #[arg(short, long, value_enum, default_value_t, value_name = "KEY")]
     pub sort: crate::verbs::top::Sort,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchmarkArgs {
+    #[command(subcommand)]
+    pub command: BenchmarkCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchmarkCommand {
+    /// Run benchmarks and print their figures
+    #[command(after_long_help = WAIT_HELP)]
+    Run {
+        /// Which (repeatable) [default: all]
+        #[arg(long = "suite", value_name = "SUITE", value_enum)]
+        suites: Vec<SuiteArg>,
+
+        /// How often each is made; the median counts
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+        rounds: u32,
+
+        /// Text for people: what is different this time
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        note: String,
+    },
+    /// List runs
+    List {
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Show the figures of a run
+    Show {
+        #[arg(value_name = "ID")]
+        id: String,
+
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Show two runs beside each other
+    Compare {
+        #[arg(value_name = "BEFORE")]
+        before: String,
+
+        #[arg(value_name = "AFTER")]
+        after: String,
+    },
+    /// Forget runs
+    Delete {
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<String>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SuiteArg {
+    /// A new machine, until its first output and until its agent answers
+    Boot,
+    /// Ten clones of a running machine
+    Clone,
+    /// A snapshot of a running machine
+    Snapshot,
+    /// A disk at its queue, without a guest
+    Disk,
+}
+
+#[derive(Debug, Args)]
+pub struct AlertsArgs {
+    /// Also those that are over
+    #[arg(short, long)]
+    pub all: bool,
+
+    #[command(flatten)]
+    pub output: OutputArg,
 }
 
 #[derive(Debug, Args)]

@@ -18,10 +18,10 @@ pub use daemon::{DaemonCommand, DaemonRunArgs, ServeArgs};
 pub use image::{ImageArgs, ImageCommand, ImageStoreCommand};
 pub use kernel::{KernelBuildArgs, KernelCommand, ProfileArg};
 pub use machines::{
-    CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DashboardArgs, DeleteArgs, EventsArgs, InfoArgs, LimitsArgs,
-    ListArgs, LogsArgs, MachineCommand, MigrateArgs, OnCrashArg, OperationsArgs, OperationsCommand, PolicyArgs,
-    RestoreArgs, ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand, SnapshotsArgs, StopArgs, TokenCommand, TopArgs,
-    Verb, Vms,
+    AlertsArgs, BenchmarkCommand, CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DashboardArgs, DeleteArgs,
+    EventsArgs, InfoArgs, LimitsArgs, ListArgs, LogsArgs, MachineCommand, MigrateArgs, OnCrashArg, OperationsArgs,
+    OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand, SnapshotsArgs,
+    StopArgs, SuiteArg, TokenCommand, TopArgs, Verb, Vms,
 };
 pub use output::{OutputArg, OutputFormat};
 pub use run::RunArgs;

@@ -33,9 +33,11 @@ pub fn run(place: &Place, args: ServeArgs) -> Result<Status, Failure> {
 async fn serve(place: &Place, args: ServeArgs) -> Result<Status, Failure> {
     // Heard from now on, so that an early signal is not lost.
     let ended = ended()?;
-    let config = Config::new(&place.home).map_err(|error| {
+    let telemetry = telemetry(place, args.config.as_deref())?;
+    let mut config = Config::new(&place.home).map_err(|error| {
         Failure::host(format!("this program does not find itself, which is to run machines: {error}"))
     })?;
+    config.telemetry = telemetry;
     // The manager's lock tells a second daemon that there is one; so it comes before the socket.
     let manager = Arc::new(Manager::open(config).await.map_err(|error| Failure::host(chain(&error)))?);
     let server = Server::bind(manager.clone(), config_of(place, args)?).await;
@@ -47,6 +49,15 @@ async fn serve(place: &Place, args: ServeArgs) -> Result<Status, Failure> {
     manager.close().await;
     tracing::info!("ended; machines run on");
     Ok(Status::Success)
+}
+
+/// What is looked for, and who is told.
+fn telemetry(place: &Place, file: Option<&Path>) -> Result<queztl_telemetry::Config, Failure> {
+    let config = match file {
+        Some(file) => queztl_telemetry::Config::read(file),
+        None => queztl_telemetry::Config::read_if_there(&place.home.join("daemon.toml")),
+    };
+    config.map_err(|error| Failure::usage(error.to_string()))
 }
 
 /// Is over when the process is asked to end.

@@ -90,6 +90,7 @@ fn start(args: &ExecArgs) -> Result<ExecStart, Failure> {
         user: args.user.clone(),
         tty: args.tty.then(size),
         stdin: !args.no_stdin,
+        keep: None,
     })
 }
 

@@ -8,6 +8,8 @@
 //! Each verb about several machines asks for all of them at once and says one line for each that failed. Only these verbs
 //! start a runtime; `queztl-hv run` has none.
 
+mod alerts;
+mod benchmarks;
 mod clones;
 mod console;
 mod copy;
@@ -60,6 +62,7 @@ pub fn execute(command: MachineCommand) -> Result<Status, Failure> {
         MachineCommand::Console(verb) => with(verb, async |session, args| console::attach(session, &args).await),
         MachineCommand::Logs(verb) => with(verb, async |session, args| console::logs(session, &args).await),
         MachineCommand::Top(verb) => with(verb, async |session, args| top::top(session, &args).await),
+        MachineCommand::Alerts(verb) => with(verb, async |session, args| alerts::alerts(session, &args).await),
         MachineCommand::Events(verb) => with(verb, async |session, args| events::events(session, &args).await),
         MachineCommand::Snapshot(verb) => with(verb, async |session, args| snapshots::snapshot(session, args).await),
         MachineCommand::Snapshots(verb) => with(verb, async |session, args| snapshots::list(session, &args).await),
@@ -68,6 +71,9 @@ pub fn execute(command: MachineCommand) -> Result<Status, Failure> {
         MachineCommand::Clone(verb) => with(verb, async |session, args| clones::clone(session, args).await),
         MachineCommand::Operations(verb) => {
             with(verb, async |session, args| operations::operations(session, args).await)
+        }
+        MachineCommand::Benchmark(verb) => {
+            with(verb, async |session, args| benchmarks::benchmark(session, args.command).await)
         }
         MachineCommand::Dashboard(verb) => with(verb, async |session, args| dashboard::dashboard(session, &args).await),
         MachineCommand::Token(verb) => with(verb, async |session, args| tokens::token(session, args.command).await),

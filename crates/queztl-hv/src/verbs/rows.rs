@@ -1,6 +1,8 @@
 //! What the daemon's things look like in tables.
 
-use queztl_api::{Disk, Event, EventKind, Image, NetKind, Operation, Snapshot, Token, Vm, VmState};
+use queztl_api::{
+    Alert, BenchmarkRun, Disk, Event, EventKind, Image, NetKind, Operation, Snapshot, Token, Vm, VmState,
+};
 use serde::Serialize;
 
 use crate::output::table::fields;
@@ -202,6 +204,59 @@ impl Row for Token {
 
     fn name(&self) -> String {
         self.name.to_string()
+    }
+}
+
+impl Row for Alert {
+    const NONE: &'static str = "all is as it should be";
+    const HEADS: &'static [&'static str] = &["STATE", "SEVERITY", "RULE", "MACHINE", "FOR", "WHAT"];
+    const MORE: &'static [&'static str] = &["SUBJECT", "VALUE", "THRESHOLD", "STARTED", "RESOLVED", "ID"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            word(&self.state),
+            self.severity.name().to_owned(),
+            self.rule.name().to_owned(),
+            self.name.clone().unwrap_or_default(),
+            age(self.started_at),
+            self.message.clone(),
+            self.subject.clone(),
+            format!("{:.1}", self.value),
+            format!("{:.1}", self.threshold),
+            time(self.started_at),
+            self.resolved_at.map(time).unwrap_or_default(),
+            self.id.clone(),
+        ]
+    }
+
+    fn name(&self) -> String {
+        self.id.clone()
+    }
+}
+
+impl Row for BenchmarkRun {
+    const NONE: &'static str = "nothing was measured yet: queztl-hv benchmark run";
+    const HEADS: &'static [&'static str] = &["ID", "STATE", "FIGURES", "AGE", "NOTE"];
+    const MORE: &'static [&'static str] = &["VERSION", "HOST", "CPUS", "KERNEL", "MACHINES", "PROBLEM"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            word(&self.state),
+            self.figures.len().to_string(),
+            age(self.started_at),
+            self.note.clone(),
+            self.version.clone(),
+            self.host.clone(),
+            self.cpus.to_string(),
+            self.kernel.clone(),
+            self.machines.to_string(),
+            self.problem.clone().unwrap_or_default(),
+        ]
+    }
+
+    fn name(&self) -> String {
+        self.id.clone()
     }
 }
 

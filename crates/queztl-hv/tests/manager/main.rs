@@ -1,5 +1,7 @@
 //! The manager with real processes: machines live through the death of their daemon, and its store through everything.
 
+mod alerts;
+mod benchmarks;
 mod common;
 mod full;
 mod images;

@@ -5,12 +5,13 @@
 
 mod command;
 mod file;
+pub mod kept;
 mod pipe;
 
 use std::path::Path;
 
-use queztl_agent_client::{Agent, Error, Limits};
-use queztl_api::{Code, Problem};
+use queztl_agent_client::{Agent, Error, Exit, Limits};
+use queztl_api::{Code, ExecNotice, Problem};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 pub use command::{Command, Running, run, start};
@@ -61,4 +62,18 @@ fn problem(error: &Error) -> Problem {
         other => other.to_string(),
     };
     Problem::new(code, detail)
+}
+
+/// How a command ended: its status, or the signal that ended it.
+pub fn parts(exit: Exit) -> (Option<u8>, Option<u8>) {
+    match exit {
+        Exit::Status(status) => (Some(status), None),
+        Exit::Signal(signal) => (None, Some(signal)),
+    }
+}
+
+/// The same for who follows it.
+pub fn exited(exit: Exit) -> ExecNotice {
+    let (status, signal) = parts(exit);
+    ExecNotice::Exited { status, signal }
 }

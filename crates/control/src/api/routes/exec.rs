@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -10,24 +11,27 @@ use axum::extract::ws::{Message, WebSocket, close_code};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use queztl_agent_client::{Controller, Exit, Size};
+use queztl_agent_client::{Controller, Size};
 use queztl_api::{
     Code, Content, Encoding, ExecControl, ExecNotice, ExecRequest, ExecResult, ExecStart, MAX_EXEC_SECONDS, Problem,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::Endpoints;
 use crate::api::answer::{Answer, Failure, Json};
 use crate::api::app::App;
-use crate::api::extract::{Key, Segments, parse};
+use crate::api::extract::{self, Segments, parse};
 use crate::api::gate::Caller;
+use crate::api::guest::kept::{Key, Session};
 use crate::api::guest::{self, Chunk, Command};
 use crate::api::socket::{self, Inbox, Upgrade};
 
 /// How long a command may run whose caller does not say.
 const USUAL_SECONDS: u32 = 60;
+/// The longest word for a kept command, bytes.
+const MAX_WORD: usize = 64;
 /// Messages under way to a client.
 const MESSAGES_UNDER_WAY: usize = 8;
 
@@ -37,7 +41,7 @@ const MESSAGES_UNDER_WAY: usize = 8;
     request_body = ExecRequest, responses((status = 200, description = "How it ended.", body = ExecResult)))]
 pub async fn exec(
     State(app): State<App>,
-    Segments(vm): Segments<Key>,
+    Segments(vm): Segments<extract::Key>,
     Json(request): Json<ExecRequest>,
 ) -> Answer<Json<ExecResult>> {
     let seconds = request.timeout_seconds.unwrap_or(USUAL_SECONDS);
@@ -51,7 +55,7 @@ pub async fn exec(
     let endpoints = app.service().endpoints(&vm).await?;
     let limit = Duration::from_secs(seconds.into());
     let ended = guest::run(&app, endpoints.vsock, command, stdin, limit).await?;
-    let (status, signal) = parts(ended.exit);
+    let (status, signal) = guest::parts(ended.exit);
     Ok(Json(ExecResult {
         status,
         signal,
@@ -60,13 +64,6 @@ pub async fn exec(
         stderr: content(ended.stderr),
         truncated: ended.truncated,
     }))
-}
-
-fn parts(exit: Exit) -> (Option<u8>, Option<u8>) {
-    match exit {
-        Exit::Status(status) => (Some(status), None),
-        Exit::Signal(signal) => (None, Some(signal)),
-    }
 }
 
 fn bytes(content: Content) -> Answer<Vec<u8>> {
@@ -93,27 +90,32 @@ fn content(bytes: Vec<u8>) -> Content {
 pub async fn exec_stream(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
-    Segments(vm): Segments<Key>,
+    Segments(vm): Segments<extract::Key>,
     upgrade: Upgrade,
 ) -> Answer<Response> {
     let place = app.session(&caller)?;
     let endpoints = app.service().endpoints(&vm).await?;
     Ok(upgrade.0.on_upgrade(async move |socket| {
-        session(&app, endpoints, socket).await;
+        session(&app, &caller, &vm, endpoints, socket).await;
         drop(place);
     }))
 }
 
-async fn session(app: &App, endpoints: Endpoints, mut socket: WebSocket) {
+async fn session(app: &App, caller: &Caller, vm: &str, endpoints: Endpoints, mut socket: WebSocket) {
     let first = tokio::time::timeout(app.limits().body_time, socket.recv()).await;
     let Ok(Some(Ok(Message::Text(first)))) = first else {
         // Whoever says nothing is told nothing; its reason is plain.
         let _ = socket.send(socket::close(close_code::POLICY, "the first message must be an ExecStart")).await;
         return;
     };
-    let begun = parse::<ExecStart>(first.as_bytes()).and_then(|start| begin(app, endpoints, start));
+    let start = parse::<ExecStart>(first.as_bytes());
+    let begun = start.and_then(|start| match start.keep.clone() {
+        Some(word) => keep(app, caller, vm, endpoints, word, start).map(Begun::Kept),
+        None => begin(app, endpoints, start).map(|(running, input)| Begun::Bound(running, input)),
+    });
     match begun {
-        Ok((running, input)) => attend(app, socket, running, input).await,
+        Ok(Begun::Bound(running, input)) => attend(app, socket, running, input).await,
+        Ok(Begun::Kept(session)) => look_at(app, socket, &session).await,
         Err(Failure(problem)) => {
             let _ = socket.send(socket::text(&ExecNotice::Problem { problem })).await;
             let _ = socket.send(socket::close(close_code::NORMAL, "")).await;
@@ -121,8 +123,48 @@ async fn session(app: &App, endpoints: Endpoints, mut socket: WebSocket) {
     }
 }
 
+/// A command with its connection, or one that goes on without.
+enum Begun {
+    Bound(guest::Running, Option<UnixStream>),
+    Kept(Arc<Session>),
+}
+
+/// The command that this client has called so, or a new one.
+fn keep(
+    app: &App,
+    caller: &Caller,
+    vm: &str,
+    endpoints: Endpoints,
+    word: String,
+    start: ExecStart,
+) -> Answer<Arc<Session>> {
+    let Some(size) = start.tty else {
+        return Err(Problem::invalid("keep", "is for commands with a terminal: give `tty`").into());
+    };
+    if !(1..=MAX_WORD).contains(&word.len()) {
+        return Err(Problem::invalid("keep", format!("has 1 to {MAX_WORD} bytes")).into());
+    }
+    let key = Key { client: caller.client(), vm: vm.to_owned(), word };
+    if let Some(session) = app.kept().find(&key) {
+        let controller = session.controller.borrow().clone();
+        if let Some(controller) = controller {
+            // The window may have another size than before; what fails is told by the command's end.
+            tokio::task::spawn_blocking(move || controller.resize(Size { rows: size.rows, columns: size.columns }));
+        }
+        return Ok(session);
+    }
+    let (running, input) = begin(app, endpoints, start)?;
+    app.kept().keep(key, running, input)
+}
+
+/// Shows a kept command to its client, for as long as that is there.
+async fn look_at(app: &App, socket: WebSocket, session: &Session) {
+    let client = Client { input: session.input.clone(), controller: session.controller.clone() };
+    socket::run(app, socket, session.attach(), client).await;
+}
+
 fn begin(app: &App, endpoints: Endpoints, start: ExecStart) -> Answer<(guest::Running, Option<UnixStream>)> {
-    let ExecStart { command, env, cwd, user, tty, stdin } = start;
+    let ExecStart { command, env, cwd, user, tty, stdin, keep: _ } = start;
     let (ours, theirs) = if stdin {
         let pair = UnixStream::pair().and_then(|(ours, theirs)| Ok((ours, OwnedFd::from(theirs.into_std()?))));
         let (ours, theirs) = pair.map_err(|error| Failure::new(Code::Host, format!("no socket: {error}")))?;
@@ -137,7 +179,7 @@ fn begin(app: &App, endpoints: Endpoints, start: ExecStart) -> Answer<(guest::Ru
 async fn attend(app: &App, socket: WebSocket, running: guest::Running, input: Option<UnixStream>) {
     let (send, receive) = mpsc::channel(MESSAGES_UNDER_WAY);
     let (set, controller) = watch::channel(None::<Controller>);
-    let client = Client { input, controller: controller.clone() };
+    let client = Client { input: Arc::new(Mutex::new(input)), controller: controller.clone() };
     let run = socket::run(app, socket, receive, client);
     tokio::select! {
         () = run => {}
@@ -166,10 +208,7 @@ async fn forward(running: guest::Running, send: mpsc::Sender<Message>, set: watc
         }
     }
     let notice = match ended.await {
-        Ok(Ok(exit)) => {
-            let (status, signal) = parts(exit);
-            ExecNotice::Exited { status, signal }
-        }
+        Ok(Ok(exit)) => guest::exited(exit),
         Ok(Err(problem)) => ExecNotice::Problem { problem },
         Err(_) => ExecNotice::Problem { problem: Problem::new(Code::Internal, "a task for a guest vanished") },
     };
@@ -180,7 +219,7 @@ async fn forward(running: guest::Running, send: mpsc::Sender<Message>, set: watc
 
 /// What a client's messages do.
 struct Client {
-    input: Option<UnixStream>,
+    input: Arc<Mutex<Option<UnixStream>>>,
     controller: watch::Receiver<Option<Controller>>,
 }
 
@@ -188,11 +227,12 @@ impl Inbox for Client {
     async fn message(&mut self, message: Message) -> ControlFlow<Message> {
         match message {
             Message::Binary(bytes) => {
-                if let Some(input) = &mut self.input
+                let mut held = self.input.lock().await;
+                if let Some(input) = held.as_mut()
                     && input.write_all(&bytes).await.is_err()
                 {
                     // The command reads no more, which is its right.
-                    self.input = None;
+                    *held = None;
                 }
                 ControlFlow::Continue(())
             }
@@ -208,7 +248,7 @@ impl Inbox for Client {
 impl Client {
     async fn control(&mut self, control: ExecControl) -> ControlFlow<Message> {
         if control == ExecControl::EndOfInput {
-            self.input = None;
+            *self.input.lock().await = None;
             return ControlFlow::Continue(());
         }
         if let ExecControl::Signal { number } = control

@@ -67,7 +67,8 @@ pub async fn vm_history(
 pub async fn open_metrics(State(app): State<App>) -> Answer<Response> {
     let metrics = app.service().metrics().await?;
     let vms = app.service().vms().await?;
-    let text = openmetrics::text(metrics, &vms);
+    let daemon = app.service().daemon_figures().await?;
+    let text = openmetrics::text(metrics, &vms, daemon);
     let text = text.map_err(|_| Failure::new(Code::Internal, "the figures cannot be written"))?;
     let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(openmetrics::MEDIA_TYPE));

@@ -3,6 +3,8 @@
 //! A handler takes what it needs out of the request, asks the service and says what the answer is. Its description is the
 //! attribute above it: the first line of its documentation is the summary, and `security` names the scope that is enforced.
 
+mod alerts;
+mod benchmarks;
 mod console;
 mod dashboard;
 mod events;
@@ -54,6 +56,9 @@ pub fn quick() -> OpenApiRouter<App> {
         .routes(routes!(operations::get_operation, operations::cancel_operation))
         .routes(routes!(events::list_events))
         .routes(routes!(events::stream_events))
+        .routes(routes!(alerts::list_alerts))
+        .routes(routes!(benchmarks::list_benchmarks, benchmarks::run_benchmarks))
+        .routes(routes!(benchmarks::get_benchmark, benchmarks::delete_benchmark))
         .routes(routes!(console::console))
         .routes(routes!(exec::exec_stream))
         .routes(routes!(log::log))

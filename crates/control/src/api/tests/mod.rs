@@ -1,6 +1,7 @@
 //! The API over a service in memory: most tests ask the router itself, some a server behind its sockets.
 
 mod agents;
+mod alerts;
 mod bounds;
 mod dashboard;
 mod document;
@@ -8,6 +9,7 @@ mod generated;
 mod guests;
 mod requests;
 mod rights;
+mod shipped;
 mod streams;
 
 use std::path::{Path, PathBuf};

@@ -379,3 +379,56 @@ async fn a_stream_to_a_machine_without_an_agent_says_so() {
     let mut socket = exec(&daemon, json!({"command": ["true"]})).await;
     assert_eq!(json_of(&mut socket).await["problem"]["code"], "timeout");
 }
+
+/// Output until it holds a text.
+async fn until(socket: &mut Socket, text: &str) -> String {
+    let mut out = String::new();
+    while !out.contains(text) {
+        match next(socket).await {
+            Message::Binary(bytes) => out.push_str(std::str::from_utf8(&bytes[1..]).unwrap()),
+            Message::Text(notice) => assert!(notice.contains("started"), "{notice}"),
+            other => panic!("{other:?} before {text:?}: {out:?}"),
+        }
+    }
+    out
+}
+
+#[tokio::test]
+async fn a_kept_shell_is_found_again_with_what_it_showed() {
+    let daemon = with_agent().await;
+    let start = json!({"command": ["sh", "-c", "echo pid $$ end; while read line; do echo got $line; done"], "cwd": "/",
+        "stdin": true, "tty": {"rows": 11, "columns": 22}, "keep": "tab-1"});
+    let mut first = exec(&daemon, start.clone()).await;
+    let shown = until(&mut first, "end").await;
+    first.send(Message::binary(&b"one\n"[..])).await.unwrap();
+    until(&mut first, "got one").await;
+
+    drop(first);
+    let mut again = exec(&daemon, start.clone()).await;
+    let seen = until(&mut again, "got one").await;
+    again.send(Message::binary(&b"two\n"[..])).await.unwrap();
+    until(&mut again, "got two").await;
+
+    assert!(seen.starts_with(&shown), "the same process: {seen:?} {shown:?}");
+    // Another word is another shell, and the end of a shell is told.
+    let mut other = exec(
+        &daemon,
+        json!({"command": ["sh", "-c", "exit 3"], "cwd": "/", "tty": {"rows": 1, "columns": 1}, "keep": "tab-2"}),
+    )
+    .await;
+    let ended = loop {
+        if let Message::Text(notice) = next(&mut other).await
+            && notice.contains("exited")
+        {
+            break serde_json::from_str::<Value>(&notice).unwrap();
+        }
+    };
+    assert_eq!(ended["status"], 3);
+}
+
+#[tokio::test]
+async fn a_command_without_a_terminal_is_not_kept() {
+    let daemon = with_agent().await;
+    let mut socket = exec(&daemon, json!({"command": ["true"], "keep": "word"})).await;
+    assert_eq!(json_of(&mut socket).await["problem"]["fields"][0]["field"], "keep");
+}

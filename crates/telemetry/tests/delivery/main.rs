@@ -1,0 +1,5 @@
+//! Alerts and logs on their way to a real server.
+
+mod alerts;
+mod logs;
+mod server;
