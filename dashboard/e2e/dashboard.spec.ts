@@ -107,6 +107,14 @@ test('a shell runs in a terminal of its own', async () => {
   await terminal.click();
   await page.keyboard.type('echo rows $(stty size | wc -w)\n');
   await expect(terminal).toContainText('rows 2');
+
+  // The same shell after a reload: what it showed, and what it knows.
+  await page.keyboard.type('kept=variable-$((40 + 2))\n');
+  await page.reload();
+  await expect(terminal).toContainText('rows 2');
+  await terminal.click();
+  await page.keyboard.type('echo again $kept\n');
+  await expect(terminal).toContainText('again variable-42');
   await page.keyboard.type('exit 3\n');
   await expect(page.getByText('the shell ended with status 3')).toBeVisible();
 });
@@ -193,9 +201,51 @@ test('limits are followed', async () => {
 
   await expect(page.getByText('follows its new limits')).toBeVisible();
   await expectAccessible(page);
+  // There is nothing more to apply.
+  await expect(page.getByRole('button', { name: 'Apply' })).toBeDisabled();
   expect(JSON.parse(daemon.run('info', 'one', '-o', 'json'))).toMatchObject({
     spec: { limits: { cpu: { quota_percent: 50 } } },
   });
+});
+
+test('a machine that crashes is an alert until it is started again', async () => {
+  await visit('Alerts');
+  await expect(page.getByText('All is as it should be.')).toBeVisible();
+  const { runtime } = JSON.parse(daemon.run('info', 'one-8', '-o', 'json'));
+  process.kill(runtime.pid, 'SIGKILL');
+
+  const firing = page.getByRole('table', { name: 'Firing' });
+  await expect(firing.getByRole('row').filter({ hasText: 'one-8' })).toContainText('Crash');
+  await expect(page.getByLabel('1 firing')).toBeVisible();
+  await expectAccessible(page);
+  await picture(page, 'alerts');
+  daemon.run('start', 'one-8');
+  await expect(page.getByRole('table', { name: 'Over' })).toContainText('one-8 has crashed');
+  await expect(page.getByText('All is as it should be.')).toBeVisible();
+});
+
+test('benchmarks run and are compared', async () => {
+  await visit('Benchmarks');
+  for (const note of ['first', 'second']) {
+    await page.getByRole('button', { name: 'Run benchmarks' }).click();
+    const dialog = page.getByRole('dialog');
+    for (const suite of ['Boot', 'Clone', 'Snapshot'])
+      await dialog.getByRole('checkbox', { name: new RegExp(`^${suite}`) }).click();
+    await dialog.getByLabel('Rounds').fill('1');
+    await dialog.getByLabel('Note').fill(note);
+    await expect(dialog.getByLabel('Equivalent command')).toHaveText(
+      `queztl-hv benchmark run --suite disk --rounds 1 --note ${note}`,
+    );
+    await expectAccessible(page);
+    await dialog.getByRole('button', { name: 'Run', exact: true }).click();
+    const run = page.getByRole('table', { name: 'Runs' }).getByRole('row').filter({ hasText: note });
+    await expect(run).toContainText('succeeded');
+  }
+  const figures = page.getByRole('table', { name: 'Figures' });
+  await expect(figures).toContainText('random 4 KiB reads');
+  await expect(figures.getByRole('row').nth(1)).toContainText(/same|better|worse/);
+  await expectAccessible(page);
+  await picture(page, 'benchmarks');
 });
 
 test('dark is as readable as light', async () => {

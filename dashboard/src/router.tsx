@@ -46,6 +46,22 @@ const tree = createRoute({
   component: lazyRouteComponent(() => import('./tree/TreePage'), 'TreePage'),
 });
 
+const alerts = createRoute({
+  getParentRoute: () => root,
+  path: '/alerts',
+  component: lazyRouteComponent(() => import('./alerts/AlertsPage'), 'AlertsPage'),
+});
+
+const benchmarks = createRoute({
+  getParentRoute: () => root,
+  path: '/benchmarks',
+  component: lazyRouteComponent(() => import('./benchmarks/BenchmarksPage'), 'BenchmarksPage'),
+  validateSearch: (search: Record<string, unknown>): { before?: string; after?: string } => ({
+    before: text(search.before),
+    after: text(search.after),
+  }),
+});
+
 const events = createRoute({
   getParentRoute: () => root,
   path: '/events',
@@ -54,7 +70,7 @@ const events = createRoute({
 });
 
 export const router = createRouter({
-  routeTree: root.addChildren([vms, vm, images, host, tree, events]),
+  routeTree: root.addChildren([vms, vm, images, host, tree, alerts, events, benchmarks]),
   defaultPreload: 'intent',
 });
 

@@ -11,6 +11,8 @@ export const keys = {
   operations: ['operations'] as const,
   info: ['info'] as const,
   events: ['events'] as const,
+  alerts: ['alerts'] as const,
+  benchmarks: ['benchmarks'] as const,
 };
 
 export const vmsQuery = queryOptions({
@@ -50,6 +52,18 @@ export const infoQuery = queryOptions({
   queryKey: keys.info,
   queryFn: () => value(api.GET('/v1/info')),
   refetchInterval: 5_000,
+});
+
+export const alertsQuery = queryOptions({
+  queryKey: keys.alerts,
+  queryFn: async () => (await value(api.GET('/v1/alerts', { params: { query: { limit: 500 } } }))).items,
+  // Events tell when one fires or is over; what it measures meanwhile is asked for.
+  refetchInterval: 30_000,
+});
+
+export const benchmarksQuery = queryOptions({
+  queryKey: keys.benchmarks,
+  queryFn: async () => (await value(api.GET('/v1/benchmarks', { params: { query: { limit: 200 } } }))).items,
 });
 
 export const eventsQuery = queryOptions({

@@ -3,6 +3,10 @@ import type { components } from './schema';
 
 type Schemas = components['schemas'];
 
+export type Alert = Schemas['Alert'];
+export type BenchmarkFigure = Schemas['BenchmarkFigure'];
+export type BenchmarkRun = Schemas['BenchmarkRun'];
+export type BenchmarkSuite = Schemas['BenchmarkSuite'];
 export type CloneRequest = Schemas['CloneRequest'];
 export type CreateVm = Schemas['CreateVm'];
 export type DiskMetrics = Schemas['DiskMetrics'];

@@ -13,6 +13,6 @@ export function matches(event: Event, find: string): boolean {
 export function colour(event: Event): string {
   if (event.event === 'vm-panicked') return 'red';
   if (event.event === 'vm-changed' && event.state === 'crashed') return 'red';
-  if (event.event === 'warning' || event.event === 'lost') return 'orange';
+  if (event.event === 'alert-firing' || event.event === 'warning' || event.event === 'lost') return 'orange';
   return 'gray';
 }

@@ -137,9 +137,11 @@ function Shares({ shares }: { shares: Share[] }) {
       <Table aria-label="Who has what">
         <Table.Thead>
           <Table.Tr>
-            {['Machine', 'vCPUs', 'Share', 'At most', 'Uses', 'RAM', 'Held by the host'].map((label) => (
-              <Table.Th key={label}>{label}</Table.Th>
-            ))}
+            {['Machine', 'vCPUs', 'Share', 'At most', 'Uses', 'RAM', 'Held by the host', 'GPU'].map(
+              (label) => (
+                <Table.Th key={label}>{label}</Table.Th>
+              ),
+            )}
           </Table.Tr>
         </Table.Thead>
         <Table.Tbody>
@@ -156,6 +158,8 @@ function Shares({ shares }: { shares: Share[] }) {
               <Table.Td>{percent(share.cpu)}</Table.Td>
               <Table.Td>{bytes(share.ram)}</Table.Td>
               <Table.Td>{bytes(share.resident)}</Table.Td>
+              {/* No machine can be given one yet. */}
+              <Table.Td>none</Table.Td>
             </Table.Tr>
           ))}
         </Table.Tbody>

@@ -16,6 +16,7 @@ import {
 } from '@mantine/core';
 import { useDisclosure } from '@mantine/hooks';
 import {
+  IconBell,
   IconBox,
   IconDatabase,
   IconHierarchy3,
@@ -24,11 +25,13 @@ import {
   IconLogout,
   IconMoon,
   IconServer,
+  IconStopwatch,
   IconSun,
 } from '@tabler/icons-react';
 import { useQuery } from '@tanstack/react-query';
 import { Link, Outlet, useLocation } from '@tanstack/react-router';
-import { infoQuery, operationsQuery } from '../api/queries';
+import { firing } from '../alerts/words';
+import { alertsQuery, infoQuery, operationsQuery } from '../api/queries';
 import { useTaskNews } from '../operations/news';
 import { TaskLog } from '../operations/TaskLog';
 import { refuse } from '../operations/tasks';
@@ -39,7 +42,9 @@ const PAGES = [
   { to: '/host', label: 'Host', icon: IconServer },
   { to: '/tree', label: 'Tree', icon: IconHierarchy3 },
   { to: '/images', label: 'Images', icon: IconDatabase },
+  { to: '/alerts', label: 'Alerts', icon: IconBell },
   { to: '/events', label: 'Events', icon: IconList },
+  { to: '/benchmarks', label: 'Benchmarks', icon: IconStopwatch },
 ] as const;
 
 export function Layout() {
@@ -81,6 +86,7 @@ export function Layout() {
             label={label}
             active={to === '/' ? pathname === '/' || pathname.startsWith('/vms') : pathname.startsWith(to)}
             leftSection={<Icon size={18} aria-hidden />}
+            rightSection={to === '/alerts' && <AlertCount />}
             onClick={close}
             color="gray"
             variant="light"
@@ -102,6 +108,19 @@ export function Layout() {
         <TaskLog />
       </Drawer>
     </AppShell>
+  );
+}
+
+/** How many alerts fire. */
+function AlertCount() {
+  const { data: alerts = [] } = useQuery(alertsQuery);
+  const count = firing(alerts).length;
+  return (
+    count > 0 && (
+      <Badge size="sm" color="red" aria-label={`${count} firing`}>
+        {count}
+      </Badge>
+    )
   );
 }
 

@@ -38,7 +38,11 @@ describe('an event', () => {
     expect(touchedBy(event(1, { event: 'vm-changed', vm: 'a', name: 'a', state: 'running' }))).toEqual([
       keys.vms,
     ]);
-    expect(touchedBy(event(1, { event: 'operation-ended', operation: 'o' }))).toEqual([keys.operations]);
+    expect(touchedBy(event(1, { event: 'operation-ended', operation: 'o' }))).toEqual([
+      keys.operations,
+      keys.benchmarks,
+    ]);
+    expect(touchedBy(event(1, { event: 'alert-firing', alert: 'x', rule: 'steal' }))).toEqual([keys.alerts]);
     expect(touchedBy(event(1, { event: 'warning' }))).toEqual([]);
   });
 });

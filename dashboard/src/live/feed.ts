@@ -45,7 +45,7 @@ export function followEvents({ cache, onState, stillLoggedIn }: FeedOptions): ()
       pause = FIRST_PAUSE_MS;
       onState('live');
       // What happened while nobody listened is not known.
-      stale([keys.vms, keys.operations, keys.images, keys.info]);
+      stale([keys.vms, keys.operations, keys.images, keys.info, keys.alerts]);
     };
     socket.onmessage = ({ data }) => {
       const event = JSON.parse(String(data)) as Event;
@@ -88,8 +88,9 @@ export function touchedBy(event: Event): QueryKey[] {
   if (event.event.startsWith('vm-')) return [keys.vms];
   if (event.event.startsWith('snapshot-')) return [keys.vms];
   if (event.event.startsWith('image-')) return [keys.images];
-  if (event.event.startsWith('operation-')) return [keys.operations];
-  if (event.event === 'lost') return [keys.vms, keys.operations, keys.images, keys.events];
+  if (event.event.startsWith('operation-')) return [keys.operations, keys.benchmarks];
+  if (event.event.startsWith('alert-')) return [keys.alerts];
+  if (event.event === 'lost') return [keys.vms, keys.operations, keys.images, keys.events, keys.alerts];
   return [];
 }
 

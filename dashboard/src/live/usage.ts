@@ -6,6 +6,8 @@ import { api, value } from '../api/client';
 import { follow, type Track, type Tracks } from './rates';
 
 const KEY = ['usage'] as const;
+/** The same each time: what is shown changes only when something is known. */
+const NONE: Tracks = new Map();
 
 const usageQuery = (cache: QueryClient) =>
   queryOptions({
@@ -20,7 +22,7 @@ const usageQuery = (cache: QueryClient) =>
   });
 
 export function useUsage(): Tracks {
-  return useQuery(usageQuery(useQueryClient())).data ?? new Map();
+  return useQuery(usageQuery(useQueryClient())).data ?? NONE;
 }
 
 export function useTrack(vm: string): Track | undefined {

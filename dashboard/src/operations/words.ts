@@ -22,11 +22,13 @@ const VERBS: Record<Operation['kind'], string> = {
   'check-image': 'Check image',
   'convert-image': 'Convert image',
   'resize-image': 'Resize image',
+  benchmark: 'Benchmarks',
 };
 
 /** `Clone web-1`: machines are called by their names where they still have one. */
 export function title(operation: Operation, names: ReadonlyMap<string, string>): string {
   const { kind, target } = operation;
+  if (kind === 'benchmark') return VERBS[kind];
   return target ? `${VERBS[kind]} ${names.get(target) ?? target}` : VERBS[kind];
 }
 

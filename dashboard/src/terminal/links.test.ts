@@ -74,6 +74,25 @@ describe('a shell', () => {
     expect(sink.output).toHaveBeenCalledWith(new Uint8Array([36, 32]));
   });
 
+  it('is found again by its word until it has ended', () => {
+    const sink = { output: vi.fn(), ended: vi.fn() };
+    const start = () => {
+      openShell('kept', size, sink);
+      FakeSocket.last.onopen?.();
+      return JSON.parse(String(FakeSocket.last.sent[0])).keep as string;
+    };
+    const first = start();
+    FakeSocket.last.onclose?.({ code: 1006, reason: '' });
+    expect(sink.ended).toHaveBeenLastCalledWith('the connection is lost', true);
+    const again = start();
+    FakeSocket.last.onmessage?.({ data: JSON.stringify({ type: 'exited', status: 0, signal: null }) });
+    FakeSocket.last.onclose?.({ code: 1000, reason: '' });
+    expect(sink.ended).toHaveBeenLastCalledWith('the shell ended with status 0', false);
+
+    expect(again).toBe(first);
+    expect(start()).not.toBe(first);
+  });
+
   it('says how it ended', () => {
     expect(words({ type: 'exited', status: 3, signal: null })).toBe('the shell ended with status 3');
     expect(words({ type: 'exited', status: null, signal: 9 })).toBe('signal 9 ended the shell');

@@ -48,22 +48,45 @@ type Notice =
   | { type: 'exited'; status: number | null; signal: number | null }
   | { type: 'problem'; problem: Problem };
 
-/** A shell, which ends with the connection. */
+/** A shell. The daemon keeps it for a while when the page goes, and this tab finds it again by its word. */
 export function openShell(vm: string, size: Size, sink: Sink): Link {
   const socket = openSocket(`/v1/vms/${encodeURIComponent(vm)}/exec/stream`);
   const env = { TERM: 'xterm-256color' };
-  let last = 'the connection is lost';
-  socket.onopen = () => send(socket, JSON.stringify({ command: SHELL, env, tty: size, stdin: true }));
+  const keep = wordOf(vm);
+  let [last, over] = ['the connection is lost', false];
+  socket.onopen = () => send(socket, JSON.stringify({ command: SHELL, env, tty: size, stdin: true, keep }));
   socket.onmessage = ({ data }) => {
-    if (typeof data === 'string') last = words(JSON.parse(data) as Notice) ?? last;
-    else sink.output(new Uint8Array(data as ArrayBuffer).subarray(HEADER));
+    if (typeof data === 'string') {
+      const end = words(JSON.parse(data) as Notice);
+      if (end === undefined) return;
+      [last, over] = [end, true];
+      forget(vm);
+    } else sink.output(new Uint8Array(data as ArrayBuffer).subarray(HEADER));
   };
-  socket.onclose = ({ reason }) => sink.ended(reason || last, false);
+  // A shell that has not ended is still there.
+  socket.onclose = ({ code, reason }) => sink.ended(reason || last, !over && code !== NORMAL);
   return {
     input: (text) => send(socket, encoder.encode(text)),
     resize: (size) => send(socket, JSON.stringify({ type: 'resize', ...size })),
     close: () => drop(socket),
   };
+}
+
+const keyOf = (vm: string) => `shell of ${vm}`;
+
+/** This tab's word for its shell of a machine; the next shell has another one. */
+export function wordOf(vm: string): string {
+  const known = sessionStorage.getItem(keyOf(vm));
+  if (known) return known;
+  const word = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) =>
+    byte.toString(16).padStart(2, '0'),
+  ).join('');
+  sessionStorage.setItem(keyOf(vm), word);
+  return word;
+}
+
+function forget(vm: string) {
+  sessionStorage.removeItem(keyOf(vm));
 }
 
 /** How a shell ended, if this says so. */

@@ -1,5 +1,5 @@
 /** Values of the API for tests: whole ones, of which a test says only what it is about. */
-import type { Vm, VmMetrics, VmState } from '../api/types';
+import type { Alert, BenchmarkFigure, BenchmarkRun, Vm, VmMetrics, VmState } from '../api/types';
 
 export function vmOf(name: string, state: VmState = 'running', fields: Partial<Vm> = {}): Vm {
   return {
@@ -61,5 +61,37 @@ export function metricsOf(name: string, fields: Partial<VmMetrics> = {}): VmMetr
     ],
     nets: [],
     ...fields,
+  };
+}
+
+export function alertOf(rule: Alert['rule'], fields: Partial<Alert> = {}): Alert {
+  return {
+    id: `id-of-${rule}`,
+    rule,
+    severity: 'warning',
+    state: 'firing',
+    subject: '',
+    message: 'it is not as it should be',
+    value: 1,
+    threshold: 1,
+    started_at: '2026-01-01T00:00:00Z',
+    ...fields,
+  };
+}
+
+export function runOf(id: string, figures: Omit<BenchmarkFigure, 'values'>[]): BenchmarkRun {
+  return {
+    id,
+    operation: `operation-of-${id}`,
+    state: 'succeeded',
+    note: '',
+    started_at: '2026-01-01T00:00:00Z',
+    ended_at: '2026-01-01T00:01:00Z',
+    version: '0.1.0',
+    host: 'host',
+    kernel: '6.1',
+    cpus: 2,
+    machines: 0,
+    figures: figures.map((figure) => ({ ...figure, values: [figure.median] })),
   };
 }

@@ -1,7 +1,7 @@
 /** The host and its machines in space, and the same as a table that can be read and walked. */
 import { Box, Group, Paper, Text } from '@mantine/core';
 import { useQuery } from '@tanstack/react-query';
-import { lazy, Suspense, useMemo } from 'react';
+import { lazy, Suspense, useDeferredValue, useMemo } from 'react';
 import { vmsQuery } from '../api/queries';
 import type { Vm } from '../api/types';
 import { Loaded, Page } from '../layout/Page';
@@ -23,6 +23,8 @@ export function TreePage() {
 
 function Tree({ vms }: { vms: Vm[] }) {
   const usage = useUsage();
+  // A long table is made anew between frames, not in one.
+  const calm = useDeferredValue(usage);
   const roots = useMemo(() => forest(vms), [vms]);
   return (
     <>
@@ -36,7 +38,7 @@ function Tree({ vms }: { vms: Vm[] }) {
         )}
       </Paper>
       <Legend />
-      <TreeTable roots={roots} usage={usage} />
+      <TreeTable roots={roots} usage={calm} />
     </>
   );
 }

@@ -2,19 +2,20 @@
 import { Anchor, Table, Text } from '@mantine/core';
 import { IconChevronDown, IconChevronRight } from '@tabler/icons-react';
 import { Link, useNavigate } from '@tanstack/react-router';
-import { type KeyboardEvent, useRef, useState } from 'react';
+import { type KeyboardEvent, memo, useEffect, useMemo, useRef, useState } from 'react';
 import type { Tracks, Usage } from '../live/rates';
 import { bytes, percent } from '../units/format';
 import { StateBadge } from '../vms/StateBadge';
 import { type Line, lines, type Node } from './forest';
 import { step } from './keys';
 
-export function TreeTable({ roots, usage }: { roots: Node[]; usage: Tracks }) {
+/** With many machines, figures of some change every two seconds: only their rows are drawn again. */
+export const TreeTable = memo(function TreeTable({ roots, usage }: { roots: Node[]; usage: Tracks }) {
   const [closed, setClosed] = useState<ReadonlySet<string>>(new Set());
   const [current, setCurrent] = useState<string>();
   const body = useRef<HTMLTableSectionElement>(null);
   const navigate = useNavigate();
-  const shown = lines(roots, closed);
+  const shown = useMemo(() => lines(roots, closed), [roots, closed]);
   const focused = shown.some(({ node }) => node.vm.id === current) ? current : shown[0]?.node.vm.id;
 
   const setOpen = (id: string, open: boolean) => {
@@ -36,6 +37,20 @@ export function TreeTable({ roots, usage }: { roots: Node[]; usage: Tracks }) {
     else setOpen(wish.id, wish.do === 'open');
   };
 
+  const toggle = ({ node }: Line) => setOpen(node.vm.id, closed.has(node.vm.id));
+  // What rows are given stays the same, whatever it does meanwhile.
+  const latest = useRef({ onKey, toggle });
+  useEffect(() => {
+    latest.current = { onKey, toggle };
+  });
+  const handlers = useMemo<Handlers>(
+    () => ({
+      onKey: (event, line) => latest.current.onKey(event, line),
+      onToggle: (line) => latest.current.toggle(line),
+    }),
+    [],
+  );
+
   if (shown.length === 0) return <Text c="dimmed">There are no machines.</Text>;
   return (
     <Table role="treegrid" aria-label="Machines and their clones" verticalSpacing={4}>
@@ -51,29 +66,38 @@ export function TreeTable({ roots, usage }: { roots: Node[]; usage: Tracks }) {
           <TreeRow
             key={line.node.vm.id}
             line={line}
-            usage={usage.get(line.node.vm.id)?.usage}
+            {...wordsOf(usage.get(line.node.vm.id)?.usage)}
             open={line.node.children.length > 0 ? !closed.has(line.node.vm.id) : undefined}
             focusable={line.node.vm.id === focused}
-            onKey={(event) => onKey(event, line)}
-            onToggle={() => setOpen(line.node.vm.id, closed.has(line.node.vm.id))}
+            handlers={handlers}
           />
         ))}
       </Table.Tbody>
     </Table>
   );
+});
+
+interface Handlers {
+  onKey: (event: KeyboardEvent, line: Line) => void;
+  onToggle: (line: Line) => void;
+}
+
+/** As words, so that a row knows whether anybody would see a difference. */
+function wordsOf(usage: Usage | undefined) {
+  return { cpu: usage ? percent(usage.cpu) : '–', resident: usage ? bytes(usage.resident) : '–' };
 }
 
 interface RowProps {
   line: Line;
-  usage: Usage | undefined;
+  cpu: string;
+  resident: string;
   /** Nothing for a node without children. */
   open: boolean | undefined;
   focusable: boolean;
-  onKey: (event: KeyboardEvent) => void;
-  onToggle: () => void;
+  handlers: Handlers;
 }
 
-function TreeRow({ line, usage, open, focusable, onKey, onToggle }: RowProps) {
+const TreeRow = memo(function TreeRow({ line, cpu, resident, open, focusable, handlers }: RowProps) {
   const { vm } = line.node;
   const Chevron = open ? IconChevronDown : IconChevronRight;
   return (
@@ -85,13 +109,18 @@ function TreeRow({ line, usage, open, focusable, onKey, onToggle }: RowProps) {
       aria-expanded={open}
       tabIndex={focusable ? 0 : -1}
       data-id={vm.id}
-      onKeyDown={onKey}
+      onKeyDown={(event) => handlers.onKey(event, line)}
     >
       <Table.Td role="gridcell" pl={(line.level - 1) * 24 + 8}>
         {open === undefined ? (
           <span style={{ display: 'inline-block', width: 20 }} />
         ) : (
-          <Chevron size={16} onClick={onToggle} style={{ cursor: 'pointer', marginRight: 4 }} aria-hidden />
+          <Chevron
+            size={16}
+            onClick={() => handlers.onToggle(line)}
+            style={{ cursor: 'pointer', marginRight: 4 }}
+            aria-hidden
+          />
         )}
         <Anchor component={Link} to={`/vms/${vm.name}`} c="inherit" size="sm" tabIndex={-1}>
           {vm.name}
@@ -100,9 +129,9 @@ function TreeRow({ line, usage, open, focusable, onKey, onToggle }: RowProps) {
       <Table.Td role="gridcell">
         <StateBadge state={vm.state} />
       </Table.Td>
-      <Table.Td role="gridcell">{usage ? percent(usage.cpu) : '–'}</Table.Td>
-      <Table.Td role="gridcell">{usage ? bytes(usage.resident) : '–'}</Table.Td>
+      <Table.Td role="gridcell">{cpu}</Table.Td>
+      <Table.Td role="gridcell">{resident}</Table.Td>
       <Table.Td role="gridcell">{vm.origin ? (vm.origin.snapshot ?? 'the running machine') : '–'}</Table.Td>
     </Table.Tr>
   );
-}
+});

@@ -9,9 +9,10 @@ import { useMay } from '../session/SessionGate';
 import { type Action, possible } from './actions';
 import { CloneDialog } from './CloneDialog';
 import { LossDialog } from './LossDialog';
+import { MigrateDialog } from './MigrateDialog';
 import { SnapshotDialog } from './SnapshotDialog';
 
-type Dialog = 'clone' | 'snapshot' | Action | undefined;
+type Dialog = 'clone' | 'snapshot' | 'migrate' | Action | undefined;
 
 interface Props {
   vm: Vm;
@@ -57,6 +58,13 @@ export function ActionMenu({ vm, compact }: Props) {
                 command={cloneCommand(vm.name, { count: 1 })}
                 onClick={() => setDialog('clone')}
               />
+              {may.admin && (
+                <Item
+                  label="Move…"
+                  command={command('migrate', vm.name, '--to', 'https://host:port')}
+                  onClick={() => setDialog('migrate')}
+                />
+              )}
               <Menu.Divider />
             </>
           )}
@@ -76,6 +84,7 @@ export function ActionMenu({ vm, compact }: Props) {
       </Menu>
       {dialog === 'clone' && <CloneDialog vm={vm} onClose={close} />}
       {dialog === 'snapshot' && <SnapshotDialog vm={vm} onClose={close} />}
+      {dialog === 'migrate' && <MigrateDialog vm={vm} onClose={close} />}
       {typeof dialog === 'object' && (
         <LossDialog
           title={`${dialog.label} ${vm.name}?`}

@@ -12,6 +12,7 @@ import type { VmTab } from '../router';
 import { ago } from '../units/format';
 import { useNow } from '../units/useNow';
 import { ActionMenu } from './ActionMenu';
+import { Moving } from './Moving';
 import { StateBadge } from './StateBadge';
 
 const TABS: { tab: VmTab; label: string; content: React.ComponentType<{ vm: Vm }> }[] = [
@@ -72,6 +73,7 @@ function Summary({ vm }: { vm: Vm }) {
   return (
     <Group gap="sm">
       <StateBadge state={vm.state} />
+      <Moving vm={vm} />
       <Text size="sm" c="dimmed">
         {facts.join(' · ')}
       </Text>

@@ -7,6 +7,7 @@ import { Sparkline } from '../charts/Sparkline';
 import { POINTS, type Usage } from '../live/rates';
 import { bytes, percent, rate } from '../units/format';
 import { ActionMenu } from './ActionMenu';
+import { Moving } from './Moving';
 import { type Column, diskRate, netRate, type Order, type Row } from './rows';
 import { StateBadge } from './StateBadge';
 
@@ -97,7 +98,7 @@ const VmRow = memo(function VmRow({ vm, usage, past }: Row) {
         </Anchor>
       </Table.Td>
       <Table.Td>
-        <StateBadge state={vm.state} />
+        <StateBadge state={vm.state} /> <Moving vm={vm} />
       </Table.Td>
       {cell((one) => one.cpu, percent, 100)}
       {cell(

@@ -26,15 +26,12 @@ export default function LimitsTab({ vm }: { vm: Vm }) {
   const limits = vm.spec.limits ?? {};
   const mayChange = useMay('admin');
   const form = useForm<Wishes>({
-    initialValues: {
-      weight: limits.cpu?.weight ?? '',
-      quota: limits.cpu?.quota_percent ?? '',
-      balloon: size(limits.balloon_bytes ?? 0),
-      hotplug: size(limits.hotplug_bytes ?? 0),
-    },
+    initialValues: wishesOf(limits),
     validate: { balloon: sizeProblem, hotplug: sizeProblem },
   });
   const wished = limitsOf(limits, form.values);
+  // Against what the machine has, not against what the form began with: that is old once it was applied.
+  const isWished = !same(wished, limitsOf(limits, wishesOf(limits)));
   const change = useMutation({
     mutationFn: () =>
       value(api.PATCH('/v1/vms/{vm}', { params: { path: { vm: vm.id } }, body: { limits: wished } })),
@@ -81,7 +78,7 @@ export default function LimitsTab({ vm }: { vm: Vm }) {
         <CommandLine command={limitsCommand(vm.name, wished)} />
         {mayChange && (
           <Group>
-            <Button type="submit" loading={change.isPending} disabled={!form.isDirty()}>
+            <Button type="submit" loading={change.isPending} disabled={!isWished}>
               Apply
             </Button>
           </Group>
@@ -91,8 +88,21 @@ export default function LimitsTab({ vm }: { vm: Vm }) {
   );
 }
 
+export function wishesOf(limits: Limits): Wishes {
+  return {
+    weight: limits.cpu?.weight ?? '',
+    quota: limits.cpu?.quota_percent ?? '',
+    balloon: size(limits.balloon_bytes ?? 0),
+    hotplug: size(limits.hotplug_bytes ?? 0),
+  };
+}
+
+export function same(one: Limits, other: Limits): boolean {
+  return JSON.stringify(one) === JSON.stringify(other);
+}
+
 /** Pins and rates are the command line's to change; they stay as they are. */
-function limitsOf(limits: Limits, { weight, quota, balloon, hotplug }: Wishes): Limits {
+export function limitsOf(limits: Limits, { weight, quota, balloon, hotplug }: Wishes): Limits {
   return {
     ...limits,
     cpu: { ...limits.cpu, weight: weight === '' ? null : weight, quota_percent: quota === '' ? null : quota },
