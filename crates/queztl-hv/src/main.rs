@@ -65,7 +65,7 @@ fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
         _ => log_to_stderr(cli.verbose),
     }
     match cli.command {
-        Command::Vmm { directory } => vmm::run(&directory, cli.verbose, started),
+        Command::Vmm { directory, lock_fd } => vmm::run(&directory, lock_fd, cli.verbose, started),
         Command::Run(args) => run::run(*args, started),
         Command::Kernel { command } => kernel::execute(command),
         Command::Machine(command) => verbs::execute(command),

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::Instruction;
 
+use crate::arena::{Arena, Slice};
 use crate::cpu::{CodeSize, Cpu};
 use crate::op::{Flow, Op};
+use crate::table::Table;
 use crate::translator::Translation;
 
 /// Most instructions in one block.
@@ -54,9 +56,9 @@ pub(crate) struct SecondPage {
 
 /// A decoded run of instructions.
 pub(crate) struct Block {
-    pub ops: Box<[Op]>,
+    pub ops: Slice<Op>,
     /// The instructions, which slow operations point to.
-    pub instructions: Box<[Instruction]>,
+    pub instructions: Slice<Instruction>,
     pub key: u64,
     pub stamp: PageStamp,
     pub second: Option<SecondPage>,
@@ -106,7 +108,7 @@ impl Block {
 
     /// Makes the operations after the running one leave the block: its bytes have changed.
     pub fn poison(&mut self) {
-        for op in &mut self.ops {
+        for op in &mut *self.ops {
             op.run = leave;
         }
     }
@@ -133,15 +135,18 @@ struct Jump {
     block: *mut Block,
 }
 
-const NO_JUMP: Jump = Jump { rip: u64::MAX, set: 0, epoch: 0, block: std::ptr::null_mut() };
+/// All zeroes; found for no jump, since no set has the address 0.
+const NO_JUMP: Jump = Jump { rip: 0, set: 0, epoch: 0, block: std::ptr::null_mut() };
 
 /// All blocks of one CPU.
 pub(crate) struct BlockCache {
     /// Direct-mapped front of `index`.
-    table: Box<[*mut Block]>,
+    table: Table<*mut Block>,
     index: HashMap<u64, *mut Block, std::hash::BuildHasherDefault<KeyHasher>>,
     blocks: Vec<*mut Block>,
-    jumps: Box<[Jump]>,
+    /// Where they lie, with their operations and instructions.
+    arena: Arena,
+    jumps: Table<Jump>,
     /// The block that is running, for code that overwrites itself.
     pub running: *mut Block,
     /// Blocks decoded since the start.
@@ -154,11 +159,14 @@ pub(crate) struct BlockCache {
 
 impl Default for BlockCache {
     fn default() -> Self {
+        // SAFETY: all-zero bytes are a null pointer and `NO_JUMP`.
+        let (table, jumps) = unsafe { (Table::zeroed(TABLE), Table::zeroed(JUMPS)) };
         BlockCache {
-            table: vec![std::ptr::null_mut(); TABLE].into(),
+            table,
             index: HashMap::default(),
             blocks: Vec::new(),
-            jumps: vec![NO_JUMP; JUMPS].into(),
+            arena: Arena::default(),
+            jumps,
             running: std::ptr::null_mut(),
             decoded: 0,
             cleared: 0,
@@ -167,23 +175,36 @@ impl Default for BlockCache {
     }
 }
 
-impl Drop for BlockCache {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
 impl BlockCache {
     fn clear(&mut self) {
         self.table.fill(std::ptr::null_mut());
-        self.index.clear();
         self.jumps.fill(NO_JUMP);
+        self.clear_lists();
+    }
+
+    /// Drops all blocks and gives all memory back.
+    pub fn release(&mut self) {
+        self.table.release();
+        self.jumps.release();
+        self.clear_lists();
+        self.arena.release();
+        self.index.shrink_to_fit();
+        self.blocks.shrink_to_fit();
+    }
+
+    /// Blocks in the cache.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Drops all blocks, of which the tables know none any more.
+    fn clear_lists(&mut self) {
+        self.index.clear();
+        self.jumps_remembered = false;
         self.running = std::ptr::null_mut();
         self.cleared += 1;
-        for block in self.blocks.drain(..) {
-            // SAFETY: the pointer came from Box::into_raw in `insert`, and nothing refers to it any more.
-            drop(unsafe { Box::from_raw(block) });
-        }
+        self.blocks.clear();
+        self.arena.clear();
     }
 
     /// Drops all blocks; takes time in proportion to their number where they are few.
@@ -197,11 +218,11 @@ impl BlockCache {
         self.cleared += 1;
         let linked = self.jumps_remembered;
         for block in self.blocks.drain(..) {
-            // SAFETY: the pointer came from Box::into_raw in `insert`; the table's reference to it goes here, other
-            // references went above or, for the jumps, below.
-            let block = unsafe { Box::from_raw(block) };
-            self.table[Self::slot(block.key)] = std::ptr::null_mut();
+            // SAFETY: the list holds live blocks; the table's reference to this one goes here, other references went above
+            // or, for the jumps, below.
+            self.table[Self::slot(unsafe { (*block).key })] = std::ptr::null_mut();
         }
+        self.arena.clear();
         if linked {
             self.jumps.fill(NO_JUMP);
             self.jumps_remembered = false;
@@ -234,14 +255,23 @@ impl BlockCache {
         unsafe { (*block).is_valid() }.then_some(block)
     }
 
-    /// Takes in a block in place of any other with its key.
-    pub fn insert(&mut self, block: Block) -> *mut Block {
+    /// Sees to it that there is room for another block; all others may go for that.
+    pub fn make_room(&mut self) {
         if self.blocks.len() >= MAX_BLOCKS {
             self.clear();
         }
+    }
+
+    /// Keeps what a block is made of as long as the block.
+    pub fn keep<T: Copy>(&mut self, parts: &[T]) -> Slice<T> {
+        self.arena.keep(parts)
+    }
+
+    /// Takes in a block in place of any other with its key, after [`BlockCache::make_room`].
+    pub fn insert(&mut self, block: Block) -> *mut Block {
         self.decoded += 1;
         let key = block.key;
-        let block = Box::into_raw(Box::new(block));
+        let block = self.arena.keep_one(block);
         self.blocks.push(block);
         self.index.insert(key, block);
         self.table[Self::slot(key)] = block;

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+const PAGE_BYTES: usize = 4096;
+
 /// The two views of a code file.
 pub(crate) struct CodeSpace {
     writable: *mut u8,
@@ -76,6 +78,15 @@ impl CodeSpace {
     /// Forgets all code after the first `kept` bytes. None of it may be running.
     pub fn truncate(&mut self, kept: usize) {
         self.used = self.used.min(kept);
+    }
+
+    /// Gives the memory behind the code back to the host.
+    pub fn release_unused(&mut self) {
+        let start = self.used.next_multiple_of(PAGE_BYTES);
+        if let Some(bytes @ 1..) = self.capacity.checked_sub(start) {
+            // SAFETY: the range lies within the writable view, and no code in it is used. Without success it stays.
+            unsafe { libc::madvise(self.writable.add(start).cast(), bytes, libc::MADV_REMOVE) };
+        }
     }
 }
 

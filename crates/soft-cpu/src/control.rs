@@ -83,16 +83,22 @@ impl Control {
         self.attention.fetch_and(!bits, Ordering::SeqCst);
     }
 
-    /// Sleeps until some attention bit is set.
-    pub(crate) fn park(&self) {
+    /// Sleeps until some attention bit is set, or `limit` has passed; gives whether a bit is set.
+    pub(crate) fn park(&self, limit: Option<Duration>) -> bool {
         let since = Instant::now();
-        self.parked.store(true, Ordering::SeqCst);
-        while self.attention.load(Ordering::SeqCst) == 0 {
-            self.futex(libc::FUTEX_WAIT, 0);
+        loop {
+            if self.attention.load(Ordering::SeqCst) != 0 {
+                break;
+            }
+            match limit.map(|limit| limit.saturating_sub(since.elapsed())) {
+                None => self.wait(None),
+                Some(Duration::ZERO) => break,
+                rest => self.wait(rest),
+            }
         }
-        self.parked.store(false, Ordering::SeqCst);
         let slept_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.parked_ns.fetch_add(slept_ns, Ordering::Relaxed);
+        self.attention() != 0
     }
 
     /// How long the vCPU has slept, in nanoseconds.
@@ -100,11 +106,12 @@ impl Control {
         self.parked_ns.load(Ordering::Relaxed)
     }
 
-    /// Sleeps until some attention bit is set, for `limit` at the longest.
-    pub(crate) fn park_for(&self, limit: Duration) {
-        let time = libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
+    /// Waits once for an attention bit, unless one is set. Counts for running, not for sleeping.
+    pub(crate) fn wait(&self, limit: Option<Duration>) {
+        let time = limit
+            .map(|limit| libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) });
         self.parked.store(true, Ordering::SeqCst);
-        self.futex_for(libc::FUTEX_WAIT, 0, &raw const time);
+        self.futex_for(libc::FUTEX_WAIT, 0, time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref));
         self.parked.store(false, Ordering::SeqCst);
     }
 
@@ -153,7 +160,7 @@ mod tests {
             let control = control.clone();
             move || {
                 while control.attention() == 0 {
-                    control.park_for(Duration::from_secs(3600));
+                    control.wait(Some(Duration::from_secs(3600)));
                 }
             }
         });
@@ -166,10 +173,10 @@ mod tests {
         let control = Arc::new(Control::default());
         let sleeper = std::thread::spawn({
             let control = control.clone();
-            move || control.park()
+            move || control.park(None)
         });
         control.notify();
-        sleeper.join().unwrap();
+        assert!(sleeper.join().unwrap());
         assert_eq!(control.attention(), EVENT);
     }
 }

@@ -14,6 +14,7 @@ use crate::flags;
 use crate::mmu::Tlb;
 use crate::native;
 use crate::platform::Platform;
+use crate::rest::Rest;
 use crate::shared::Shared;
 use crate::state::{Activity, Fpu, Msrs, Segment, State, Table, attribute, bits, rflags, seg};
 use crate::translator::{Frame, Translator};
@@ -119,6 +120,7 @@ pub struct Cpu {
     pub(crate) tlbs: Box<Tlb>,
     pub(crate) blocks: BlockCache,
     pub(crate) translator: Translator,
+    pub(crate) rest: Rest,
     /// A copy of bytes that do not lie in one page of RAM, while an instruction works on them.
     pub(crate) bounce: Bounce,
     pub(crate) id: u32,
@@ -183,6 +185,7 @@ impl Cpu {
             tlbs,
             blocks: BlockCache::default(),
             translator: Translator::default(),
+            rest: Rest::default(),
             bounce: Bounce([0; 512]),
             id,
             control,
@@ -390,7 +393,7 @@ impl Cpu {
         self.control.set_in_guest(false);
         match offers.checked_sub(YIELDS) {
             Some(sleeps) if self.shared.is_overcommitted() => {
-                self.control.park_for(SHORTEST * (1 << sleeps.min(DOUBLINGS)))
+                self.control.wait(Some(SHORTEST * (1 << sleeps.min(DOUBLINGS))))
             }
             _ => std::thread::yield_now(),
         }

@@ -9,9 +9,11 @@
 //!   computes without privilege as a native thunk of the same instruction (`native/`), the rest in `system/`;
 //! - `debug.rs` watches breakpoints, one instruction at a time;
 //! - `translator/` turns blocks that run often into host code;
+//! - `rest.rs` gives the memory of all that back when the guest hardly runs;
 //! - `mmu/` translates addresses through a software TLB and sees every write to code;
 //! - [`platform::Platform`] is the machine around it, [`Control`] the handle for other threads.
 
+mod arena;
 mod block;
 mod code_space;
 mod control;
@@ -26,10 +28,12 @@ mod native;
 mod op;
 mod ops;
 pub mod platform;
+mod rest;
 mod run;
 mod shared;
 pub mod state;
 mod system;
+mod table;
 mod translator;
 
 pub use control::Control;

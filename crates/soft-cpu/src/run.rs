@@ -275,7 +275,7 @@ impl Cpu {
         match self.outside(|platform, id| platform.idle(id, instructions)) {
             Idle::Park => {
                 self.control.set_in_guest(false);
-                self.control.park();
+                self.park();
                 self.enter_guest();
             }
             Idle::SkipTo(count) => {

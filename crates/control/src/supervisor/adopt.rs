@@ -52,7 +52,10 @@ impl Core {
         let limit = if machine.lock().record.arriving { ARRIVAL_LIMIT } else { ANSWER_LIMIT };
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
-            if let Some(status) = super::status(&machine.folder) {
+            // It may be in the middle of what its daemon did not live to see, and stand still for it.
+            if super::settle(&machine.folder)
+                && let Some(status) = super::status(&machine.folder)
+            {
                 self.answered(machine, &live, &status);
                 tracing::info!(vm = machine.id, pid = process.pid, "a running machine was found again");
                 return;

@@ -1,14 +1,11 @@
 //! Processes end.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use queztl_api::{Ending, EndingReason, EventKind, Timestamp, VmState};
 use queztl_vmm::config::Outcome;
-use queztl_vmm::process::{ExitReport, Folder, ProcessId};
+use queztl_vmm::process::{ExitReport, Folder, ProcessId, last_line};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -146,18 +143,6 @@ fn vanished(folder: &Folder, status: Option<WaitIdStatus>) -> (EndingReason, Str
     let reason = if confined { EndingReason::Confinement } else { EndingReason::ProcessFailed };
     let last = last_line(&folder.log()).unwrap_or_else(|| "its log says nothing".to_owned());
     (reason, format!("its process vanished without a report: {last}"))
-}
-
-/// The end of a log, for a message.
-fn last_line(path: &Path) -> Option<String> {
-    const TAIL: u64 = 2048;
-    let mut file = File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }
 
 /// How a run ended that no daemon was there to see.

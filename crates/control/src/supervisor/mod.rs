@@ -33,6 +33,17 @@ pub(crate) fn command(folder: &Folder, request: &Request) -> Result<(), Problem>
     Client::connect(&folder.control()).and_then(|mut client| client.command(request)).map_err(|e| refusal(&e))
 }
 
+/// Waits until a process is done with what a daemon before has asked it for, and gives up what can be; false if it does not
+/// answer.
+pub(crate) fn settle(folder: &Folder) -> bool {
+    match Client::connect(&folder.control()).and_then(|mut client| client.command(&Request::Settle {})) {
+        Ok(()) => true,
+        // A process of an earlier version does not know the request.
+        Err(ClientError::Refused(_)) => true,
+        Err(_) => false,
+    }
+}
+
 /// Presses the guest's power button; false if there is none.
 pub(crate) fn power_button(folder: &Folder) -> bool {
     command(folder, &Request::PowerButton {}).is_ok()

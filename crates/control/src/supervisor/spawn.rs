@@ -28,14 +28,19 @@ pub(crate) fn spawn(
     }
     write_machine(folder, &file).map_err(|error| failed("the machine's file cannot be written", &error))?;
     remove_leavings(folder)?;
+    // Taken here, so that a daemon that finds the machine after this one sees its process whenever there is one.
+    let lock = folder.reserve().map_err(|error| failed("the machine cannot be taken for a process", &error))?;
     let log = File::options().append(true).create(true).open(folder.log());
     let log = log.map_err(|error| failed("the log of the machine cannot be written", &error))?;
     let mut command = Command::new(program);
-    command.arg("vmm").arg(folder.path());
+    command.arg("vmm").arg(folder.path()).arg("--lock-fd").arg(lock.as_raw_fd().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let child = {
         let _spawning = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
-        let inherit = |flags| memory.iter().try_for_each(|fd| fcntl_setfd(fd, flags));
+        let inherit = |flags| {
+            fcntl_setfd(&lock, flags)?;
+            memory.iter().try_for_each(|fd| fcntl_setfd(fd, flags))
+        };
         let child = inherit(FdFlags::empty()).map_err(std::io::Error::from).and_then(|()| command.spawn());
         // Descriptors of ours are always valid.
         let _ = inherit(FdFlags::CLOEXEC);

@@ -110,6 +110,10 @@ pub enum Command {
         /// Holds machine.json, and gets sockets, logs and exit.json
         #[arg(value_name = "DIR")]
         directory: PathBuf,
+
+        /// Number of an open descriptor of DIR/vmm.lock that has the lock already
+        #[arg(long, value_name = "FD")]
+        lock_fd: Option<i32>,
     },
 
     /// Print a completion script for a shell

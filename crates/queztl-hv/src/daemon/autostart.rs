@@ -11,13 +11,14 @@
 //! ```
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use queztl_vmm::process::last_line;
 use rustix::fs::FlockOperation;
 
 use super::place::Place;
@@ -114,16 +115,4 @@ fn wait(place: &Place, daemon: &mut Child) -> Result<(), Failure> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// The end of a log, for a message.
-fn last_line(path: &Path) -> Option<String> {
-    const TAIL: u64 = 2048;
-    let mut file = File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }

@@ -22,7 +22,7 @@ use queztl_vmm::machine::{Host, Networks, Terminal};
 use queztl_vmm::migration::{self, Arrival, Arrived};
 use queztl_vmm::process::console::{self, Hub};
 use queztl_vmm::process::sandbox::{self, Needs};
-use queztl_vmm::process::{ExitReport, FileError, Folder, LockError, LogFile, MachineFile, Start};
+use queztl_vmm::process::{ExitReport, FileError, Folder, Lock, LockError, LogFile, MachineFile, Start};
 use queztl_vmm::snapshot::{Identity, Snapshot};
 use tracing_subscriber::EnvFilter;
 
@@ -37,12 +37,12 @@ use crate::status::Status;
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the machine of `directory` and gives the status that its end deserves.
-pub fn run(directory: &Path, verbose: u8, started: Instant) -> Result<Status, Failure> {
+pub fn run(directory: &Path, lock_fd: Option<RawFd>, verbose: u8, started: Instant) -> Result<Status, Failure> {
     std::env::set_current_dir(directory)
         .map_err(|error| Failure::usage(format!("the machine's directory {directory:?} cannot be used: {error}")))?;
     // Relative from here on: the names of sockets must be short.
     let folder = Folder::new("");
-    let lock = folder.lock().map_err(|error| match error {
+    let lock = lock(&folder, lock_fd).map_err(|error| match error {
         LockError::Running(_) => Failure::usage(format!("the machine in {directory:?} runs already: stop it first")),
         LockError::Io { source, .. } => {
             Failure::usage(format!("the machine's directory {directory:?} cannot be used: {source}"))
@@ -66,6 +66,14 @@ pub fn run(directory: &Path, verbose: u8, started: Instant) -> Result<Status, Fa
         tracing::error!(%error, "the report of the machine's end cannot be written");
     }
     result.map(Status::from)
+}
+
+/// Takes the machine, or takes over what the daemon has taken for this process.
+fn lock(folder: &Folder, inherited_fd: Option<RawFd>) -> Result<Lock, LockError> {
+    let Some(number) = inherited_fd else { return folder.lock() };
+    let source = || io::Error::from_raw_os_error(libc::EBADF);
+    let file = open_descriptor(number).ok_or_else(|| LockError::Io { path: folder.path().into(), source: source() })?;
+    folder.lock_inherited(file)
 }
 
 /// Makes the machine and runs it to its end.
@@ -148,17 +156,22 @@ fn arrival(folder: &Folder, config: &MachineConfig) -> Result<(Snapshot, Arrived
 fn inherited(numbers: &[RawFd]) -> Result<Vec<File>, Failure> {
     let mut files = Vec::with_capacity(numbers.len());
     for (index, number) in numbers.iter().copied().enumerate() {
-        // SAFETY: the call only asks; a number that is no descriptor gives an error.
-        let is_open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
-        if number <= libc::STDERR_FILENO || !is_open || numbers[..index].contains(&number) {
+        let file = if numbers[..index].contains(&number) { None } else { open_descriptor(number) };
+        files.push(file.ok_or_else(|| {
             let message =
                 format!("descriptor {number} holds no memory of the machine: pass the files that its state names");
-            return Err(Failure::usage(message));
-        }
-        // SAFETY: the descriptor is open, and whoever starts this process passes it for this purpose; each is taken once.
-        files.push(File::from(unsafe { OwnedFd::from_raw_fd(number) }));
+            Failure::usage(message)
+        })?);
     }
     Ok(files)
+}
+
+/// A file that this process was started with. To be asked once for each number.
+fn open_descriptor(number: RawFd) -> Option<File> {
+    // SAFETY: a number that is no descriptor gives an error. Programs that this one starts do not get it.
+    let is_open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
+    // SAFETY: the descriptor is open, and whoever starts this process passes it for this purpose.
+    (number > libc::STDERR_FILENO && is_open).then(|| File::from(unsafe { OwnedFd::from_raw_fd(number) }))
 }
 
 fn remove_old_report(folder: &Folder) -> Result<(), Failure> {

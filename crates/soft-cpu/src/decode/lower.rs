@@ -5,6 +5,7 @@ use iced_x86::{FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register}
 use super::MAX_LENGTH;
 use super::flags;
 use super::operands::*;
+use crate::arena::Slice;
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::fault::Exception;
 use crate::op::{Flow, Op, check, offset};
@@ -64,7 +65,7 @@ pub(super) struct Builder<'a> {
     pub rip: u64,
     pub code: CodeSize,
     pub ops: Vec<Op>,
-    pub instructions: Box<[Instruction]>,
+    pub instructions: Slice<Instruction>,
 }
 
 impl Builder<'_> {

@@ -68,16 +68,14 @@ impl Cpu {
             second = Some(self.second_page(linear, &mut bytes)?);
             instructions = decode(&bytes, rip, self.code_size, 1);
         }
+        self.blocks.make_room();
+        let instructions = self.blocks.keep(&instructions);
         let code = self.code_size;
-        let mut builder = Builder {
-            cpu: self,
-            rip,
-            code,
-            ops: Vec::with_capacity(instructions.len() + 2),
-            instructions: instructions.into(),
-        };
+        let mut builder =
+            Builder { cpu: self, rip, code, ops: Vec::with_capacity(instructions.len() + 2), instructions };
         let live_flags = builder.lower();
-        let (ops, instructions) = (builder.ops.into_boxed_slice(), builder.instructions);
+        let Builder { ops, instructions, .. } = builder;
+        let ops = self.blocks.keep(&ops);
         let count = instructions.len().max(1) as u32;
         let links = [std::ptr::null_mut(); 2];
         let key = key(gpa, code, single);

@@ -13,6 +13,7 @@ use crate::block::BlockCache;
 use crate::cpu::{Cpu, slot};
 use crate::mmu::{Entry, PAGE, TlbSet};
 use crate::system::operand::segment_index;
+use crate::table::Table;
 
 /// An operation of a block that Rust runs for translated code.
 #[derive(Clone, Copy)]
@@ -65,14 +66,14 @@ pub(super) struct Slow {
 
 /// Targets that jumps to other pages remember, one each.
 pub(super) struct Slots {
-    jumps: Box<[Jump]>,
+    jumps: Table<Jump>,
     used: usize,
 }
 
 impl Default for Slots {
     fn default() -> Slots {
-        // SAFETY: all-zero bytes are `NO_JUMP`; the memory is the host's zero pages until it is used.
-        Slots { jumps: unsafe { Box::new_zeroed_slice(SLOTS).assume_init() }, used: 0 }
+        // SAFETY: all-zero bytes are `NO_JUMP`.
+        Slots { jumps: unsafe { Table::zeroed(SLOTS) }, used: 0 }
     }
 }
 
@@ -98,6 +99,12 @@ impl Slots {
         if free {
             self.used = 0;
         }
+    }
+
+    /// All slots are free, and their memory is the host's.
+    pub fn release(&mut self) {
+        self.jumps.release();
+        self.used = 0;
     }
 }
 

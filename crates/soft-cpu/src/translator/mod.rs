@@ -44,6 +44,7 @@ use crate::code_space::CodeSpace;
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::mmu::{PAGE, PAGE_MASK};
 use crate::op::{Flow, Op};
+use crate::table::Table;
 use emit::{Context, Link, Site, Slots};
 pub(crate) use frame::Frame;
 use frame::{JUMPS, Jump, NO_JUMP, NOT_LOADED, jump_slot};
@@ -101,7 +102,7 @@ pub(crate) struct Translator {
     machine: Option<Machine>,
     sites: Vec<Site>,
     links: Vec<Link>,
-    jumps: Box<[Jump]>,
+    jumps: Table<Jump>,
     slots: Slots,
     last_tag: u64,
     /// [`crate::block::BlockCache::cleared`] when the present code was begun.
@@ -138,7 +139,8 @@ impl Default for Translator {
             machine: None,
             sites: Vec::new(),
             links: Vec::new(),
-            jumps: vec![NO_JUMP; JUMPS].into(),
+            // SAFETY: all-zero bytes are `NO_JUMP`.
+            jumps: unsafe { Table::zeroed(JUMPS) },
             slots: Slots::default(),
             last_tag: 0,
             cleared: 0,
@@ -301,6 +303,19 @@ impl Cpu {
         translator.slots.clear(true);
         if let Some(machine) = &mut translator.machine {
             machine.space.truncate(machine.shared);
+        }
+    }
+
+    /// Drops all code and gives all memory back. None of it is running.
+    pub(crate) fn release_translations(&mut self) {
+        self.drop_translations();
+        let translator = &mut self.translator;
+        translator.sites.shrink_to_fit();
+        translator.links.shrink_to_fit();
+        translator.jumps.release();
+        translator.slots.release();
+        if let Some(machine) = &mut translator.machine {
+            machine.space.release_unused();
         }
     }
 

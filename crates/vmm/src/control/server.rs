@@ -178,6 +178,9 @@ fn attend(client: &mut Connection, ready: PollFlags, target: &dyn Target, errand
 fn answer(line: &[u8], client: u64, target: &dyn Target, errands: &Errands) -> Option<Response> {
     match serde_json::from_slice::<Request>(line) {
         Ok(request) if request.is_long() => {
+            if request == (Request::Settle {}) {
+                target.execute(Request::CancelSnapshot {});
+            }
             errands.give(client, request);
             None
         }

@@ -54,6 +54,8 @@ pub enum Request {
     /// Give up the snapshot that is being written. It answers for itself, with [`Reason::Cancelled`] unless it was done
     /// before. Nothing to do if there is none.
     CancelSnapshot {},
+    /// Give up the snapshot that is being written, and answer once nothing of what was asked for before is under way.
+    Settle {},
     /// Make the machine's state ready for clones: as a snapshot, but the memory stays where it is and its files come beside
     /// the answer, [`Response::Fork`], in the order of the state's table.
     Fork {
@@ -79,7 +81,7 @@ pub enum Request {
 impl Request {
     /// Whether it takes longer than others can wait.
     pub fn is_long(&self) -> bool {
-        matches!(self, Request::Snapshot { .. } | Request::Fork { .. } | Request::Migrate { .. })
+        matches!(self, Request::Snapshot { .. } | Request::Fork { .. } | Request::Migrate { .. } | Request::Settle {})
     }
 }
 

@@ -53,6 +53,8 @@ impl Target for MachineHandle {
                 self.shared.writing.cancel();
                 Response::Done {}
             }
+            // It comes after all that was asked for before.
+            Request::Settle {} => Response::Done {},
             Request::Balloon { target_bytes } => done(self.set_balloon(target_bytes)),
             Request::Memory { requested_bytes } => done(self.set_hotplug(requested_bytes)),
             Request::Limit { device, limit } => done(self.set_limit(&device, limit)),

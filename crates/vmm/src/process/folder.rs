@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::exit::{ProcessId, read_bounded};
@@ -74,21 +75,47 @@ impl Folder {
         self.0.join("vmm.lock")
     }
 
-    /// Makes this process the one that runs the machine, until the lock is dropped or the process ends, however it does.
-    pub fn lock(&self) -> Result<Lock, LockError> {
-        let path = self.lock_file();
+    /// Takes the machine for a process that is about to be: whoever has a descriptor of this file, by inheritance, has the
+    /// lock, so that there is no moment at which the process exists and [`Folder::runner`] does not see it.
+    pub fn reserve(&self) -> Result<File, LockError> {
         let failed = |source| LockError::Io { path: self.0.clone(), source };
         let mut options = File::options();
-        let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(self.lock_file()).map_err(failed)?;
         if let Err(error) = set_lock(&file) {
             return Err(match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied => LockError::Running(self.0.clone()),
                 _ => failed(error),
             });
         }
+        // Whoever had it before.
+        file.set_len(0).map_err(failed)?;
+        Ok(file)
+    }
+
+    /// Makes this process the one that runs the machine, until the lock is dropped or the process ends, however it does.
+    pub fn lock(&self) -> Result<Lock, LockError> {
+        self.take(self.reserve()?)
+    }
+
+    /// [`Folder::lock`] with what was inherited from a process that has called [`Folder::reserve`].
+    pub fn lock_inherited(&self, file: File) -> Result<Lock, LockError> {
+        let failed = |source| LockError::Io { path: self.0.clone(), source };
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let inherited = file.metadata().map(identity).map_err(failed)?;
+        if inherited != fs::metadata(self.lock_file()).map(identity).map_err(failed)? {
+            return Err(failed(io::Error::other("the descriptor that was passed is of another file than its lock")));
+        }
+        // Succeeds if the descriptor has the lock, or nobody.
+        set_lock(&file).map_err(|_| LockError::Running(self.0.clone()))?;
+        self.take(file)
+    }
+
+    fn take(&self, mut file: File) -> Result<Lock, LockError> {
+        let failed = |source| LockError::Io { path: self.0.clone(), source };
         let process = ProcessId::own().map_err(failed)?;
         let text = serde_json::to_vec(&process).map_err(|error| failed(error.into()))?;
-        file.set_len(0).and_then(|()| file.write_all(&text)).map_err(failed)?;
+        file.write_all(&text).map_err(failed)?;
         Ok(Lock { _file: file, process })
     }
 

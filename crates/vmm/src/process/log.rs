@@ -5,7 +5,7 @@
 //! happened a thread that goes on writing loses its lines, since a guest can make devices complain.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,18 @@ const LONG_BYTES: u64 = 1 << 20;
 const KEPT_BYTES: u64 = 256 << 10;
 /// From this size on lines are dropped.
 const MAX_BYTES: u64 = 2 << 20;
+
+/// The last line of a log that says anything, for a message.
+pub fn last_line(path: &Path) -> Option<String> {
+    const TAIL_BYTES: u64 = 2048;
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+}
 
 /// The log of a process.
 #[derive(Debug)]

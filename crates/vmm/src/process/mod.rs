@@ -29,5 +29,5 @@ pub use crate::snapshot::Identity;
 pub use exit::{ExitReport, ProcessId};
 pub use file::{FileError, MachineFile, Start, VERSION};
 pub use folder::{Folder, Lock, LockError};
-pub use log::LogFile;
+pub use log::{LogFile, last_line};
 pub use sandbox::{Sandbox, SandboxError, SandboxMode};

@@ -77,6 +77,23 @@ fn one_process_at_a_time_runs_a_machine_and_is_found_by_its_lock() {
 }
 
 #[test]
+fn a_machine_can_be_taken_for_a_process_that_is_about_to_be() {
+    let (_directory, folder) = folder();
+    let taken = folder.reserve().unwrap();
+    assert!(matches!(folder.lock(), Err(LockError::Running(_))));
+    assert_eq!(folder.runner().unwrap().map(|process| process.pid), Some(0));
+    let inherited = taken.try_clone().unwrap();
+    drop(taken);
+
+    let lock = folder.lock_inherited(inherited).unwrap();
+
+    assert_eq!(folder.runner().unwrap(), Some(lock.process()));
+    let (_elsewhere, other) = self::folder();
+    let stranger = other.reserve().unwrap();
+    assert!(matches!(folder.lock_inherited(stranger), Err(LockError::Io { .. })));
+}
+
+#[test]
 fn an_exit_report_is_there_as_a_whole_or_not_at_all() {
     let (_directory, folder) = folder();
     let path = folder.exit();
