@@ -2,7 +2,8 @@
 //! same disk as a raw file, both at the virtqueue.
 //!
 //! What is measured is the whole of our storage path — the ring, the device's thread, the disk's queue — without a
-//! guest in front of it.
+//! guest in front of it. fio is one thread, a virtqueue has one on each side; what two threads can do at best on this host
+//! is measured beside it ([`handoff`]).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +15,7 @@ use queztl_storage::{Format, ImageConfig, open_disk};
 use queztl_vmm::devices::virtio::block::BlockConfig;
 use queztl_vmm::devices::virtio::limit::{Limiter, RateLimit};
 
+use crate::handoff::{self, Work};
 use crate::monitor::median;
 use crate::virtqueue::{Direction, Driver};
 
@@ -96,13 +98,14 @@ pub fn run(arguments: &BlockArgs) -> Result<()> {
         image.format, arguments.depth, arguments.size
     );
     println!(
-        "{:<8}{:<24}{:>12}{:>12}{:>10}{:>12}",
+        "{:<8}{:<24}{:>12}{:>12}{:>10}{:>12}{:>14}",
         "mode",
         "pattern",
         format!("{peer} IOPS"),
         "ours IOPS",
         "ratio",
-        "ours MiB/s"
+        "ours MiB/s",
+        "two threads"
     );
     // A qcow2 image goes through the host's page cache.
     let modes: &[bool] = if image.format == Format::Raw { &[false, true] } else { &[false] };
@@ -113,18 +116,20 @@ pub fn run(arguments: &BlockArgs) -> Result<()> {
             if !arguments.only.is_empty() && !arguments.only.iter().any(|words| kind.contains(words)) {
                 continue;
             }
-            let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+            let (mut theirs, mut ours, mut bare) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..arguments.rounds {
                 theirs.push(match image.format {
                     Format::Raw => fio(&raw.path, pattern, direct, arguments)?,
                     Format::Qcow2 => at_the_queue(&raw, pattern, direct, arguments)?,
                 });
                 ours.push(at_the_queue(&image, pattern, direct, arguments)?);
+                bare.push(two_threads(&raw.path, pattern, direct, arguments)?);
             }
-            let [theirs, ours] = [&mut theirs, &mut ours].map(|values| median(values).unwrap_or(f64::NAN));
+            let [theirs, ours, bare] =
+                [&mut theirs, &mut ours, &mut bare].map(|values| median(values).unwrap_or(f64::NAN));
             let mib = ours * f64::from(pattern.block_bytes) / f64::from(1 << 20);
             let ratio = ours / theirs * 100.0;
-            println!("{mode:<8}{:<24}{theirs:>12.0}{ours:>12.0}{ratio:>8.1} %{mib:>12.0}", pattern.name);
+            println!("{mode:<8}{:<24}{theirs:>12.0}{ours:>12.0}{ratio:>8.1} %{mib:>12.0}{bare:>14.0}", pattern.name);
         }
     }
     Ok(())
@@ -218,6 +223,14 @@ fn at_the_queue(image: &Image, pattern: &Pattern, direct: bool, arguments: &Bloc
         }
     }
     Ok(done as f64 / start.elapsed().as_secs_f64())
+}
+
+/// The same by two threads with nothing between them.
+fn two_threads(path: &Path, pattern: &Pattern, direct: bool, arguments: &BlockArgs) -> Result<f64> {
+    let mut blocks = Blocks::new(pattern, arguments.size << 20);
+    let (direction, block_bytes, depth) = (pattern.direction, pattern.block_bytes, arguments.depth);
+    let work = Work { direction, direct, block_bytes, depth, limit: Duration::from_secs(arguments.seconds) };
+    handoff::measure(path, work, || blocks.next_sector())
 }
 
 /// Which blocks are asked for, one after the other.

@@ -9,6 +9,7 @@ pub mod api;
 pub mod block;
 pub mod clones;
 pub mod cpu;
+pub mod handoff;
 pub mod image;
 pub mod machine;
 pub mod monitor;

@@ -1,9 +1,11 @@
 //! A driver of a virtio block device without a guest: it finds the device by its registers, builds a ring in RAM, keeps
 //! requests in flight, and sleeps until the device interrupts, as a guest's driver would (Virtio 1.2 §2.7, §4.2, §5.2).
+//!
+//! Before it sleeps it looks for finished requests a while, as KVM does for a vCPU that halts ([`HaltPoll`]).
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use queztl_guest_memory::{GuestMemory, GuestRam};
@@ -79,6 +81,28 @@ impl Line {
     }
 }
 
+/// How long to look before sleeping, as KVM decides it for a vCPU that halts, with the settings it has on x86
+/// (`halt_poll_ns`, `halt_poll_ns_grow_start`, `halt_poll_ns_grow`, `halt_poll_ns_shrink`).
+#[derive(Debug, Default)]
+pub struct HaltPoll {
+    pub limit: Duration,
+}
+
+impl HaltPoll {
+    const LONGEST: Duration = Duration::from_micros(200);
+    const FIRST: Duration = Duration::from_micros(10);
+
+    /// Takes a wait into account, looking included: one that looking could have covered makes the next look longer, one
+    /// beyond [`HaltPoll::LONGEST`] ends looking.
+    pub fn learn(&mut self, waited: Duration) {
+        if waited > Self::LONGEST {
+            self.limit = Duration::ZERO;
+        } else if waited > self.limit {
+            self.limit = (self.limit * 2).clamp(Self::FIRST, Self::LONGEST);
+        }
+    }
+}
+
 /// The driver, with `depth` places for requests, each with a buffer of `block_bytes`.
 pub struct Driver {
     ram: GuestRam,
@@ -91,6 +115,7 @@ pub struct Driver {
     announced: u16,
     depth: u16,
     block_bytes: u32,
+    poll: HaltPoll,
 }
 
 impl Driver {
@@ -103,8 +128,9 @@ impl Driver {
         let ram = GuestRam::new(ram_bytes).context("no RAM for the rings")?;
         let line = Arc::new(Line::default());
         let transport = MmioTransport::new(device, ram.memory().clone(), IrqLine::new(line.clone(), 16))?;
+        let poll = HaltPoll::default();
         let mut driver =
-            Driver { ram, transport, line, size: 0, offered: 0, seen: 0, announced: 0, depth, block_bytes };
+            Driver { ram, transport, line, size: 0, offered: 0, seen: 0, announced: 0, depth, block_bytes, poll };
         driver.start()?;
         for slot in 0..depth {
             driver.write_slot(slot)?;
@@ -228,8 +254,7 @@ impl Driver {
     /// # Errors
     /// The device reports a failed request.
     pub fn finished(&mut self) -> Result<Option<u16>> {
-        let used = u16::from_le(self.memory().load::<u16>(GuestAddress(USED + 2), Ordering::SeqCst)?);
-        if used == self.seen {
+        if self.used()? == self.seen {
             return Ok(None);
         }
         let place = USED + 4 + u64::from(self.seen % self.size) * 8;
@@ -241,16 +266,47 @@ impl Driver {
         Ok(Some(slot))
     }
 
-    /// Sleeps until something is done.
+    /// Looks for something that is done as long as `limit` says; true if there is.
+    fn look(&self, limit: Duration) -> Result<bool> {
+        let start = Instant::now();
+        while start.elapsed() < limit {
+            for _ in 0..32 {
+                if self.used()? != self.seen {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+            // Whoever else is ready to run here goes first.
+            std::thread::yield_now();
+        }
+        Ok(false)
+    }
+
+    fn used(&self) -> Result<u16> {
+        Ok(u16::from_le(self.memory().load::<u16>(GuestAddress(USED + 2), Ordering::SeqCst)?))
+    }
+
+    /// Waits until something is done: looks a while, then sleeps until the device interrupts.
     ///
     /// # Errors
     /// Nothing was done for a long time.
     pub fn wait(&mut self) -> Result<()> {
+        if self.used()? != self.seen {
+            return Ok(());
+        }
+        let start = Instant::now();
+        if !self.look(self.poll.limit)? {
+            self.sleep()?;
+        }
+        self.poll.learn(start.elapsed());
+        Ok(())
+    }
+
+    fn sleep(&self) -> Result<()> {
         let wanted = AVAILABLE + 4 + u64::from(self.size) * 2;
         self.memory().store(self.seen.to_le(), GuestAddress(wanted), Ordering::SeqCst)?;
         std::sync::atomic::fence(Ordering::SeqCst);
-        let used = || self.memory().load::<u16>(GuestAddress(USED + 2), Ordering::SeqCst).map(u16::from_le);
-        while used()? == self.seen {
+        while self.used()? == self.seen {
             ensure!(self.line.wait(), "the device answers no request");
             let status = self.read(INTERRUPT_STATUS);
             self.write(INTERRUPT_ACK, status);

@@ -82,6 +82,7 @@ impl RamRegion {
     }
 
     /// Whether all of `count` bytes at `offset` are RAM at the moment.
+    #[inline]
     fn is_plugged(&self, offset: MemoryRegionAddress, count: usize) -> bool {
         self.plugged.as_ref().is_none_or(|plugged| plugged.has_all(offset.raw_value(), count as u64))
     }
@@ -90,18 +91,22 @@ impl RamRegion {
 impl GuestMemoryRegion for RamRegion {
     type B = PageTracker;
 
+    #[inline]
     fn len(&self) -> u64 {
         self.region.len()
     }
 
+    #[inline]
     fn start_addr(&self) -> GuestAddress {
         self.region.start_addr()
     }
 
+    #[inline]
     fn bitmap(&self) -> BS<'_, PageTracker> {
         self.region.bitmap()
     }
 
+    #[inline]
     fn get_host_address(&self, address: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
         if !self.is_plugged(address, 1) {
             return Err(GuestMemoryError::HostAddressNotAvailable);
@@ -114,6 +119,7 @@ impl GuestMemoryRegion for RamRegion {
         self.region.file_offset().filter(|_| self.backing.is_shared())
     }
 
+    #[inline]
     fn get_slice(
         &self,
         offset: MemoryRegionAddress,

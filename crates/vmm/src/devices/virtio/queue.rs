@@ -88,7 +88,11 @@ impl Buffers {
     pub fn read_at(&self, memory: &GuestMemory, offset: u64, data: &mut [u8]) -> usize {
         self.for_window(offset, data.len(), |address, part| {
             // The range was checked to be RAM, and RAM does not go away.
-            let _ = memory.read_slice(&mut data[part], address);
+            let data = &mut data[part];
+            let _ = match memory.get_slice(address, data.len()) {
+                Ok(slice) => slice.read_slice(data, 0).is_ok(),
+                Err(_) => memory.read_slice(data, address).is_ok(),
+            };
         })
     }
 
@@ -159,6 +163,8 @@ pub struct VirtQueue {
     /// The next chain to take and the next place in the used ring, modulo 2^16.
     next_available: u16,
     next_used: u16,
+    /// What of `next_used` the driver was shown.
+    published: u16,
     /// What `next_used` was when the driver was last considered for an interrupt.
     signalled: u16,
     /// [`VirtQueue::rearm`] has seen chains that were not taken yet.
@@ -179,8 +185,18 @@ impl VirtQueue {
     ) -> Result<VirtQueue, QueueError> {
         let rings = Rings::find(queue, memory).ok_or(QueueError::Placement { queue: index })?;
         let (next_available, next_used) = (queue.next_avail(), queue.next_used());
-        let (signalled, promised) = (next_used, false);
-        Ok(VirtQueue { index, rings, event_index, next_available, next_used, signalled, promised, kick, interrupt })
+        Ok(VirtQueue {
+            index,
+            rings,
+            event_index,
+            next_available,
+            next_used,
+            published: next_used,
+            signalled: next_used,
+            promised: false,
+            kick,
+            interrupt,
+        })
     }
 
     /// The queue's number on its device.
@@ -280,13 +296,28 @@ impl VirtQueue {
     /// Gives a chain back to the driver, `written` bytes of it filled. The driver is interrupted at
     /// [`VirtQueue::signal`].
     pub fn push(&mut self, head: u16, written: u32) {
+        self.put(head, written);
+        self.publish();
+    }
+
+    /// Like [`VirtQueue::push`], for several chains in a row: the driver sees them at [`VirtQueue::publish`] or
+    /// [`VirtQueue::signal`], so that it and the device do not take the index from each other for each of them.
+    pub fn put(&mut self, head: u16, written: u32) {
         self.rings.put_used(self.next_used, head, written);
         self.next_used = self.next_used.wrapping_add(1);
-        self.rings.publish_used(self.next_used);
+    }
+
+    /// Shows the driver what was put.
+    pub fn publish(&mut self) {
+        if self.published != self.next_used {
+            self.published = self.next_used;
+            self.rings.publish_used(self.next_used);
+        }
     }
 
     /// Interrupts the driver if it wants to know of what was pushed since it last did.
     pub fn signal(&mut self) {
+        self.publish();
         let before = std::mem::replace(&mut self.signalled, self.next_used);
         let pushed = self.next_used.wrapping_sub(before);
         if pushed != 0 && self.wants_interrupt(pushed) {
@@ -345,6 +376,12 @@ impl VirtQueue {
     }
 }
 
+/// Whether the range is RAM, most often of one region.
+fn is_ram(memory: &GuestMemory, range: Range) -> bool {
+    let bytes = range.bytes as usize;
+    memory.get_slice(range.address, bytes).is_ok() || memory.check_range(range.address, bytes)
+}
+
 /// Where a chain's descriptors lie.
 enum Table<'a> {
     Direct(&'a Rings),
@@ -400,7 +437,7 @@ impl Chain {
     /// Adds a buffer, checked.
     fn push(&mut self, memory: &GuestMemory, descriptor: Descriptor) -> Result<(), &'static str> {
         let range = Range { address: descriptor.address, bytes: descriptor.bytes };
-        if range.bytes > 0 && !memory.check_range(range.address, range.bytes as usize) {
+        if range.bytes > 0 && !is_ram(memory, range) {
             return Err("has a buffer outside of RAM");
         }
         match descriptor.is_write_only() {

@@ -22,6 +22,9 @@ const KICKED: u64 = 2;
 /// cached disk works while it is being started, so the driver of a deep queue would otherwise sleep through the whole of
 /// it, and the device then through the making of the next requests.
 const PART: usize = 16;
+/// Most chains for a disk that works while its thread goes on: it should not wait for the first request until the last
+/// has been made, and the kernel passes no more than these on one by one.
+const SMALL_PART: usize = 2;
 /// Most rounds before the thread looks whether it is to stop or to be quiet. A guest that reads the right sectors into its
 /// own available ring has requests for ever, even while its vCPUs stand still.
 const ROUNDS: usize = 1024;
@@ -58,6 +61,8 @@ pub(super) struct BlockHandler {
     held: Option<(usize, Answer, Action)>,
     /// The queue that is looked at first.
     turn: usize,
+    /// Most chains that are taken before the disk is started on them: [`PART`] or [`SMALL_PART`].
+    part: usize,
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     /// When the current round began.
@@ -80,7 +85,7 @@ enum Stop {
 impl BlockHandler {
     pub(super) fn new(queues: Vec<VirtQueue>, means: Means, broken: bool) -> BlockHandler {
         let (flights, free) = (Vec::new(), Vec::new());
-        BlockHandler { queues, means, held: None, turn: 0, flights, free, now: Instant::now(), broken }
+        BlockHandler { queues, means, held: None, turn: 0, part: PART, flights, free, now: Instant::now(), broken }
     }
 
     /// The queues, for another handler to go on with, and whether one of them makes no sense. Nothing is in flight.
@@ -106,8 +111,13 @@ impl BlockHandler {
         for _ in 0..ROUNDS {
             self.queues.iter_mut().for_each(VirtQueue::suppress);
             let stop = self.accept()?;
+            let started = !self.is_landed();
             self.means.disk.kick()?;
             let answered = self.answer_completions();
+            if started {
+                // A disk that has finished by now did so while it was being started.
+                self.part = if self.is_landed() { PART } else { SMALL_PART };
+            }
             // At once: the driver can go on while the next requests are taken.
             self.queues.iter_mut().for_each(VirtQueue::signal);
             // A full disk queue goes on when something completes, a throttled one when its timer says so, an empty ring
@@ -155,7 +165,7 @@ impl BlockHandler {
     }
 
     fn accept_from(&mut self, queue: usize) -> Result<Stop, Fault> {
-        for _ in 0..PART {
+        for _ in 0..self.part {
             if self.means.disk.room() < MAX_SEGMENTS as usize {
                 return Ok(Stop::Full);
             }
@@ -220,6 +230,11 @@ impl BlockHandler {
 
     fn buffers(&self, queue: usize, data: &Buffers) -> Vec<Buffer> {
         dma::disk_buffers(self.queues[queue].memory(), data)
+    }
+
+    /// Whether the disk has finished with every chain.
+    fn is_landed(&self) -> bool {
+        self.free.len() == self.flights.len()
     }
 
     /// Finds a place for a chain under way; its number is the disk requests' token.
@@ -289,7 +304,7 @@ impl BlockHandler {
         let queue = &mut self.queues[queue];
         answer.write(queue.memory(), status);
         // Chains are shorter than 4 GiB.
-        queue.push(answer.head, u32::try_from(written + 1).unwrap_or(u32::MAX));
+        queue.put(answer.head, u32::try_from(written + 1).unwrap_or(u32::MAX));
     }
 
     /// Waits for what is in flight and answers it.
@@ -318,7 +333,7 @@ impl Handler for BlockHandler {
     }
 
     fn is_idle(&self) -> bool {
-        self.free.len() == self.flights.len() && self.held.is_none()
+        self.is_landed() && self.held.is_none()
     }
 
     fn quiesce(&mut self) -> Result<(), Fault> {

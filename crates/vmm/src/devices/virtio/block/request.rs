@@ -2,7 +2,7 @@
 
 use queztl_guest_memory::GuestMemory;
 use queztl_storage::{Operation, SECTOR_SIZE};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{Limits, SERIAL_BYTES};
 use crate::devices::virtio::{Buffers, Chain};
@@ -95,7 +95,10 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn write(&self, memory: &GuestMemory, status: Status) {
         // The chain was checked to lie in RAM, and RAM does not go away.
-        let _ = memory.write_obj(status as u8, self.status);
+        let _ = match memory.get_slice(self.status, 1) {
+            Ok(slice) => slice.write_obj(status as u8, 0).is_ok(),
+            Err(_) => false,
+        };
     }
 }
 
