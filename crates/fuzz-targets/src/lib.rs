@@ -10,6 +10,7 @@ mod devices;
 mod frames;
 mod handshake;
 mod qcow2;
+mod qhp;
 pub mod seeds;
 mod states;
 
@@ -17,13 +18,14 @@ mod states;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("boot", boot::load),
     ("cpu", cpu::execute),
     ("devices", devices::drive),
     ("frames", frames::receive),
     ("handshake", handshake::connect),
     ("qcow2", qcow2::image),
+    ("qhp", qhp::talk),
     ("states", states::restore),
 ];
 

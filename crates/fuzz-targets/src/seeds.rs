@@ -11,6 +11,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             [&b"CONNECT 1024\n"[..], b"connect 4294967295\r\n", b"CONNECT\n", b"CONNECT 1 2\n"].map(Vec::from).into()
         }
         "qcow2" => qcow2(),
+        "qhp" => qhp(),
         "states" => states(),
         _ => Vec::new(),
     }
@@ -20,6 +21,30 @@ fn frame(bytes: u32) -> Vec<u8> {
     let mut frame = bytes.to_be_bytes().to_vec();
     frame.resize(4 + bytes as usize, 0x5a);
     frame
+}
+
+/// Greetings, then streams that are opened, filled, granted, reset and ended, by either side.
+fn qhp() -> Vec<Vec<u8>> {
+    let mut greeting = b"QHP\n\x01\x00\x01\x00\x01\0\0\0\0\0\0\0".to_vec();
+    greeting.extend(words(&[1 << 16, 1000, 4000, 4]));
+    greeting.resize(64 + 32, 0);
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let flags: &[u8] = if kind == 1 { &[flags] } else { &[] };
+        [&[1, kind - 1][..], flags, &[stream], &(payload.len() as u16).to_le_bytes(), payload].concat()
+    };
+    let (open, own) = (|stream| frame(1, 1, stream, &[9; 600]), vec![5, 0x80, 1, 4, 1, 2, 3, 4]);
+    let raw = [&[0][..], &words(&[4, 0x0001_0001, 1, 0]), &[1, 2, 3, 4]].concat();
+    let scripts = [
+        vec![],
+        [open(1), frame(1, 2, 1, &[1; 100]), vec![7, 1]].concat(),
+        [open(1), open(3), open(5), frame(1, 0, 1, &[1; 400]), frame(1, 0, 1, &[1])].concat(),
+        [own, frame(2, 0, 1, &[255, 255, 255, 127]), frame(2, 0, 0, &[255; 4])].concat(),
+        [open(1), frame(3, 0, 1, b"\x01\0\0\0gone"), frame(1, 0, 1, &[1])].concat(),
+        [frame(4, 0, 0, &[1; 8]), frame(5, 0, 0, &[1; 8]), frame(6, 0, 0, &[])].concat(),
+        [open(1), vec![6, 1, 1, 0, 0, 0], raw].concat(),
+    ];
+    let seed = |side: u8, script: &Vec<u8>| [&[side], &greeting[..], script].concat();
+    [0, 1].iter().flat_map(|side| scripts.iter().map(move |script| seed(*side, script))).collect()
 }
 
 fn words(words: &[u32]) -> Vec<u8> {

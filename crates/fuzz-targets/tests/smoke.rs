@@ -85,6 +85,11 @@ fn disk_images() {
 }
 
 #[test]
+fn peers() {
+    smoke("qhp", 10_000);
+}
+
+#[test]
 fn saved_states() {
     smoke("states", 2000);
 }
