@@ -13,9 +13,11 @@ import { colourOf } from './load';
 interface Props {
   roots: Node[];
   usage: Tracks;
+  /** No smooth edges: the processor draws. */
+  plain: boolean;
 }
 
-export default function Scene({ roots, usage }: Props) {
+export default function Scene({ roots, usage, plain }: Props) {
   const dark = useComputedColorScheme('light') === 'dark';
   const all = useMemo(() => places(roots), [roots]);
   const [over, setOver] = useState<Place>();
@@ -24,7 +26,8 @@ export default function Scene({ roots, usage }: Props) {
     <div style={{ position: 'relative', height: '100%' }} aria-hidden>
       <Canvas
         frameloop="demand"
-        dpr={[1, 2]}
+        dpr={plain ? 1 : [1, 2]}
+        gl={{ antialias: !plain }}
         camera={{ position: [distance * 0.6, distance * 0.7, distance * 0.6], fov: 45, far: 2000 }}
       >
         <color attach="background" args={[dark ? '#14181c' : '#f4f6f8']} />
@@ -56,7 +59,7 @@ function Host() {
   return (
     <mesh position={[0, 0.15, 0]}>
       <cylinderGeometry args={[0.9, 0.9, 0.5, 6]} />
-      <meshStandardMaterial color="#0f766e" />
+      <meshLambertMaterial color="#0f766e" />
     </mesh>
   );
 }
@@ -108,7 +111,7 @@ function Machines({ places, usage, onOver }: MachinesProps) {
       }}
     >
       <boxGeometry args={[1.2, 1, 1.2]} />
-      <meshStandardMaterial />
+      <meshLambertMaterial />
     </instancedMesh>
   );
 }

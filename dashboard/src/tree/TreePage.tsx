@@ -29,9 +29,9 @@ function Tree({ vms }: { vms: Vm[] }) {
   return (
     <>
       <Paper withBorder h={420} style={{ overflow: 'hidden' }}>
-        {hasWebGl() ? (
+        {drawer() !== 'nobody' ? (
           <Suspense>
-            <Scene roots={roots} usage={usage} />
+            <Scene roots={roots} usage={usage} plain={drawer() === 'processor'} />
           </Suspense>
         ) : (
           <Text p="md">This browser has no WebGL. The table below has the same content.</Text>
@@ -56,10 +56,21 @@ function Legend() {
   );
 }
 
-let webGl: boolean | undefined;
+/** Who draws the scene: a GPU, the processor in its place, or nobody. */
+type Drawer = 'gpu' | 'processor' | 'nobody';
+
+let known: Drawer | undefined;
 
 /** Asked once: a browser has only so many contexts to give. */
-function hasWebGl(): boolean {
-  webGl ??= document.createElement('canvas').getContext('webgl2') !== null;
-  return webGl;
+function drawer(): Drawer {
+  known ??= findDrawer();
+  return known;
+}
+
+function findDrawer(): Drawer {
+  const context = document.createElement('canvas').getContext('webgl2');
+  if (!context) return 'nobody';
+  const info = context.getExtension('WEBGL_debug_renderer_info');
+  const name = info ? String(context.getParameter(info.UNMASKED_RENDERER_WEBGL)) : '';
+  return /swiftshader|llvmpipe|software/i.test(name) ? 'processor' : 'gpu';
 }
