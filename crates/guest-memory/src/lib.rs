@@ -24,6 +24,7 @@ mod pagemap;
 mod placement;
 mod plugged;
 mod region;
+mod table;
 #[cfg(test)]
 mod tests;
 mod tracker;
@@ -42,6 +43,7 @@ pub use layout::{HIGH_RAM_START, LOW_RAM_END, ranges_for};
 use plugged::Plugged;
 pub use plugged::{PLUG_UNIT, Plugging};
 pub use region::RamRegion;
+pub use table::{Table, Zeroed};
 pub use tracker::{LINE_SIZE, PageTracker, line_mask};
 
 /// Bytes in a guest page.

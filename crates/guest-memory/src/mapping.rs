@@ -1,14 +1,12 @@
-//! Runs of this process's addresses: the one that shows guest RAM, and tables that cost nothing until they are used.
+//! Runs of this process's addresses, foremost the one that shows guest RAM.
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap};
 
 use crate::config::HUGE_PAGE_SIZE;
 
@@ -88,60 +86,11 @@ pub(crate) enum Sharing {
     Private,
 }
 
-/// Zeroed numbers; pages of them take memory once they are written to, so that a table for a large, mostly untouched
-/// guest is cheap.
-#[derive(Debug)]
-pub(crate) struct Table<T> {
-    start: NonNull<T>,
-    count: usize,
-    _map: Option<Map>,
-}
-
-// SAFETY: the table owns its items, which may be shared and sent.
-unsafe impl<T: Zeroed> Send for Table<T> {}
-// SAFETY: as above.
-unsafe impl<T: Zeroed> Sync for Table<T> {}
-
-/// Types whose values may be all zero bytes and which can be shared between threads.
-///
-/// # Safety
-/// All-zero bytes must be a value of the type, and it must need no drop.
-pub(crate) unsafe trait Zeroed: Sync + Send {}
-// SAFETY: a number in a cell.
-unsafe impl Zeroed for AtomicU64 {}
-// SAFETY: a number in a cell.
-unsafe impl Zeroed for AtomicU32 {}
-
-impl<T: Zeroed> Table<T> {
-    pub fn new(count: usize) -> io::Result<Table<T>> {
-        let bytes = count.checked_mul(size_of::<T>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        let map = if bytes > 0 { Some(Map::new(bytes, ProtFlags::READ | ProtFlags::WRITE)?) } else { None };
-        if let Some(map) = &map {
-            // A huge page for every few entries would undo the thrift; hosts without huge pages refuse the wish.
-            // SAFETY: the range is the mapping just made.
-            let _ = unsafe { madvise(map.start.as_ptr().cast(), map.len, Advice::LinuxNoHugepage) };
-        }
-        let start = map.as_ref().map_or(NonNull::dangling(), |map| map.start.cast());
-        Ok(Table { start, count, _map: map })
-    }
-}
-
-impl<T: Zeroed> Deref for Table<T> {
-    type Target = [T];
-
-    #[inline]
-    fn deref(&self) -> &[T] {
-        // SAFETY: the mapping has room for `count` items, zero bytes are values of the type, and mappings are aligned to
-        // pages.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
-    }
-}
-
 /// A private mapping of no file, undone at the end.
 #[derive(Debug)]
-struct Map {
-    start: NonNull<u8>,
-    len: usize,
+pub(crate) struct Map {
+    pub start: NonNull<u8>,
+    pub len: usize,
 }
 
 // SAFETY: a range of addresses belongs to the process, not to a thread.
@@ -150,7 +99,7 @@ unsafe impl Send for Map {}
 unsafe impl Sync for Map {}
 
 impl Map {
-    fn new(len: usize, protection: ProtFlags) -> io::Result<Map> {
+    pub fn new(len: usize, protection: ProtFlags) -> io::Result<Map> {
         // SAFETY: the kernel chooses the place, so nothing is replaced.
         let start = unsafe { mmap_anonymous(null_mut(), len, protection, MapFlags::PRIVATE | MapFlags::NORESERVE) }?;
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
@@ -185,7 +134,6 @@ pub(crate) fn allocated(file: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering;
 
     #[test]
     fn reservations_start_at_huge_pages_with_guards_around() {
@@ -199,14 +147,5 @@ mod tests {
     fn more_than_there_are_addresses_is_an_error() {
         assert!(Reservation::new(1 << 50).is_err());
         assert!(Reservation::new(u64::MAX).is_err());
-        assert!(Table::<AtomicU64>::new(1 << 60).is_err());
-    }
-
-    #[test]
-    fn tables_are_zero_and_keep_what_is_written() {
-        let table = Table::<AtomicU32>::new(5000).unwrap();
-        table[4999].store(7, Ordering::Relaxed);
-        assert_eq!((table.len(), table[0].load(Ordering::Relaxed), table[4999].load(Ordering::Relaxed)), (5000, 0, 7));
-        assert!(Table::<AtomicU32>::new(0).unwrap().is_empty());
     }
 }

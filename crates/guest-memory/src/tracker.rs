@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 
 use crate::PAGE_SIZE;
-use crate::mapping::Table;
+use crate::table::Table;
 
 /// Code is tracked in lines of this many bytes: 64 lines make a page, and a page's lines make one machine word.
 pub const LINE_SIZE: u64 = PAGE_SIZE / 64;

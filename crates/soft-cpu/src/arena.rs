@@ -3,10 +3,10 @@
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use crate::table::Table;
+use queztl_guest_memory::{Table, Zeroed};
 
-/// 8-byte words of a chunk: 256 KiB.
-const CHUNK_WORDS: usize = 32 << 10;
+/// 8-byte words of a chunk: 64 KiB.
+const CHUNK_WORDS: usize = 8 << 10;
 
 /// Values without destructors. What it gives is valid until [`Arena::clear`] or [`Arena::release`].
 #[derive(Default)]
@@ -22,6 +22,14 @@ pub(crate) struct Slice<T> {
     start: *mut T,
     len: usize,
     values: PhantomData<T>,
+}
+
+/// A table for the caches of a CPU. Without addresses for it there is no going on, as with any other allocation.
+///
+/// # Panics
+/// The process has no addresses left.
+pub(crate) fn table<T: Zeroed>(count: usize) -> Table<T> {
+    Table::new(count).expect("addresses for a few megabytes")
 }
 
 impl Arena {
@@ -52,8 +60,7 @@ impl Arena {
             (self.current, self.used) = (self.current + 1, 0);
         }
         if self.current == self.chunks.len() {
-            // SAFETY: zeroes are numbers.
-            self.chunks.push(unsafe { Table::zeroed(CHUNK_WORDS) });
+            self.chunks.push(table(CHUNK_WORDS));
         }
         let start = self.used;
         self.used += count;

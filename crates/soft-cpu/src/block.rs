@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::Instruction;
+use queztl_guest_memory::{Table, Zeroed};
 
-use crate::arena::{Arena, Slice};
+use crate::arena::{Arena, Slice, table};
 use crate::cpu::{CodeSize, Cpu};
 use crate::op::{Flow, Op};
-use crate::table::Table;
 use crate::translator::Translation;
 
 /// Most instructions in one block.
@@ -138,6 +138,9 @@ struct Jump {
 /// All zeroes; found for no jump, since no set has the address 0.
 const NO_JUMP: Jump = Jump { rip: 0, set: 0, epoch: 0, block: std::ptr::null_mut() };
 
+// SAFETY: all-zero bytes are `NO_JUMP`.
+unsafe impl Zeroed for Jump {}
+
 /// All blocks of one CPU.
 pub(crate) struct BlockCache {
     /// Direct-mapped front of `index`.
@@ -159,14 +162,12 @@ pub(crate) struct BlockCache {
 
 impl Default for BlockCache {
     fn default() -> Self {
-        // SAFETY: all-zero bytes are a null pointer and `NO_JUMP`.
-        let (table, jumps) = unsafe { (Table::zeroed(TABLE), Table::zeroed(JUMPS)) };
         BlockCache {
-            table,
+            table: table(TABLE),
             index: HashMap::default(),
             blocks: Vec::new(),
             arena: Arena::default(),
-            jumps,
+            jumps: table(JUMPS),
             running: std::ptr::null_mut(),
             decoded: 0,
             cleared: 0,

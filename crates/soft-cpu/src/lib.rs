@@ -33,7 +33,6 @@ mod run;
 mod shared;
 pub mod state;
 mod system;
-mod table;
 mod translator;
 
 pub use control::Control;

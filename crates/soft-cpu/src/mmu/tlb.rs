@@ -145,6 +145,30 @@ impl<const WORDS: usize> Used<WORDS> {
 }
 
 impl TlbSet {
+    /// Writes an empty set, part by part: a thread would keep the stack that a whole one takes.
+    ///
+    /// # Safety
+    /// `place` is valid for writes and aligned.
+    unsafe fn write_empty(place: *mut TlbSet) {
+        // SAFETY: as the caller promises; each part is written once and none is read.
+        unsafe {
+            for slot in 0..ENTRIES {
+                (&raw mut (*place).entries[slot]).write(empty(slot));
+            }
+            (&raw mut (*place).kinds).write_bytes(0, 1);
+            for slot in 0..EXEC_ENTRIES {
+                (&raw mut (*place).exec[slot]).write(EMPTY_EXEC);
+            }
+            (&raw mut (*place).exec_epoch).write(0);
+            (&raw mut (*place).jump_tag).write(JumpTag::default());
+            (&raw mut (*place).filled).write(Used::new());
+            (&raw mut (*place).exec_filled).write(Used::new());
+            (&raw mut (*place).large_range).write(NO_PAGES);
+            (&raw mut (*place).exec_range).write(NO_PAGES);
+            (&raw mut (*place).exec_local).write(false);
+        }
+    }
+
     /// Data entries.
     pub const ENTRIES: usize = ENTRIES;
 
@@ -270,19 +294,13 @@ pub(crate) struct Tlb {
 
 impl Tlb {
     pub fn new() -> Box<Tlb> {
-        let set = || TlbSet {
-            entries: std::array::from_fn(empty),
-            kinds: [0; ENTRIES],
-            exec: [EMPTY_EXEC; EXEC_ENTRIES],
-            exec_epoch: 0,
-            jump_tag: JumpTag::default(),
-            filled: Used::new(),
-            exec_filled: Used::new(),
-            large_range: NO_PAGES,
-            exec_range: NO_PAGES,
-            exec_local: false,
-        };
-        Box::new(Tlb { sets: (0..SETS).map(|_| set()).collect() })
+        let mut sets = Box::<[TlbSet]>::new_uninit_slice(SETS);
+        for set in &mut sets {
+            // SAFETY: the place is that of a set.
+            unsafe { TlbSet::write_empty(set.as_mut_ptr()) };
+        }
+        // SAFETY: all of them were written.
+        Box::new(Tlb { sets: unsafe { sets.assume_init() } })
     }
 
     pub fn set(&mut self, index: usize) -> *mut TlbSet {

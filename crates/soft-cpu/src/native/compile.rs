@@ -175,7 +175,8 @@ pub(super) fn draft(instruction: &Instruction) -> Option<Draft> {
     if let Some(thunk) = special::thunk(instruction) {
         return Some(Draft { code: Vec::new(), any_address: 0, inner: 0, thunk });
     }
-    if !features::available(instruction) || !instruction.op_code().mode64() {
+    // What does not exist in 64-bit mode cannot be encoded below.
+    if !features::available(instruction) {
         return None;
     }
     let short = instruction.memory_base() == Register::EDI;

@@ -3,17 +3,18 @@
 use std::mem::offset_of;
 
 use iced_x86::{Encoder, Instruction, OpKind, Register};
+use queztl_guest_memory::Table;
 
 use super::asm::{Asm, Mem, Patch, cc, group, host, opcode};
 use super::flags::{Flags, Recipe};
 use super::frame::{JUMP_FOLD, JUMP_MASK, JUMP_SHIFT, Jump, NO_JUMP, NOT_LOADED, SLOTS, place};
 use super::registers::{Home, home, number, state};
 use super::thunks::{Thunks, exit};
+use crate::arena::table;
 use crate::block::BlockCache;
 use crate::cpu::{Cpu, slot};
 use crate::mmu::{Entry, PAGE, TlbSet};
 use crate::system::operand::segment_index;
-use crate::table::Table;
 
 /// An operation of a block that Rust runs for translated code.
 #[derive(Clone, Copy)]
@@ -72,8 +73,7 @@ pub(super) struct Slots {
 
 impl Default for Slots {
     fn default() -> Slots {
-        // SAFETY: all-zero bytes are `NO_JUMP`.
-        Slots { jumps: unsafe { Table::zeroed(SLOTS) }, used: 0 }
+        Slots { jumps: table(SLOTS), used: 0 }
     }
 }
 

@@ -66,6 +66,9 @@ pub(crate) struct Jump {
     pub code: *const u8,
 }
 
+// SAFETY: all-zero bytes are `NO_JUMP`.
+unsafe impl queztl_guest_memory::Zeroed for Jump {}
+
 /// Remembered jump targets, a power of two.
 pub(super) const JUMPS: usize = 1 << 14;
 /// No address has this key under any tag, since tags are never zero.

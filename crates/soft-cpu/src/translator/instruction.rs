@@ -1,7 +1,7 @@
 //! An instruction that runs in place: the guest's own, with its registers renamed and its memory operand behind a host
 //! pointer.
 
-use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{Code, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register};
 
 use super::asm::{Mem, host};
 use super::emit::{Emitter, Slow, Stub};
@@ -307,11 +307,7 @@ fn plan(insn: &Instruction, info: &InstructionInfo, accesses: bool, loads_flags:
 
 /// General registers, by number, that the instruction uses without naming them in a field of its encoding.
 fn implied(insn: &Instruction, info: &InstructionInfo) -> Option<Few<usize, 8>> {
-    let code = insn.op_code();
-    let fixed = |operand: u32| {
-        use OpCodeOperandKind::*;
-        matches!(code.op_kind(operand), al | cl | ax | eax | rax | dx | es | cs | ss | ds | fs | gs)
-    };
+    let fixed = |operand| is_fixed(insn.code(), operand);
     let named = |guest: usize| operands(insn).any(|(op, register)| number(register) == guest && !fixed(op));
     let address =
         |guest: usize| [insn.memory_base(), insn.memory_index()].iter().any(|r| r.is_gpr() && number(*r) == guest);
@@ -333,6 +329,21 @@ fn implied(insn: &Instruction, info: &InstructionInfo) -> Option<Few<usize, 8>> 
         }
     }
     Some(result)
+}
+
+/// Whether the code, one that [`without_fixed_registers`] gives, has a certain general register for this operand if it has
+/// a register there, whatever the bits of its encoding. Not asked from the library: it would make tables of half a megabyte
+/// for all codes.
+fn is_fixed(code: Code, operand: u32) -> bool {
+    use Mnemonic::*;
+    match code.mnemonic() {
+        Rol | Ror | Rcl | Rcr | Shl | Shr | Sal | Sar => operand == 1,
+        Shld | Shrd => operand == 2,
+        In | Out | Fnstsw | Fstsw | Fnstdw | Fstdw | Fnstsg | Fstsg => true,
+        Insb | Insw | Insd | Outsb | Outsw | Outsd => true,
+        Stosb | Stosw | Stosd | Stosq | Lodsb | Lodsw | Lodsd | Lodsq | Scasb | Scasw | Scasd | Scasq => true,
+        _ => false,
+    }
 }
 
 /// Whether an instruction reads a register by its nature, as distinct from its memory operand's address.
@@ -448,4 +459,30 @@ fn without_fixed_registers(insn: &Instruction) -> Instruction {
     };
     copy.set_code(code);
     copy
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::OpCodeOperandKind;
+
+    use super::*;
+
+    #[test]
+    fn fixed_registers_are_those_of_the_library() {
+        use OpCodeOperandKind::*;
+        for code in Code::values() {
+            let mut insn = Instruction::default();
+            insn.set_code(code);
+            let code = without_fixed_registers(&insn).code();
+            for operand in 0..code.op_code().op_count() {
+                let kind = code.op_code().op_kind(operand);
+                if matches!(kind, al | cl | ax | eax | rax | dx) {
+                    assert!(is_fixed(code, operand), "{code:?} {operand}");
+                } else if format!("{kind:?}").starts_with('r') {
+                    // Fields of the encoding that name a general register, or memory instead.
+                    assert!(!is_fixed(code, operand), "{code:?} {operand}");
+                }
+            }
+        }
+    }
 }

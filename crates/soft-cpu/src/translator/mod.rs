@@ -39,12 +39,14 @@ mod thunks;
 
 use std::time::{Duration, Instant};
 
+use queztl_guest_memory::Table;
+
+use crate::arena::table;
 use crate::block::Block;
 use crate::code_space::CodeSpace;
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::mmu::{PAGE, PAGE_MASK};
 use crate::op::{Flow, Op};
-use crate::table::Table;
 use emit::{Context, Link, Site, Slots};
 pub(crate) use frame::Frame;
 use frame::{JUMPS, Jump, NO_JUMP, NOT_LOADED, jump_slot};
@@ -103,6 +105,8 @@ pub(crate) struct Translator {
     sites: Vec<Site>,
     links: Vec<Link>,
     jumps: Table<Jump>,
+    /// Some of `jumps` may be in use.
+    jumps_remembered: bool,
     slots: Slots,
     last_tag: u64,
     /// [`crate::block::BlockCache::cleared`] when the present code was begun.
@@ -139,13 +143,22 @@ impl Default for Translator {
             machine: None,
             sites: Vec::new(),
             links: Vec::new(),
-            // SAFETY: all-zero bytes are `NO_JUMP`.
-            jumps: unsafe { Table::zeroed(JUMPS) },
+            jumps: table(JUMPS),
+            jumps_remembered: false,
             slots: Slots::default(),
             last_tag: 0,
             cleared: 0,
             dropped: 0,
             statistics: TranslatorStatistics::default(),
+        }
+    }
+}
+
+impl Translator {
+    /// Empties `jumps`, without touching memory that is empty.
+    fn forget_jumps(&mut self) {
+        if std::mem::take(&mut self.jumps_remembered) {
+            self.jumps.fill(NO_JUMP);
         }
     }
 }
@@ -299,7 +312,7 @@ impl Cpu {
         translator.dropped += 1;
         translator.sites.clear();
         translator.links.clear();
-        translator.jumps.fill(NO_JUMP);
+        translator.forget_jumps();
         translator.slots.clear(true);
         if let Some(machine) = &mut translator.machine {
             machine.space.truncate(machine.shared);
@@ -370,7 +383,10 @@ impl Cpu {
         let jump = Jump { key: self.rip ^ self.jump_tag(), code: entries.far };
         match slot {
             Some(slot) => self.translator.slots.set(slot, jump),
-            None => self.translator.jumps[jump_slot(self.rip)] = jump,
+            None => {
+                self.translator.jumps_remembered = true;
+                self.translator.jumps[jump_slot(self.rip)] = jump;
+            }
         }
     }
 
@@ -382,7 +398,7 @@ impl Cpu {
             self.translator.last_tag += 1;
             if self.translator.last_tag == TAGS {
                 self.translator.last_tag = 1;
-                self.translator.jumps.fill(NO_JUMP);
+                self.translator.forget_jumps();
                 self.translator.slots.clear(false);
                 self.tlbs.forget_jump_tags();
             }
