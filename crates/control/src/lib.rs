@@ -30,6 +30,7 @@ mod supervisor;
 mod tokens;
 mod vms;
 
+pub use images::image_path;
 pub use manager::{Config, Manager, OpenError};
 pub use service::{DaemonFigures, Endpoints, EventStream, HostFigures, Recorded, Service};
 pub use store::StoreError;

@@ -31,7 +31,7 @@ pub fn execute(args: ImageArgs) -> Result<Status, Failure> {
         ImageCommand::Info { file, format, output } => info(&file, format, output),
         ImageCommand::Check { file, output } => check(&file, output),
         ImageCommand::Convert { from, to, format, output_format, any_backing } => {
-            convert(from, &to, format, output_format, any_backing)
+            convert(&source(from, format, any_backing), &to, output_format)
         }
         ImageCommand::Resize { file, size, format, shrink } => resize(&file, size, format, shrink),
     }
@@ -41,7 +41,9 @@ pub fn execute(args: ImageArgs) -> Result<Status, Failure> {
 fn in_store(command: &ImageCommand) -> Result<Option<Stored>, Failure> {
     let named = |path: &PathBuf| verbs::in_store(path);
     let both = || {
-        Failure::usage("one end is a file and the other is in the store: queztl-hv image import takes files into it")
+        Failure::usage(
+            "the image is a file and what it is to build on is in the store, or the other way round: queztl-hv image import takes files into the store",
+        )
     };
     Ok(match command {
         ImageCommand::Store(_) => None,
@@ -60,10 +62,14 @@ fn in_store(command: &ImageCommand) -> Result<Option<Stored>, Failure> {
         }
         ImageCommand::Info { file, output, .. } => named(file)?.map(|name| Stored::Info { name, output: *output }),
         ImageCommand::Check { file, output } => named(file)?.map(|name| Stored::Check { name, output: *output }),
-        ImageCommand::Convert { from, to, output_format, .. } => match (named(from)?, named(to)?) {
+        ImageCommand::Convert { from, to, format, output_format, any_backing } => match (named(from)?, named(to)?) {
             (Some(from), Some(to)) => Some(Stored::Convert { from, to, format: *output_format }),
+            (Some(name), None) => Some(Stored::Give { name, to: to.clone(), format: *output_format }),
+            (None, Some(name)) => {
+                let source = source(from.clone(), *format, *any_backing);
+                Some(Stored::Take { source, name, format: *output_format })
+            }
             (None, None) => None,
-            _ => return Err(both()),
         },
         ImageCommand::Resize { file, size, shrink, .. } => {
             named(file)?.map(|name| Stored::Resize { name, size_bytes: *size, shrink: *shrink })
@@ -163,18 +169,20 @@ fn check_json(report: &Report) -> serde_json::Value {
     })
 }
 
-fn convert(
-    from: PathBuf,
-    to: &Path,
-    format: Option<Format>,
-    output_format: Option<Format>,
-    any_backing: bool,
-) -> Result<Status, Failure> {
+/// A disk to read.
+fn source(path: PathBuf, format: Option<Format>, any_backing: bool) -> ImageConfig {
     let backing = if any_backing { Backing::Any } else { Backing::SameFolder };
-    let source = ImageConfig { path: from, format, read_only: true, backing, direct: false, in_order: false };
+    ImageConfig { path, format, read_only: true, backing, direct: false, in_order: false }
+}
+
+/// Copies a disk to a new image; its format is as its name tells unless it is said.
+///
+/// # Errors
+/// One of the two cannot be used.
+pub fn convert(source: &ImageConfig, to: &Path, output_format: Option<Format>) -> Result<Status, Failure> {
     let target = output_format.unwrap_or_else(|| called(to));
     let mut shown = None;
-    let bytes = image::convert(&source, to, target, |done, all| show_progress(&mut shown, done, all));
+    let bytes = image::convert(source, to, target, |done, all| show_progress(&mut shown, done, all));
     if shown.is_some() {
         eprint!("\r\x1b[K");
     }

@@ -57,7 +57,11 @@ fn main() -> ExitCode {
     status.into()
 }
 
-fn execute(cli: Cli, started: Instant) -> Result<Status, Failure> {
+fn execute(mut cli: Cli, started: Instant) -> Result<Status, Failure> {
+    if !cli::hand_down(cli.daemon, &mut cli.command) {
+        let text = "this command goes through no daemon: leave out --address, --token-file and --ca";
+        return Err(Failure::usage(text));
+    }
     match cli.command {
         // It keeps its log elsewhere.
         Command::Vmm { .. } => {}

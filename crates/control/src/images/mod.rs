@@ -40,7 +40,8 @@ pub(crate) fn folder(home: &Path) -> PathBuf {
     home.join("disk-images")
 }
 
-pub(crate) fn image_path(home: &Path, name: &Name, image_format: ImageFormat) -> PathBuf {
+/// The file of an image in the store at `home`.
+pub fn image_path(home: &Path, name: &Name, image_format: ImageFormat) -> PathBuf {
     folder(home).join(format!("{name}.{}", format(image_format)))
 }
 

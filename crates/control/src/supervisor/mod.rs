@@ -15,7 +15,7 @@ mod spawn;
 use std::os::fd::OwnedFd;
 
 use queztl_api::{Code, Problem};
-use queztl_vmm::control::{Client, ClientError, Reason, Request, Status};
+use queztl_vmm::control::{Client, ClientError, Metrics, Reason, Request, Status};
 use queztl_vmm::process::Folder;
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -26,6 +26,13 @@ pub(crate) use spawn::spawn;
 /// How the machine is, if its process answers.
 pub(crate) fn status(folder: &Folder) -> Option<Status> {
     Client::connect(&folder.control()).and_then(|mut client| client.status()).ok()
+}
+
+/// How the machine is, and what its parts have done.
+pub(crate) fn figures(folder: &Folder) -> Option<(Status, Metrics)> {
+    let mut client = Client::connect(&folder.control()).ok()?;
+    // The guest is asked how much memory it uses for the first answer only.
+    Some((client.status().ok()?, client.metrics().ok()?))
 }
 
 /// Asks a machine's process for something that is done or refused.

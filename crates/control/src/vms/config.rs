@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use queztl_api::{CpuLimits, Disk, Limits, Name, Net, NetKind, Problem, RateLimit, VmSpec};
 use queztl_vmm::config::{
-    AccelChoice, Backing, ConsoleChoice, DiskConfig, Format, Mac, MachineConfig, NetBackend, NetConfig, Pages, Pin,
-    Protocol, Rate, RateLimit as DeviceLimit, SerialOutput, SoftClock, SoftOptions, SoftTranslator,
+    AccelChoice, Backing, ConfigError, ConsoleChoice, DiskConfig, Format, Mac, MachineConfig, NetBackend, NetConfig,
+    Pages, Pin, Protocol, Rate, RateLimit as DeviceLimit, SerialOutput, SoftClock, SoftOptions, SoftTranslator,
 };
 
 /// Bytes of a disk's serial number (Virtio 1.2 §5.2.6).
@@ -73,7 +73,20 @@ pub(crate) fn check(spec: &VmSpec) -> Result<(), Problem> {
     let disks: Vec<DiskFile> = spec.disks.iter().enumerate().map(|(index, disk)| placeholder(index, disk)).collect();
     let macs = spec.nets.iter().enumerate().map(|(index, net)| mac(index, net)).collect::<Result<Vec<_>, _>>()?;
     let macs: Vec<Mac> = macs.into_iter().map(|mac| mac.unwrap_or(Mac([2; 6]))).collect();
-    machine(spec, &boot, &disks, &macs)?.check().map_err(|error| Problem::invalid("spec", error.to_string()))
+    machine(spec, &boot, &disks, &macs)?.check().map_err(|error| Problem::invalid(field_of(&error), error.to_string()))
+}
+
+/// The field of a specification that makes a configuration impossible.
+fn field_of(error: &ConfigError) -> String {
+    match error {
+        ConfigError::Vcpus { .. } => "spec.vcpus".into(),
+        ConfigError::Ram { .. } | ConfigError::TooMuchRam { .. } | ConfigError::HugePages { .. } => {
+            "spec.ram_bytes".into()
+        }
+        ConfigError::Hotplug { .. } => "spec.memory_hotplug_bytes".into(),
+        ConfigError::DiskTwice { index, .. } => format!("spec.disks[{index}].path"),
+        _ => "spec".into(),
+    }
 }
 
 /// Checks that the files of the host that a specification names are there.
@@ -361,7 +374,9 @@ mod tests {
         assert_eq!(refused(net(Net { kind: NetKind::User, tap: None, mac })), "spec.nets[0].mac");
         assert_eq!(refused(VmSpec { accel: "tcg".into(), ..VmSpec::default() }), "spec.accel");
         assert_eq!(refused(VmSpec { kernel: Some("vmlinux".into()), ..VmSpec::default() }), "spec.kernel");
-        assert_eq!(refused(VmSpec { vcpus: 0, ..VmSpec::default() }), "spec");
+        assert_eq!(refused(VmSpec { vcpus: 0, ..VmSpec::default() }), "spec.vcpus");
+        assert_eq!(refused(VmSpec { ram_bytes: 1, ..VmSpec::default() }), "spec.ram_bytes");
+        assert_eq!(refused(VmSpec { memory_hotplug_bytes: 1, ..VmSpec::default() }), "spec.memory_hotplug_bytes");
         let limits = Limits { rates: [("disk0".to_owned(), RateLimit::default())].into(), ..Limits::default() };
         assert_eq!(refused(VmSpec { limits, ..VmSpec::default() }), "spec.limits.rates.disk0");
         assert_eq!(check(&VmSpec::default()), Ok(()));

@@ -7,6 +7,7 @@ use clap_complete::ArgValueCandidates;
 use queztl_api::Name;
 use queztl_vmm::config::{AccelChoice, Pages, RateLimit};
 
+use super::Command;
 use super::output::OutputArg;
 use crate::topology::{self, PinArg};
 use crate::values::machine::{self, CheckpointsArg, DiskArg, RateArg};
@@ -51,6 +52,40 @@ pub struct DaemonArgs {
     pub ca: Option<PathBuf>,
 }
 
+impl DaemonArgs {
+    /// Takes what was said before the verb, where the verb itself says nothing.
+    fn complete(&mut self, leading: LeadingArgs) {
+        let LeadingArgs { address, token_file, ca } = leading;
+        self.address = self.address.take().or(address);
+        self.token_file = self.token_file.take().or(token_file);
+        self.ca = self.ca.take().or(ca);
+    }
+}
+
+/// The same, before the verb.
+#[derive(Debug, Default, PartialEq, Eq, Args)]
+pub struct LeadingArgs {
+    /// As after the verb, for commands that go through the daemon
+    #[arg(
+        id = "leading-address",
+        long = "address",
+        value_name = "ADDRESS",
+        display_order = 895,
+        hide_short_help = true
+    )]
+    pub address: Option<String>,
+
+    /// As after the verb
+    #[arg(id = "leading-token", long = "token-file", value_name = "FILE", value_hint = ValueHint::FilePath,
+        display_order = 896, hide_short_help = true)]
+    pub token_file: Option<PathBuf>,
+
+    /// As after the verb
+    #[arg(id = "leading-ca", long = "ca", value_name = "FILE", value_hint = ValueHint::FilePath, display_order = 897,
+        hide_short_help = true)]
+    pub ca: Option<PathBuf>,
+}
+
 /// Machines that a verb is about.
 #[derive(Debug, Args)]
 pub struct Vms {
@@ -74,6 +109,54 @@ pub struct Verb<T: Args> {
 
     #[command(flatten)]
     pub daemon: DaemonArgs,
+}
+
+impl MachineCommand {
+    fn daemon(&mut self) -> &mut DaemonArgs {
+        match self {
+            MachineCommand::Spawn(verb) => &mut verb.daemon,
+            MachineCommand::Benchmark(verb) => &mut verb.daemon,
+            MachineCommand::Alerts(verb) => &mut verb.daemon,
+            MachineCommand::Create(verb) => &mut verb.daemon,
+            MachineCommand::Start(verb) => &mut verb.daemon,
+            MachineCommand::Stop(verb) => &mut verb.daemon,
+            MachineCommand::Kill(verb) => &mut verb.daemon,
+            MachineCommand::Pause(verb) => &mut verb.daemon,
+            MachineCommand::Resume(verb) => &mut verb.daemon,
+            MachineCommand::Reboot(verb) => &mut verb.daemon,
+            MachineCommand::Delete(verb) => &mut verb.daemon,
+            MachineCommand::List(verb) => &mut verb.daemon,
+            MachineCommand::Info(verb) => &mut verb.daemon,
+            MachineCommand::Set(verb) => &mut verb.daemon,
+            MachineCommand::Limits(verb) => &mut verb.daemon,
+            MachineCommand::Console(verb) => &mut verb.daemon,
+            MachineCommand::Logs(verb) => &mut verb.daemon,
+            MachineCommand::Top(verb) => &mut verb.daemon,
+            MachineCommand::Dashboard(verb) => &mut verb.daemon,
+            MachineCommand::Events(verb) => &mut verb.daemon,
+            MachineCommand::Snapshot(verb) => &mut verb.daemon,
+            MachineCommand::Snapshots(verb) => &mut verb.daemon,
+            MachineCommand::Restore(verb) => &mut verb.daemon,
+            MachineCommand::Clone(verb) => &mut verb.daemon,
+            MachineCommand::Migrate(verb) => &mut verb.daemon,
+            MachineCommand::Operations(verb) => &mut verb.daemon,
+            MachineCommand::Token(verb) => &mut verb.daemon,
+        }
+    }
+}
+
+/// Hands what was said before a verb to the verb; false if the command goes through no daemon.
+pub fn hand_down(leading: LeadingArgs, command: &mut Command) -> bool {
+    let daemon = match command {
+        _ if leading == LeadingArgs::default() => return true,
+        Command::Machine(command) => command.daemon(),
+        Command::Image(args) => &mut args.daemon,
+        Command::Exec(args) => &mut args.target.daemon,
+        Command::Copy(args) => &mut args.target.daemon,
+        _ => return false,
+    };
+    daemon.complete(leading);
+    true
 }
 
 #[derive(Debug, Subcommand)]
@@ -546,6 +629,10 @@ pub enum SnapshotCommand {
 pub struct SnapshotsArgs {
     #[command(flatten)]
     pub vm: OneVm,
+
+    /// Read all of their memory and compare it with its checksums; for one's own daemon on this host
+    #[arg(long)]
+    pub check: bool,
 
     #[command(flatten)]
     pub output: OutputArg,

@@ -19,9 +19,9 @@ pub use image::{ImageArgs, ImageCommand, ImageStoreCommand};
 pub use kernel::{KernelBuildArgs, KernelCommand, ProfileArg};
 pub use machines::{
     AlertsArgs, BenchmarkCommand, CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DashboardArgs, DeleteArgs,
-    EventsArgs, InfoArgs, LimitsArgs, ListArgs, LogsArgs, MachineCommand, MigrateArgs, OnCrashArg, OperationsArgs,
-    OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand, SnapshotsArgs,
-    StopArgs, SuiteArg, TokenCommand, TopArgs, Verb, Vms,
+    EventsArgs, InfoArgs, LeadingArgs, LimitsArgs, ListArgs, LogsArgs, MachineCommand, MigrateArgs, OnCrashArg,
+    OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand,
+    SnapshotsArgs, StopArgs, SuiteArg, TokenCommand, TopArgs, Verb, Vms, hand_down,
 };
 pub use output::{OutputArg, OutputFormat};
 pub use run::RunArgs;
@@ -59,6 +59,9 @@ pub struct Cli {
     /// Tell more on standard error: once for what is done, twice for debugging, thrice for everything
     #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
     pub verbose: u8,
+
+    #[command(flatten)]
+    pub daemon: LeadingArgs,
 
     #[command(subcommand)]
     pub command: Command,
@@ -128,12 +131,35 @@ pub enum Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
-    use super::Cli;
+    use super::{Cli, Command, MachineCommand, hand_down};
 
     #[test]
     fn the_description_contradicts_itself_nowhere() {
         Cli::command().debug_assert();
+    }
+
+    fn daemon_of(words: &[&str]) -> Option<(Option<String>, bool)> {
+        let mut cli = Cli::try_parse_from([&["queztl-hv"], words].concat()).unwrap();
+        hand_down(cli.daemon, &mut cli.command).then(|| match cli.command {
+            Command::Machine(MachineCommand::List(verb)) => (verb.daemon.address, verb.daemon.ca.is_some()),
+            Command::Image(args) => (args.daemon.address, args.daemon.ca.is_some()),
+            _ => (None, false),
+        })
+    }
+
+    #[test]
+    fn a_daemon_is_named_before_the_verb_or_after_it() {
+        let named = |ca| Some((Some("https://a:1".to_owned()), ca));
+        assert_eq!(daemon_of(&["list", "--address", "https://a:1"]), named(false));
+        assert_eq!(daemon_of(&["--address", "https://a:1", "list"]), named(false));
+        assert_eq!(
+            daemon_of(&["--address", "https://b:1", "--ca", "x", "list", "--address", "https://a:1"]),
+            named(true)
+        );
+        assert_eq!(daemon_of(&["--address", "https://a:1", "image", "list"]), named(false));
+        assert_eq!(daemon_of(&["--address", "https://a:1", "doctor"]), None);
+        assert_eq!(daemon_of(&["doctor"]), Some((None, false)));
     }
 }

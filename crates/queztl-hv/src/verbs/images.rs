@@ -1,9 +1,10 @@
 //! Images of the store. Commands that take files take `store:NAME` for one of these.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use queztl_api::{CheckReport, ConvertImage, CreateImage, Image, ImageFormat, ImportImage, Name, ResizeImage};
+use queztl_storage::{Backing, ImageConfig};
 use queztl_vmm::config::Format;
 
 use super::session::{Session, failure};
@@ -19,11 +20,42 @@ const PREFIX: &str = "store:";
 /// A command about an image of the store that exists for files too.
 #[derive(Debug)]
 pub enum Stored {
-    Create { name: Name, size_bytes: Option<u64>, format: Option<Format>, backing: Option<Name> },
-    Info { name: Name, output: OutputFormat },
-    Check { name: Name, output: OutputFormat },
-    Convert { from: Name, to: Name, format: Option<Format> },
-    Resize { name: Name, size_bytes: u64, shrink: bool },
+    Create {
+        name: Name,
+        size_bytes: Option<u64>,
+        format: Option<Format>,
+        backing: Option<Name>,
+    },
+    Info {
+        name: Name,
+        output: OutputFormat,
+    },
+    Check {
+        name: Name,
+        output: OutputFormat,
+    },
+    Convert {
+        from: Name,
+        to: Name,
+        format: Option<Format>,
+    },
+    /// To a file.
+    Give {
+        name: Name,
+        to: PathBuf,
+        format: Option<Format>,
+    },
+    /// From a file.
+    Take {
+        source: ImageConfig,
+        name: Name,
+        format: Option<Format>,
+    },
+    Resize {
+        name: Name,
+        size_bytes: u64,
+        shrink: bool,
+    },
 }
 
 /// The name behind `store:`; none if a file is meant.
@@ -42,10 +74,7 @@ pub async fn execute(session: &Session, command: ImageStoreCommand) -> Result<St
         ImageStoreCommand::Import { name, file, format } => {
             let path = std::path::absolute(&file);
             let path = path.map_err(|error| Failure::usage(format!("{} is no path: {error}", file.display())))?;
-            let request = ImportImage { name: name.clone(), path, format: format.map(api_format) };
-            let operation = client.import_image(&request).await.map_err(failure)?;
-            wait::finish(client, operation).await?;
-            Ok(crate::print(&format!("{name}\n")))
+            import(session, name, path, format).await
         }
         ImageStoreCommand::List { output } => {
             let mut images = client.images().await.map_err(failure)?;
@@ -96,12 +125,62 @@ pub async fn stored(session: &Session, command: Stored) -> Result<Status, Failur
             let format = format.map_or(ImageFormat::Qcow2, api_format);
             client.convert_image(&from, &ConvertImage { name: to, format }).await
         }
+        Stored::Give { name, to, format } => return give(session, &name, &to, format).await,
+        Stored::Take { source, name, format } => return take(session, &source, name, format).await,
         Stored::Resize { name, size_bytes, shrink } => {
             client.resize_image(&name, &ResizeImage { size_bytes, shrink }).await
         }
     };
     wait::finish(client, operation.map_err(failure)?).await?;
     Ok(Status::Success)
+}
+
+/// The home of the daemon, whose images are files of this host that this user may read.
+fn home(session: &Session) -> Result<&Path, Failure> {
+    session.home().ok_or_else(|| {
+        Failure::usage(
+            "images are copied between files and the store of one's own daemon on this host: leave out --address and \
+             QUEZTL_ADDRESS, or run this there",
+        )
+    })
+}
+
+/// Copies an image of the store to a file.
+async fn give(session: &Session, name: &Name, to: &Path, format: Option<Format>) -> Result<Status, Failure> {
+    let home = home(session)?;
+    let image = session.client.image(name).await.map_err(failure)?;
+    let stored = match image.format {
+        ImageFormat::Raw => Format::Raw,
+        ImageFormat::Qcow2 => Format::Qcow2,
+    };
+    let path = queztl_control::image_path(home, name, image.format);
+    // What it builds on is in the store, too, and was decided there.
+    let backing = Backing::Any;
+    let source = ImageConfig { path, format: Some(stored), read_only: true, backing, direct: false, in_order: false };
+    crate::image::convert(&source, to, format)
+}
+
+/// Copies a file to a new image of the store.
+async fn take(session: &Session, source: &ImageConfig, name: Name, format: Option<Format>) -> Result<Status, Failure> {
+    let folder = home(session)?.join("tmp");
+    let made = std::fs::create_dir_all(&folder);
+    made.map_err(|error| Failure::host(format!("{} cannot be made: {error}", folder.display())))?;
+    let path = folder.join(format!("image-{}", std::process::id()));
+    let format = format.unwrap_or(Format::Qcow2);
+    let imported = match crate::image::convert(source, &path, Some(format)) {
+        Ok(_) => import(session, name, path.clone(), Some(format)).await,
+        Err(failure) => Err(failure),
+    };
+    // Where nothing was made there is nothing to remove; what stays is swept with the rest of the folder.
+    let _ = std::fs::remove_file(&path);
+    imported
+}
+
+async fn import(session: &Session, name: Name, path: PathBuf, format: Option<Format>) -> Result<Status, Failure> {
+    let request = ImportImage { name: name.clone(), path, format: format.map(api_format) };
+    let operation = session.client.import_image(&request).await.map_err(failure)?;
+    wait::finish(&session.client, operation).await?;
+    Ok(crate::print(&format!("{name}\n")))
 }
 
 async fn check(session: &Session, name: &Name, format: OutputFormat) -> Result<Status, Failure> {

@@ -104,6 +104,11 @@ impl Session {
         Ok(vms.into_iter().map(|vm| (vm.id, vm.name.to_string())).collect())
     }
 
+    /// The daemon's home, if it is this user's own.
+    pub fn home(&self) -> Option<&Path> {
+        self.home.as_deref()
+    }
+
     /// The virtio sockets of a machine of this host that this user can reach.
     pub fn vsock(&self, id: &str) -> Option<PathBuf> {
         // An identifier comes from the daemon and names one folder.
@@ -155,7 +160,11 @@ pub fn of_problem(problem: &queztl_api::Problem) -> Failure {
         Code::Cancelled => Failure::stopped(problem),
         Code::NotFound => Failure::usage(format!("{problem}{}", who_knows(&problem.detail))),
         Code::Unauthenticated => {
-            Failure::usage(format!("{problem}; give a token in QUEZTL_TOKEN, or see queztl-hv token create --help"))
+            // The daemon tells how a token is sent; who types needs to know where to put it.
+            Failure::usage(format!(
+                "{}: give a token in QUEZTL_TOKEN or with --token-file; queztl-hv token create on the daemon's host makes one",
+                problem.title
+            ))
         }
         _ => Failure::usage(problem),
     }

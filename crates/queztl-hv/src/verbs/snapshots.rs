@@ -1,6 +1,10 @@
 //! `snapshot`, `snapshots` and `restore`.
 
+use std::collections::HashSet;
+
 use queztl_api::{Name, Snapshot, SnapshotRequest};
+use queztl_vmm::process::Folder;
+use queztl_vmm::snapshot;
 
 use super::lifecycle::report;
 use super::session::{Session, failure};
@@ -40,10 +44,31 @@ async fn delete(session: &Session, vm: &str, names: &[Name]) -> Result<Status, F
     report(&names.iter().map(ToString::to_string).collect::<Vec<_>>(), ended)
 }
 
-/// Lists a machine's snapshots.
+/// Lists a machine's snapshots, or reads them.
 pub async fn list(session: &Session, args: &SnapshotsArgs) -> Result<Status, Failure> {
     let snapshots = session.client.snapshots(&args.vm.vm).await.map_err(failure)?;
+    if args.check {
+        return check(session, &snapshots);
+    }
     output::print(&List(&snapshots), args.output.format)
+}
+
+/// A line for each; those that are damaged are failures.
+fn check(session: &Session, snapshots: &[Snapshot]) -> Result<Status, Failure> {
+    let home = session.home().ok_or_else(|| {
+        Failure::usage(
+            "snapshots are read where they lie: leave out --address and QUEZTL_ADDRESS, or run this on the daemon's host",
+        )
+    })?;
+    let (mut known, mut status) = (HashSet::new(), Status::Success);
+    for Snapshot { name, vm, .. } in snapshots {
+        let folder = Folder::new(home.join("vms").join(vm)).snapshots().join(name.as_str());
+        match snapshot::Snapshot::verify(&folder, &mut known) {
+            Ok(()) => drop(crate::print(&format!("{name}: sound\n"))),
+            Err(error) => status = Failure::usage(crate::report::chain(&error)).about(name.as_str()).report(),
+        }
+    }
+    Ok(status)
 }
 
 /// Puts a machine back.

@@ -1,7 +1,8 @@
 //! What is asked of machines is done, and refused where it makes no sense.
 
 use queztl_api::{
-    Code, CreateToken, EndingReason, EventKind, Limits, Rate, RateLimit, Scope, UpdateVm, VmSpec, VmState,
+    Code, CreateToken, Disk, EndingReason, EventKind, Limits, Net, NetKind, Rate, RateLimit, Scope, UpdateVm, VmSpec,
+    VmState,
 };
 use queztl_control::{Recorded, Service};
 use queztl_vmm::control::Client;
@@ -48,6 +49,44 @@ async fn a_machine_is_made_started_paused_stopped_and_deleted() {
     assert_eq!(states, expected.concat());
     assert!(matches!(kinds[0], EventKind::DaemonStarted));
     assert!(kinds.iter().any(|kind| matches!(kind, EventKind::VmDeleted { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_and_networks_have_figures() {
+    let Some(linux) = linux() else { return };
+    let home = Home::new();
+    let manager = home.manager().await;
+    let disk = Disk { size_bytes: Some(16 << 20), ..Disk::default() };
+    let with_network = std::process::Command::new("passt").arg("--version").output().is_ok();
+    let nets = match with_network {
+        true => vec![Net { kind: NetKind::User, tap: None, mac: None }],
+        false => {
+            eprintln!("skipped: the network; passt is not installed");
+            Vec::new()
+        }
+    };
+    let vm = spawn(&manager, "one", VmSpec { disks: vec![disk.clone(), disk], nets, ..linux }).await;
+
+    // Linux reads the partition tables of its disks, and asks for an address.
+    let start = std::time::Instant::now();
+    let figures = loop {
+        let figures = manager.vm_metrics(&vm.id).await.unwrap();
+        let read = figures.disks.iter().all(|disk| disk.reads > 0 && disk.in_flight == 0);
+        if read && figures.nets.iter().all(|net| net.sent_frames > 0) {
+            break figures;
+        }
+        assert!(start.elapsed() < PATIENCE, "{figures:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+
+    assert_eq!(figures.disks.iter().map(|disk| disk.device.as_str()).collect::<Vec<_>>(), ["disk0", "disk1"]);
+    assert_eq!(figures.nets.len(), usize::from(with_network));
+    assert!(figures.nets.iter().all(|net| net.device == "net0" && net.sent_bytes > 0));
+    let disk = &figures.disks[0];
+    assert!(disk.read_bytes > 0 && disk.read_latency.sum_ns > 0);
+    assert_eq!(disk.read_latency.buckets.iter().sum::<u64>(), disk.reads);
+    assert_eq!((disk.writes, disk.write_latency.sum_ns), (0, 0));
+    assert!(figures.vcpus[0].exits.iter().any(|exits| exits.kind == "mmio" && exits.count > 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,3 +41,29 @@ fn snapshots_and_clones_keep_memory_and_disks_apart() {
     assert_eq!(marks("linux-dev-1-3"), "now1\nnow1\nlinux-dev-1-3\n");
     assert_eq!(marks("old"), "then\nthen\nold\n");
 }
+
+#[test]
+fn snapshots_with_damaged_memory_are_found() {
+    // Arrange: two snapshots that build on each other, and one that stands alone.
+    let home = Home::new();
+    home.spawn_idle("one");
+    for (name, more) in [("first", None), ("second", Some("--incremental")), ("third", None)] {
+        home.says(&[&["snapshot", "one", "--name", name][..], more.as_slice()].concat());
+    }
+    assert_eq!(home.says(&["snapshots", "one", "--check"]), "first: sound\nsecond: sound\nthird: sound\n");
+    let id = home.json(&["info", "one"])["id"].as_str().unwrap().to_owned();
+    let memory = home.path().join("vms").join(id).join("snapshots/first/memory");
+    let mut bytes = std::fs::read(&memory).unwrap();
+    let place = bytes.iter().position(|byte| *byte != 0).unwrap();
+    bytes[place] ^= 1;
+    std::fs::write(&memory, bytes).unwrap();
+
+    let output = home.output(&["snapshots", "one", "--check"]);
+
+    assert_eq!(
+        (output.status.code(), String::from_utf8(output.stdout).unwrap()),
+        (Some(2), "third: sound\n".to_owned())
+    );
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("first: ") && told.contains("second: ") && told.contains("checksum"), "{told}");
+}

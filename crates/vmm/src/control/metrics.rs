@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Memory;
 pub use crate::accel::ExitFigures;
-pub use crate::devices::virtio::block::DiskFigures;
+pub use crate::devices::virtio::block::{DiskFigures, Times};
 pub use crate::devices::virtio::net::NetFigures;
 
 /// All counters at one moment. Those of vCPUs and disks begin anew when the guest restarts, which `restarts` tells; those of

@@ -27,7 +27,7 @@ mod tests;
 mod types;
 
 pub use client::{Client, ClientError};
-pub use metrics::{DiskFigures, ExitFigures, Metrics, NetFigures, ProcessMemory, VcpuFigures};
+pub use metrics::{DiskFigures, ExitFigures, Metrics, NetFigures, ProcessMemory, Times, VcpuFigures};
 pub use migration::{Migration, MigrationPhase};
 pub(crate) use server::listen;
 pub use server::{Server, ServerError, Target};

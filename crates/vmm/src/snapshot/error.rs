@@ -30,6 +30,8 @@ pub enum Error {
     Impossible(&'static str),
     #[error(transparent)]
     Memory(#[from] ImageError),
+    #[error("{path:?}: {source}: use a snapshot that does not build on it")]
+    DamagedMemory { path: PathBuf, source: ImageError },
     #[error("{0:?} is not beside the new snapshot: a snapshot and what it builds on have one parent directory")]
     BaseElsewhere(PathBuf),
     #[error("a snapshot builds on {0} others at most: take a full one")]

@@ -1,8 +1,9 @@
 //! Where a snapshot's memory is: in its own file, in those of the snapshots it builds on, or in files that are passed on.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use queztl_guest_memory::{LayerId, MemoryImage, MemoryTable};
 
@@ -22,6 +23,21 @@ pub(crate) fn open(folder: &Path, state: &MachineState) -> Result<MemoryImage, E
     }
     chain.reverse();
     Ok(MemoryImage::open(chain)?)
+}
+
+/// Reads all memory of the snapshot in `folder` and of those it builds on, and compares it with the checksums of their
+/// tables. What is in `known` was read before, and what is read is put there.
+pub(super) fn verify(folder: &Path, state: &MachineState, known: &mut HashSet<PathBuf>) -> Result<(), Error> {
+    let bases = state.bases.iter().map(|base| folder.with_file_name(base));
+    for folder in std::iter::once(folder.to_path_buf()).chain(bases) {
+        if known.contains(&folder) {
+            continue;
+        }
+        let (file, table) = link(&folder)?;
+        table.verify(&file).map_err(|source| Error::DamagedMemory { path: folder.join(MEMORY_FILE), source })?;
+        known.insert(folder);
+    }
+    Ok(())
 }
 
 /// The memory of a fork whose state is in `folder`.

@@ -1,7 +1,8 @@
 //! A snapshot to go on from.
 
+use std::collections::HashSet;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use queztl_guest_memory::MemoryImage;
 use queztl_network::Mac;
@@ -38,6 +39,16 @@ impl Snapshot {
         let state = directory::read_state(folder)?;
         let memory = memory::open(folder, &state)?;
         Ok(Snapshot { state, memory })
+    }
+
+    /// Reads everything that a machine could read from the snapshot in `folder`, which [`Snapshot::open`] does not: its time
+    /// grows with the memory. Of several snapshots that build on each other, `known` keeps what was found sound.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::open`]; [`Error::DamagedMemory`] where memory is not what was written.
+    pub fn verify(folder: &Path, known: &mut HashSet<PathBuf>) -> Result<(), Error> {
+        let Snapshot { state, .. } = Snapshot::open(folder)?;
+        memory::verify(folder, &state, known)
     }
 
     /// Opens what a fork has left: its state in `folder`, its memory in `files`, in the order in which they came.

@@ -29,9 +29,21 @@ pub struct DiskFigures {
     pub errors: u64,
     /// Requests that are under way.
     pub in_flight: u64,
-    /// Sum of the requests' times.
+    /// How long reads took, writes, and all else.
+    #[serde(default)]
+    pub read_times: Times,
+    #[serde(default)]
+    pub write_times: Times,
+    #[serde(default)]
+    pub other_times: Times,
+}
+
+/// How long requests of one kind took.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// The sum of their times.
     pub busy_ns: u64,
-    /// How many requests took below 2^i µs, the last bucket all that took longer; each request is in one bucket.
+    /// How many took below 2^i µs, the last bucket all that took longer; each request is in one bucket.
     pub latency_us_log2: Vec<u64>,
 }
 
@@ -42,8 +54,22 @@ pub(super) struct Metrics {
     bytes: [AtomicU64; 2],
     errors: AtomicU64,
     in_flight: AtomicU64,
+    /// Of reads, of writes, of all else.
+    times: [Clock; 3],
+}
+
+/// Adds up times.
+#[derive(Debug, Default)]
+struct Clock {
     busy_ns: AtomicU64,
     latency: [AtomicU64; LATENCY_BUCKETS],
+}
+
+impl Clock {
+    fn times(&self) -> Times {
+        let latency_us_log2 = self.latency.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        Times { busy_ns: self.busy_ns.load(Ordering::Relaxed), latency_us_log2 }
+    }
 }
 
 impl Metrics {
@@ -67,8 +93,9 @@ impl Metrics {
             add(counter, bytes);
         }
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        add(&self.busy_ns, ns);
-        add(&self.latency[bucket(ns)], 1);
+        let clock = &self.times[(kind as usize).min(self.times.len() - 1)];
+        add(&clock.busy_ns, ns);
+        add(&clock.latency[bucket(ns)], 1);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -76,6 +103,7 @@ impl Metrics {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let [reads, writes, flushes, discards] = self.requests.each_ref().map(get);
         let [read_bytes, written_bytes] = self.bytes.each_ref().map(get);
+        let [read_times, write_times, other_times] = self.times.each_ref().map(Clock::times);
         DiskFigures {
             reads,
             writes,
@@ -85,8 +113,9 @@ impl Metrics {
             written_bytes,
             errors: get(&self.errors),
             in_flight: get(&self.in_flight),
-            busy_ns: get(&self.busy_ns),
-            latency_us_log2: self.latency.iter().map(get).collect(),
+            read_times,
+            write_times,
+            other_times,
         }
     }
 }
@@ -116,8 +145,11 @@ mod tests {
         metrics.end(Kind::Read, 4096, true, Duration::from_micros(5));
         metrics.end(Kind::Write, 512, false, Duration::from_micros(700));
         metrics.end(Kind::Flush, 0, true, Duration::ZERO);
-        let mut latency = vec![0; LATENCY_BUCKETS];
-        (latency[3], latency[10], latency[0]) = (1, 1, 1);
+        let times = |busy_ns, bucket: usize| {
+            let mut latency_us_log2 = vec![0; LATENCY_BUCKETS];
+            latency_us_log2[bucket] = 1;
+            Times { busy_ns, latency_us_log2 }
+        };
         let expected = DiskFigures {
             reads: 1,
             writes: 1,
@@ -125,9 +157,11 @@ mod tests {
             read_bytes: 4096,
             errors: 1,
             in_flight: 1,
-            busy_ns: 705_000,
-            latency_us_log2: latency,
-            ..DiskFigures::default()
+            discards: 0,
+            written_bytes: 0,
+            read_times: times(5_000, 3),
+            write_times: times(700_000, 10),
+            other_times: times(0, 0),
         };
         assert_eq!(metrics.figures(), expected);
     }

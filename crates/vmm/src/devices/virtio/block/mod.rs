@@ -30,7 +30,7 @@ use super::{device_type, feature, lock, read_config_bytes};
 use crate::confine;
 use handler::{BlockHandler, Means};
 use metrics::Metrics;
-pub use metrics::{DiskFigures, LATENCY_BUCKETS};
+pub use metrics::{DiskFigures, LATENCY_BUCKETS, Times};
 
 const QUEUE_SIZE: u16 = 256;
 /// Most queues of one disk.
