@@ -181,13 +181,22 @@ fn source(path: PathBuf, format: Option<Format>, any_backing: bool) -> ImageConf
 /// One of the two cannot be used.
 pub fn convert(source: &ImageConfig, to: &Path, output_format: Option<Format>) -> Result<Status, Failure> {
     let target = output_format.unwrap_or_else(|| called(to));
+    let bytes = copy(source, to, target)?;
+    eprintln!("{}: {target} image of {}", to.display(), size(bytes));
+    Ok(Status::Success)
+}
+
+/// Copies a disk to a new image; gives its size in bytes.
+///
+/// # Errors
+/// One of the two cannot be used.
+pub fn copy(source: &ImageConfig, to: &Path, target: Format) -> Result<u64, Failure> {
     let mut shown = None;
     let bytes = image::convert(source, to, target, |done, all| show_progress(&mut shown, done, all));
     if shown.is_some() {
         eprint!("\r\x1b[K");
     }
-    eprintln!("{}: {target} image of {}", to.display(), size(bytes.map_err(failure)?));
-    Ok(Status::Success)
+    bytes.map_err(failure)
 }
 
 /// One line on a terminal, renewed at each per cent; quiet elsewhere.

@@ -167,7 +167,7 @@ async fn take(session: &Session, source: &ImageConfig, name: Name, format: Optio
     made.map_err(|error| Failure::host(format!("{} cannot be made: {error}", folder.display())))?;
     let path = folder.join(format!("image-{}", std::process::id()));
     let format = format.unwrap_or(Format::Qcow2);
-    let imported = match crate::image::convert(source, &path, Some(format)) {
+    let imported = match crate::image::copy(source, &path, format) {
         Ok(_) => import(session, name, path.clone(), Some(format)).await,
         Err(failure) => Err(failure),
     };

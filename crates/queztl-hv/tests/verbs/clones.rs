@@ -65,5 +65,5 @@ fn snapshots_with_damaged_memory_are_found() {
         (Some(2), "third: sound\n".to_owned())
     );
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("first: ") && told.contains("second: ") && told.contains("checksum"), "{told}");
+    assert!(told.contains("first/memory") && told.contains("second: ") && told.contains("checksum"), "{told}");
 }
