@@ -49,9 +49,20 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
             BUILD,
             KVM_BUILD,
         ],
-        Kind::Launcher => {
-            &[BASE, INTERRUPTS, THREADS, POLL, BLOCK, MEMORY_RETURN, NET, VSOCK, RATES, DEVICE_START, KVM_EVENTS]
-        }
+        Kind::Launcher => &[
+            BASE,
+            INTERRUPTS,
+            THREADS,
+            POLL,
+            BLOCK,
+            MEMORY_RETURN,
+            NET,
+            VSOCK,
+            RATES,
+            DEVICE_START,
+            KVM_EVENTS,
+            KVM_MEMORY,
+        ],
         Kind::VcpuSoft => &[BASE, CODE],
         Kind::VcpuKvm => &[BASE, KVM_VCPU, INTERRUPTS, CODE, KICK],
         Kind::Block => &[BASE, INTERRUPTS, POLL, BLOCK, RATES],
@@ -444,6 +455,11 @@ mod tests {
             assert!(list.is_subset(&machine) || kind == Kind::Launcher, "{kind:?}: {:?}", list.difference(&machine));
             if kind.is_device() {
                 assert!(list.is_subset(&numbers(Kind::Launcher)), "{kind:?}");
+                // Also in what is allowed of a call.
+                let rules = |kind| -> BTreeSet<String> {
+                    groups(kind).iter().flat_map(|group| group.iter()).map(|allowed| format!("{allowed:?}")).collect()
+                };
+                assert!(rules(kind).is_subset(&rules(Kind::Launcher)), "{kind:?}");
             }
         }
         assert!(numbers(Kind::Launcher).is_subset(&machine));
