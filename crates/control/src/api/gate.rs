@@ -13,7 +13,7 @@ use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY,
     X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use queztl_api::{Code, PREFIX, Scope, Token};
 
 use super::answer::{Failure, shown};
@@ -73,6 +73,7 @@ pub async fn enter(State(app): State<App>, mut request: Request, next: Next) -> 
     let peer = request.extensions().get::<Peer>().copied();
     let (method, target) = (request.method().clone(), request.uri().to_string());
     let audited = needed > Scope::Read || (request.uri().path() == dashboard::SESSION && method != Method::GET);
+    let asks_for_session = request.uri().path() == dashboard::SESSION && method == Method::GET;
     let shown_by = peer.map(|peer| credentials(peer, &request).map(|shown| (peer, shown)));
     let entered = match shown_by {
         Some(Ok((peer, shown))) => identify(&app, peer, shown).await,
@@ -91,13 +92,13 @@ pub async fn enter(State(app): State<App>, mut request: Request, next: Next) -> 
             let detail = format!("the token has scope {has:?} and this needs {needs:?}: use another token");
             (Failure::new(Code::Forbidden, detail).into_response(), caller.to_string())
         }
-        Err(failure) => {
-            if failure.0.code == Code::Unauthenticated {
-                app.service().refused();
-            }
-            (failure.into_response(), format!("{peer:?}"))
-        }
+        Err(failure) => (failure.into_response(), format!("{peer:?}")),
     };
+    // Logins of browsers are anybody's to try, and are refused by their handler. A page that asks whether it still is logged
+    // in has shown nothing wrong.
+    if response.status() == StatusCode::UNAUTHORIZED && !asks_for_session {
+        app.service().refused();
+    }
     if audited {
         let (status, took_us) = (response.status().as_u16(), started.elapsed().as_micros());
         tracing::info!(target: "queztl::audit", caller = who, %method, target = %shown(&target), status, took_us);

@@ -39,11 +39,18 @@ async fn alerts_are_listed_newest_first() {
 async fn the_metrics_tell_of_alerts_and_refusals() {
     let api = Api::new();
     api.service.add_alert(alert("new", 200, AlertState::Firing));
-    api.send(Peer::Remote { address: [127, 0, 0, 1].into() }, request(Method::GET, "/v1/vms", None)).await;
+    let stranger = Peer::Remote { address: [127, 0, 0, 1].into() };
+    api.send(stranger, request(Method::GET, "/v1/vms", None)).await;
+    let mut login = request(Method::POST, "/session", Some(json!({"token": "wrong"})));
+    login.headers_mut().insert("host", "localhost".parse().unwrap());
+    login.headers_mut().insert("origin", "https://localhost".parse().unwrap());
+    let login = api.send(stranger, login).await;
+    api.send(stranger, request(Method::GET, "/session", None)).await;
+    assert_eq!(login.status, StatusCode::UNAUTHORIZED, "{login:?}");
 
     let text = String::from_utf8(api.get("/metrics").await.body).unwrap();
 
     assert!(text.contains("queztl_alerts{rule=\"host-disk\"} 1\n"), "{text}");
     assert!(text.contains("queztl_alerts{rule=\"vm-crash\"} 0\n"), "{text}");
-    assert!(text.contains("queztl_refused_requests_total 1\n"), "{text}");
+    assert!(text.contains("queztl_refused_requests_total 2\n"), "{text}");
 }
