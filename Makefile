@@ -1,9 +1,10 @@
 # Everything that a person does with this repository. `make` alone explains.
 .POSIX:
-.PHONY: help demo build dashboard browse test lint bench fuzz guest debian-image clean
+.PHONY: help demo demo-ha build dashboard browse test lint bench fuzz guest debian-image clean
 
 help:
 	@echo "make demo          build all, boot a guest, run a command inside, clone it ten times; says how long each step took"
+	@echo "make demo-ha       a host dies and its machine goes on at another one (root, ip, nsenter)"
 	@echo "make build         the program: target/release/queztl-hv"
 	@echo "make dashboard     the page that the daemon serves; part of build where there is npm"
 	@echo "make guest         the minimal guest kernel and the small root file system"
@@ -17,6 +18,9 @@ help:
 
 demo:
 	@scripts/demo.sh
+
+demo-ha:
+	@scripts/demo-ha.sh
 
 build: dashboard
 	@scripts/setup.sh build

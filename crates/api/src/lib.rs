@@ -20,6 +20,7 @@ mod name;
 mod operation;
 mod page;
 mod problem;
+mod protection;
 mod snapshot;
 mod token;
 mod vm;
@@ -43,6 +44,10 @@ pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use operation::{Operation, OperationKind, OperationState, Progress};
 pub use page::{MAX_PAGE, Page, PageQuery};
 pub use problem::{Code, FieldProblem, Problem};
+pub use protection::{
+    BackupAddress, BackupOrder, BackupPeer, BackupPromise, BackupState, CopyVersion, PromiseRequest, ProtectRequest,
+    Protection, ProtectionMode, ProtectionState,
+};
 pub use snapshot::{CloneRequest, Snapshot, SnapshotKind, SnapshotRequest};
 pub use token::{CreateToken, NewToken, Scope, Token};
 pub use vm::{

@@ -82,4 +82,7 @@ pub struct ReceiveRequest {
     pub spec: VmSpec,
     /// The addresses of its network devices, in their order.
     pub macs: Vec<String>,
+    /// It does not come to stay: a copy of it is kept, and goes on if it has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<crate::BackupOrder>,
 }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use queztl_api::{
-    Alert, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm,
-    DashboardLogin, DashboardRequest, Event, ExecRequest, ExecResult, Image, ImportImage, Info, MigrateRequest, Name,
-    NewToken, Operation, Page, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
-    Token, UpdateVm, Vm, VmMetrics,
+    Alert, BackupPromise, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken,
+    CreateVm, DashboardLogin, DashboardRequest, Event, ExecRequest, ExecResult, Image, ImportImage, Info,
+    MigrateRequest, Name, NewToken, Operation, Page, PromiseRequest, ProtectRequest, Protection, ReceiveRequest,
+    ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
 use serde::de::DeserializeOwned;
 
@@ -108,6 +108,23 @@ impl Client {
 
     pub async fn forget_incoming(&self, id: &str) -> Result<(), Error> {
         self.remove(&Path::new(&["incoming", id])).await
+    }
+
+    /// Has a copy that is kept there serve no owner of a lower term.
+    pub async fn promise(&self, id: &str, request: &PromiseRequest) -> Result<BackupPromise, Error> {
+        self.post(&Path::new(&["incoming", id, "promise"]), request).await
+    }
+
+    pub async fn protect(&self, vm: &str, request: &ProtectRequest) -> Result<Protection, Error> {
+        self.post(&Path::new(&["vms", vm, "protection"]), request).await
+    }
+
+    pub async fn protection(&self, vm: &str) -> Result<Protection, Error> {
+        self.get(&Path::new(&["vms", vm, "protection"])).await
+    }
+
+    pub async fn unprotect(&self, vm: &str) -> Result<(), Error> {
+        self.remove(&Path::new(&["vms", vm, "protection"])).await
     }
 
     pub async fn images(&self) -> Result<Vec<Image>, Error> {

@@ -23,6 +23,7 @@ pub mod memory;
 mod metrics;
 mod migrations;
 mod operations;
+mod protections;
 mod service;
 mod snapshots;
 mod store;

@@ -368,6 +368,23 @@ impl Service for MemoryService {
         Err(Problem::new(Code::State, format!("{vm:?} is not expected here")))
     }
 
+    async fn promise(&self, vm: &str, _: PromiseRequest) -> Result<BackupPromise, Problem> {
+        Err(Problem::new(Code::State, format!("no copy of {vm:?} is kept here")))
+    }
+
+    async fn protect(&self, vm: &str, _: ProtectRequest) -> Result<Protection, Problem> {
+        self.protection(vm).await
+    }
+
+    async fn protection(&self, vm: &str) -> Result<Protection, Problem> {
+        find(&mut self.state(), vm)?;
+        Err(Problem::new(Code::State, format!("{vm:?} is not protected")))
+    }
+
+    async fn unprotect(&self, vm: &str) -> Result<(), Problem> {
+        self.protection(vm).await.map(drop)
+    }
+
     async fn images(&self) -> Result<Vec<Image>, Problem> {
         Ok(self.state().images.values().cloned().collect())
     }

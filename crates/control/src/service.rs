@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use queztl_api::{
-    Alert, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, Event,
-    Image, ImportImage, MigrateRequest, Name, NewToken, Operation, Problem, ReceiveRequest, ResizeImage, Sample,
-    Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
+    Alert, BackupPromise, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken,
+    CreateVm, Event, Image, ImportImage, MigrateRequest, Name, NewToken, Operation, Problem, PromiseRequest,
+    ProtectRequest, Protection, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
+    Token, UpdateVm, Vm, VmMetrics,
 };
 use queztl_telemetry::DeliveryFigures;
 
@@ -97,6 +98,13 @@ pub trait Service: Send + Sync + 'static {
     async fn incoming(&self, vm: &str) -> Result<PathBuf, Problem>;
     /// It does not come.
     async fn forget_incoming(&self, vm: &str) -> Result<(), Problem>;
+    /// A copy that is kept here serves no owner of a lower term from now on.
+    async fn promise(&self, vm: &str, request: PromiseRequest) -> Result<BackupPromise, Problem>;
+
+    /// Begins to copy the running machine to other daemons.
+    async fn protect(&self, vm: &str, request: ProtectRequest) -> Result<Protection, Problem>;
+    async fn protection(&self, vm: &str) -> Result<Protection, Problem>;
+    async fn unprotect(&self, vm: &str) -> Result<(), Problem>;
 
     async fn images(&self) -> Result<Vec<Image>, Problem>;
     async fn image(&self, name: &Name) -> Result<Image, Problem>;

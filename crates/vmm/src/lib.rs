@@ -19,5 +19,6 @@ pub mod machine;
 pub mod migration;
 pub mod numa;
 pub mod process;
+pub mod protection;
 pub mod snapshot;
 pub mod timers;

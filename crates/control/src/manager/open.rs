@@ -119,6 +119,7 @@ impl Core {
         self.recover_benchmarks()?;
         for machine in self.machines.all() {
             self.recover_departure(&machine)?;
+            self.recover_protection(&machine)?;
         }
         self.autostart();
         self.start_sampling();

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use queztl_api::{
-    Alert, BenchmarkRequest, BenchmarkRun, CloneRequest, Code, ConvertImage, CreateImage, CreateToken, CreateVm, Event,
-    Image, ImportImage, MigrateRequest, Name, NewToken, Operation, Problem, ReceiveRequest, ResizeImage, Sample,
-    Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
+    Alert, BackupPromise, BenchmarkRequest, BenchmarkRun, CloneRequest, Code, ConvertImage, CreateImage, CreateToken,
+    CreateVm, Event, Image, ImportImage, MigrateRequest, Name, NewToken, Operation, Problem, PromiseRequest,
+    ProtectRequest, Protection, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
+    Token, UpdateVm, Vm, VmMetrics,
 };
 
 use super::Manager;
@@ -118,6 +119,26 @@ impl Service for Manager {
     async fn forget_incoming(&self, vm: &str) -> Result<()> {
         let vm = vm.to_owned();
         self.call(move |core| core.forget_incoming(&vm)).await
+    }
+
+    async fn promise(&self, vm: &str, request: PromiseRequest) -> Result<BackupPromise> {
+        let vm = vm.to_owned();
+        self.call(move |core| core.promise(&vm, request)).await
+    }
+
+    async fn protect(&self, vm: &str, request: ProtectRequest) -> Result<Protection> {
+        let vm = vm.to_owned();
+        self.call(move |core| core.protect(&vm, request)).await
+    }
+
+    async fn protection(&self, vm: &str) -> Result<Protection> {
+        let vm = vm.to_owned();
+        self.call(move |core| core.protection(&vm)).await
+    }
+
+    async fn unprotect(&self, vm: &str) -> Result<()> {
+        let vm = vm.to_owned();
+        self.call(move |core| core.unprotect(&vm)).await
     }
 
     async fn images(&self) -> Result<Vec<Image>> {

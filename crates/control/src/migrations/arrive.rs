@@ -44,7 +44,10 @@ impl Core {
                 Ok(())
             },
             move |core, _| {
-                let arrived = core.run_from(&machine, &claim, Start::Incoming {}, Vec::new());
+                let arrived = match request.backup {
+                    Some(order) => core.keep_copy(&machine, &claim, order),
+                    None => core.run_from(&machine, &claim, Start::Incoming {}, Vec::new()),
+                };
                 if let Err(problem) = arrived.and_then(|()| core.arrived(&machine)) {
                     // Its process is ended with it.
                     core.discard(&machine);

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use queztl_api::{Code, MigrateRequest, MigrationReport, Operation, OperationKind, Problem, ReceiveRequest, VmState};
-use queztl_client::{Address, Client, Options};
+use queztl_api::{
+    BackupAddress, Code, MigrateRequest, MigrationReport, Operation, OperationKind, Problem, ReceiveRequest, VmState,
+};
+use queztl_client::Client;
 use queztl_vmm::control::{Client as Process, Migration, MigrationPhase, Request};
 use serde_json::json;
 
 use super::LEAVING_SOCKET;
-use super::relay::Relay;
+use super::Relay;
 use crate::manager::Core;
 use crate::operations::Task;
 use crate::store::VMS;
@@ -35,6 +37,9 @@ impl Core {
         let client = Arc::new(client(&self.config.home, &request)?);
         let machine = self.machines.find(vm)?;
         self.check_movable(&machine)?;
+        if machine.record().protection.is_some() {
+            return Err(Problem::new(Code::State, format!("{vm:?} is protected: unprotect it before it moves")));
+        }
         let claim = machine.claim(OperationKind::Migrate, Command::Clone)?;
         let work = machine.clone();
         let mut record = machine.record();
@@ -86,7 +91,7 @@ impl Core {
         }
     }
 
-    fn check_movable(&self, machine: &Machine) -> Result<(), Problem> {
+    pub(crate) fn check_movable(&self, machine: &Machine) -> Result<(), Problem> {
         let record = machine.record();
         let refused = |why: &str| Err(Problem::new(Code::State, format!("{:?} {why}", record.name.as_str())));
         if record.disks.iter().any(|disk| !disk.read_only) {
@@ -112,6 +117,7 @@ impl Core {
             name: record.name,
             spec: record.spec,
             macs: record.macs.iter().map(ToString::to_string).collect(),
+            backup: None,
         };
         self.runtime.block_on(client.receive(&receive)).map_err(there)?;
         let moved = self.hand_over(machine, client, request, task);
@@ -250,17 +256,8 @@ fn ended_as_moved(machine: &Machine, last: Migration) -> Result<Migration, Probl
 }
 
 fn client(home: &std::path::Path, request: &MigrateRequest) -> Result<Client, Problem> {
-    let address: Address = request.to.parse().map_err(|error| Problem::invalid("to", format!("{error}")))?;
-    // The certificates are read when the client is made.
-    let file = request.authority.as_ref().map(|text| {
-        let mut file = tempfile::NamedTempFile::new_in(home)?;
-        std::io::Write::write_all(&mut file, text.as_bytes())?;
-        Ok::<_, std::io::Error>(file)
-    });
-    let file = file.transpose().map_err(|error| Problem::new(Code::Host, format!("a file cannot be made: {error}")))?;
-    let authority = file.as_ref().map(|file| file.path().to_path_buf());
-    let client = Client::new(address, Options { token: request.token.clone(), authority });
-    client.map_err(|error| Problem::invalid("to", error.to_string()))
+    let MigrateRequest { to, token, authority, .. } = request.clone();
+    crate::protections::client(home, &BackupAddress { to, token, authority })
 }
 
 /// What the other daemon says.

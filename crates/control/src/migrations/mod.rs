@@ -15,5 +15,7 @@ mod arrive;
 mod leave;
 mod relay;
 
+pub(crate) use relay::Relay;
+
 /// Where the process of a leaving machine finds its daemon, in the machine's directory.
 const LEAVING_SOCKET: &str = "migrate.sock";

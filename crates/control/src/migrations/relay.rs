@@ -13,7 +13,8 @@ use tokio::task::JoinSet;
 const PIECE_BYTES: usize = 128 << 10;
 
 /// A socket whose connections are carried to where a machine arrives. Ended, with all connections, when dropped.
-pub(super) struct Relay {
+#[derive(Debug)]
+pub(crate) struct Relay {
     task: tokio::task::JoinHandle<()>,
 }
 

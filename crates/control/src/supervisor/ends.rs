@@ -78,6 +78,9 @@ impl Core {
         machine.end(crashed);
         if crashed {
             self.alerts.look_soon();
+        }
+        // One that was protected goes on elsewhere.
+        if crashed && machine.lock().record.protection.is_none() {
             self.recover_from_crash(machine);
         }
     }

@@ -154,6 +154,8 @@ pub(crate) fn blank(name: &Name, spec: VmSpec) -> Result<VmRecord, Problem> {
         complete: false,
         arriving: false,
         leaving: None,
+        protection: None,
+        node: None,
         deleting: false,
         wish: Wish::Off,
         started_before: false,

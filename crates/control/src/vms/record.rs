@@ -22,6 +22,12 @@ pub(crate) struct VmRecord {
     /// It is on its way to another daemon, and may be there already: the two processes know.
     #[serde(default)]
     pub leaving: Option<MigrateRequest>,
+    /// It is copied to other daemons, one of which may have taken it.
+    #[serde(default)]
+    pub protection: Option<crate::protections::Guarded>,
+    /// This daemon's number in the group of those that had copies of it.
+    #[serde(default)]
+    pub node: Option<u32>,
     /// The next daemon goes on deleting it.
     pub deleting: bool,
     pub wish: Wish,

@@ -20,6 +20,8 @@ use crate::supervisor;
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// The same where a machine comes from another daemon. Its process gives up much sooner when nothing comes.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// And where it keeps a copy of a machine, which is needed when it is needed: centuries.
+const COPY_LIMIT: Duration = Duration::from_secs(1 << 33);
 
 impl Core {
     pub(crate) fn start(self: &Arc<Self>, vm: &str) -> Result<Operation, Problem> {
@@ -54,8 +56,18 @@ impl Core {
         start: Start,
         memory: Vec<Arc<std::os::fd::OwnedFd>>,
     ) -> Result<(), Problem> {
-        let is_incoming = matches!(start, Start::Incoming {});
+        let limit = match start {
+            Start::Incoming {} => ARRIVAL_LIMIT,
+            Start::Backup {} => COPY_LIMIT,
+            _ => READY_LIMIT,
+        };
         let record = machine.record();
+        if record.protection.is_some() {
+            let name = record.name.as_str();
+            let text =
+                format!("{name:?} was protected, and a backup may go on with it: look there, and delete it here");
+            return Err(Problem::new(Code::State, text));
+        }
         let file = self.machine_file(&record, start)?;
         self.note_start(machine)?;
         let spawned = supervisor::spawn(&self.config.program, &machine.folder, file, &memory);
@@ -85,7 +97,7 @@ impl Core {
             // Killed before there was a process.
             supervisor::kill(&live.pidfd)?;
         }
-        let status = self.await_answer(machine, &live, if is_incoming { ARRIVAL_LIMIT } else { READY_LIMIT })?;
+        let status = self.await_answer(machine, &live, limit)?;
         self.answered(machine, &live, &status);
         Ok(())
     }

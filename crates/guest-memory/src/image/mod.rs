@@ -143,6 +143,11 @@ impl MemoryImage {
         self.layers.last().copied()
     }
 
+    /// Whether what is newer than this layer can be told.
+    pub fn descends_from(&self, layer: LayerId) -> bool {
+        self.layers.contains(&layer)
+    }
+
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments
     }

@@ -9,6 +9,7 @@ use queztl_vmm::config::{AccelChoice, Pages, RateLimit};
 
 use super::Command;
 use super::output::OutputArg;
+use super::protection::{ProtectArgs, ProtectionArgs, UnprotectArgs};
 use crate::topology::{self, PinArg};
 use crate::values::machine::{self, CheckpointsArg, DiskArg, RateArg};
 use crate::values::{self, NetArg};
@@ -238,6 +239,15 @@ pub enum MachineCommand {
 
     /// Bring a running machine to another daemon
     Migrate(Verb<MigrateArgs>),
+
+    /// Copy a running machine to other daemons, one of which goes on when this one is gone
+    Protect(Verb<ProtectArgs>),
+
+    /// Show how a machine is protected
+    Protection(Verb<ProtectionArgs>),
+
+    /// End a machine's protection; it goes on
+    Unprotect(Verb<UnprotectArgs>),
 
     /// List the daemon's work, wait for it or cancel it
     Operations(Verb<OperationsArgs>),

@@ -6,6 +6,7 @@ mod image;
 mod kernel;
 mod machines;
 mod output;
+mod protection;
 mod run;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub use machines::{
     SnapshotsArgs, StopArgs, SuiteArg, TokenCommand, TopArgs, Verb, Vms, hand_down,
 };
 pub use output::{OutputArg, OutputFormat};
+pub use protection::{Interval, ProtectArgs, ProtectMode, ProtectionArgs, UnprotectArgs};
 pub use run::RunArgs;
 
 use crate::guest::{CopyArgs, ExecArgs};

@@ -25,6 +25,7 @@ mod list;
 mod migrate;
 pub mod names;
 mod operations;
+mod protection;
 mod rows;
 mod session;
 mod snapshots;
@@ -68,6 +69,13 @@ pub fn execute(command: MachineCommand) -> Result<Status, Failure> {
         MachineCommand::Snapshots(verb) => with(verb, async |session, args| snapshots::list(session, &args).await),
         MachineCommand::Restore(verb) => with(verb, async |session, args| snapshots::restore(session, &args).await),
         MachineCommand::Migrate(verb) => with(verb, async |session, args| migrate::migrate(session, args).await),
+        MachineCommand::Protect(verb) => with(verb, async |session, args| protection::protect(session, args).await),
+        MachineCommand::Protection(verb) => {
+            with(verb, async |session, args| protection::protection(session, &args).await)
+        }
+        MachineCommand::Unprotect(verb) => {
+            with(verb, async |session, args| protection::unprotect(session, &args).await)
+        }
         MachineCommand::Clone(verb) => with(verb, async |session, args| clones::clone(session, args).await),
         MachineCommand::Operations(verb) => {
             with(verb, async |session, args| operations::operations(session, args).await)

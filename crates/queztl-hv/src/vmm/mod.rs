@@ -23,6 +23,7 @@ use queztl_vmm::migration::{self, Arrival, Arrived};
 use queztl_vmm::process::console::{self, Hub};
 use queztl_vmm::process::sandbox::{self, Needs};
 use queztl_vmm::process::{ExitReport, FileError, Folder, Lock, LockError, LogFile, MachineFile, Start};
+use queztl_vmm::protection::{self, Promotion};
 use queztl_vmm::snapshot::{Identity, Snapshot};
 use tracing_subscriber::EnvFilter;
 
@@ -85,7 +86,7 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let config = file.config;
     config.check().map_err(Failure::usage)?;
     let needs = Needs::of(Path::new("."), &config, &file.start, &file.sandbox);
-    let is_incoming = matches!(file.start, Start::Incoming {});
+    let (is_incoming, is_backup) = (file.start == Start::Incoming {}, file.start == Start::Backup {});
     let snapshot = snapshot(file.start)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     terminal::restore_on_panic();
@@ -97,15 +98,19 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     confine::start_launcher().map_err(Failure::host)?;
     signals.listen();
 
-    let (snapshot, arrived) = match is_incoming {
-        true => arrival(folder, &config).map(|(snapshot, arrived)| (Some((snapshot, None)), Some(arrived)))?,
-        false => (snapshot, None),
+    let (snapshot, arrived) = match (is_incoming, is_backup) {
+        (true, _) => arrival(folder, &config).map(|(snapshot, arrived)| (Some((snapshot, None)), Some(arrived)))?,
+        (_, true) => (Some((promotion(folder, &config)?, None)), None),
+        _ => (snapshot, None),
     };
     let writers = hub.clone();
     let host = Host::with_networks(networks, &config).map_err(engine::failure)?;
     let host = host.with_terminal(Terminal::new(move || writers.writer()));
     let machine = Engine::on(host, config, snapshot, started)?;
     signals.watch(machine.handle());
+    if is_backup {
+        machine.handle().announce();
+    }
     let viewers = console::Server::start(folder, hub, Arc::new(machine.handle()), Some(log));
     let viewers = viewers.map_err(|error| Failure::host(chain(&error)))?;
     // Who answers on the control socket has the machine.
@@ -125,7 +130,7 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
 /// The snapshot to go on from, if that is asked for, and who the guest is then.
 fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failure> {
     match start {
-        Start::Boot | Start::Incoming {} => Ok(None),
+        Start::Boot | Start::Incoming {} | Start::Backup {} => Ok(None),
         Start::Restore { snapshot, identity } => {
             let snapshot = Snapshot::open(&snapshot).map_err(|error| Failure::usage(chain(&error)))?;
             Ok(Some((snapshot, identity)))
@@ -150,6 +155,14 @@ fn arrival(folder: &Folder, config: &MachineConfig) -> Result<(Snapshot, Arrived
             Err(Failure::usage(chain(&error)))
         }
     }
+}
+
+/// The copy of a machine that was protected elsewhere, when it is to go on here.
+fn promotion(folder: &Folder, config: &MachineConfig) -> Result<Snapshot, Failure> {
+    let promotion = protection::stand_by(folder, config).map_err(|error| Failure::host(chain(&error)))?;
+    let Promotion { snapshot, version } = promotion;
+    tracing::info!(term = version.term, epoch = version.epoch, "the machine goes on here");
+    Ok(snapshot)
 }
 
 /// The files that this process was started with under these numbers.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::{Answer, MAX_FILES, Metrics, Migration, Refusal, Request, Response, SnapshotReport, Status};
+use super::{Answer, MAX_FILES, Metrics, Migration, Protection, Refusal, Request, Response, SnapshotReport, Status};
 
 /// How long an answer may take: longer than the machine waits for its own parts.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -118,6 +118,15 @@ impl Client {
     pub fn migration(&mut self) -> Result<Migration, ClientError> {
         match self.request(&Request::Migration {})? {
             Response::Migration(migration) => Ok(migration),
+            Response::Error(refusal) => Err(refusal.into()),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Asks how the protection goes.
+    pub fn protection(&mut self) -> Result<Protection, ClientError> {
+        match self.request(&Request::Protection {})? {
+            Response::Protection(protection) => Ok(*protection),
             Response::Error(refusal) => Err(refusal.into()),
             _ => Err(ClientError::Unexpected),
         }

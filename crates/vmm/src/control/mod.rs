@@ -21,6 +21,7 @@ mod connection;
 mod errands;
 mod metrics;
 mod migration;
+mod protection;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,9 @@ mod types;
 pub use client::{Client, ClientError};
 pub use metrics::{DiskFigures, ExitFigures, Metrics, NetFigures, ProcessMemory, Times, VcpuFigures};
 pub use migration::{Migration, MigrationPhase};
+pub use protection::{
+    BackupFigures, BackupPlace, ProtectOrder, Protection, ProtectionMode, ProtectionState, RegisterWish, ThrottleOrder,
+};
 pub(crate) use server::listen;
 pub use server::{Server, ServerError, Target};
 pub use types::{

@@ -76,12 +76,30 @@ pub enum Request {
     Migration {},
     /// Give a migration up; the machine goes on here, unless the last round has been sent.
     CancelMigration {},
+    /// Copy the machine to backups while it runs, epoch by epoch. Answered when it has begun; [`Request::Protection`] tells how
+    /// it goes.
+    Protect { order: Box<super::ProtectOrder> },
+    /// A backup is there, or there again.
+    AddBackup { place: super::BackupPlace },
+    /// What the group's register says now, while nobody writes it, and until when the machine may let output out, by the
+    /// host's monotonic clock in nanoseconds.
+    Adopt {
+        #[serde(default)]
+        register: Option<queztl_distributed_ram::Register>,
+        #[serde(default)]
+        lease_until_ns: Option<u64>,
+    },
+    /// How the protection goes, and what is to be written into the register. Answered by [`Response::Protection`].
+    Protection {},
+    /// Protect the machine no longer.
+    Unprotect {},
 }
 
 impl Request {
     /// Whether it takes longer than others can wait.
     pub fn is_long(&self) -> bool {
-        matches!(self, Request::Snapshot { .. } | Request::Fork { .. } | Request::Migrate { .. } | Request::Settle {})
+        use Request::{AddBackup, Fork, Migrate, Protect, Settle, Snapshot};
+        matches!(self, Snapshot { .. } | Fork { .. } | Migrate { .. } | Settle {} | Protect { .. } | AddBackup { .. })
     }
 }
 
@@ -107,6 +125,7 @@ pub enum Response {
     Fork(SnapshotReport),
     Metrics(Box<super::Metrics>),
     Migration(super::Migration),
+    Protection(Box<super::Protection>),
     Error(Refusal),
 }
 

@@ -60,9 +60,14 @@ impl Target for MachineHandle {
             Request::Limit { device, limit } => done(self.set_limit(&device, limit)),
             Request::Migration {} => Response::Migration(self.migration()),
             Request::CancelMigration {} => done(self.cancel_migration()),
-            Request::Snapshot { .. } | Request::Fork { .. } | Request::Migrate { .. } => {
-                self.carry_out(request).response
-            }
+            Request::Protection {} => Response::Protection(Box::new(self.protection())),
+            Request::Adopt { register, lease_until_ns } => done(self.adopt(register.as_ref(), lease_until_ns)),
+            Request::Unprotect {} => done(self.unprotect()),
+            long @ (Request::Snapshot { .. }
+            | Request::Fork { .. }
+            | Request::Migrate { .. }
+            | Request::Protect { .. }
+            | Request::AddBackup { .. }) => self.carry_out(long).response,
         }
     }
 
@@ -81,6 +86,8 @@ impl Target for MachineHandle {
                 let order = MigrationOrder { socket, stripes, max_rounds };
                 self.migrate(order).map_or_else(refused, |()| Response::Done {}.into())
             }
+            Request::Protect { order } => self.protect(*order).map_or_else(refused, |()| Response::Done {}.into()),
+            Request::AddBackup { place } => self.add_backup(place).map_or_else(refused, |()| Response::Done {}.into()),
             other => self.execute(other).into(),
         }
     }

@@ -240,7 +240,8 @@ impl MachineHandle {
         Ok(verdict)
     }
 
-    fn ram_runs(&self) -> Result<Vec<(u64, u64)>, Refusal> {
+    /// RAM as (guest-physical address, bytes).
+    pub(super) fn ram_runs(&self) -> Result<Vec<(u64, u64)>, Refusal> {
         let live = read(&self.shared.live);
         let live = live.as_ref().ok_or_else(|| Refusal::new(Reason::Busy, "the guest is restarting: try again"))?;
         Ok(live.ram.ranges().collect())

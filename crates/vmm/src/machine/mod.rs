@@ -17,6 +17,7 @@ mod disks;
 mod events;
 mod metrics;
 mod migrate;
+mod protect;
 mod restore;
 mod snapshot;
 #[cfg(test)]
@@ -101,6 +102,8 @@ struct Shared {
     transition: Mutex<()>,
     /// The last migration, if there was one.
     migration: Mutex<Arc<migrate::Progress>>,
+    /// The last protection, if there was one.
+    protection: Mutex<Option<Arc<protect::Protecting>>>,
     /// The snapshot that is being written.
     writing: Writing,
     /// What the kernel tells of this process's memory (proc(5), `statm`).
@@ -159,6 +162,7 @@ impl Machine {
             size: Mutex::default(),
             transition: Mutex::default(),
             migration: Mutex::default(),
+            protection: Mutex::default(),
             writing: Writing::default(),
             memory: File::open("/proc/self/statm").ok(),
             started: Instant::now(),

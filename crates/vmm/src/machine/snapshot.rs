@@ -149,6 +149,11 @@ impl MachineHandle {
     /// Makes the machine stand still, takes its state and freezes its RAM. It goes on unless it was paused before or shall
     /// stay so.
     pub(super) fn cut(&self, disks: &[DiskCut], stay_paused: bool) -> Result<Cut, Refusal> {
+        self.cut_with(disks, stay_paused, || ())
+    }
+
+    /// The same; `at_cut` is called while the machine stands still, and sees no device at work.
+    pub(super) fn cut_with(&self, disks: &[DiskCut], stay_paused: bool, at_cut: impl FnOnce()) -> Result<Cut, Refusal> {
         let overlays: Vec<_> = disks.iter().map(|disk| (disk.index, disk.overlay.clone())).collect();
         let settler = settler()?;
         let _transition = lock(&self.shared.transition);
@@ -162,6 +167,7 @@ impl MachineHandle {
         let was_paused = self.shared.vcpus.is_paused();
         let started = Instant::now();
         let taken = self.stand_still().and_then(|()| {
+            at_cut();
             let cuts = self.prepare_disk_cuts(&overlays)?;
             // The state names the disks' files of now, which stay as they are if they are cut.
             let state = self.state(config, &live)?;

@@ -20,8 +20,8 @@
 //! connection has the calls below, and each of the others a stripe of [`queztl_parallel_transfer`].
 
 mod link;
-mod target;
-mod wire;
+pub(crate) mod target;
+pub(crate) mod wire;
 
 use std::io;
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -148,13 +148,18 @@ fn checked(text: &[u8], ram_bytes: u64) -> Result<(Begin, Shape), Error> {
     }
 }
 
-/// The next connection.
+/// The next connection, greeted.
 fn connection(listener: &UnixListener, limit: Duration) -> Result<Connection, Error> {
+    Ok(Connection::server(wire(listener, limit)?, Options::default())?)
+}
+
+/// The next to connect.
+pub(crate) fn wire(listener: &UnixListener, limit: Duration) -> Result<UnixStream, Error> {
     let deadline = Instant::now() + limit;
     listener.set_nonblocking(true).map_err(Error::Connect)?;
-    let wire = loop {
+    loop {
         match listener.accept() {
-            Ok((wire, _)) => break wire,
+            Ok((wire, _)) => return Ok(wire),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(Error::Connect(error)),
         }
@@ -167,8 +172,7 @@ fn connection(listener: &UnixListener, limit: Duration) -> Result<Connection, Er
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::Connect(error.into())),
         }
-    };
-    Ok(Connection::server(wire, Options::default())?)
+    }
 }
 
 /// The stream that the peer opens, which must be for `service`.
@@ -181,10 +185,10 @@ fn stream_for(connection: &Connection, service: u32) -> Result<Stream, Error> {
 }
 
 /// The RAM that comes: a file in memory.
-struct Memory(File);
+pub(crate) struct Memory(pub(crate) File);
 
 impl Memory {
-    fn new(bytes: u64) -> Result<Memory, Error> {
+    pub(crate) fn new(bytes: u64) -> Result<Memory, Error> {
         let file = memfd_create("guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
         let file = File::from(file.map_err(|error| Error::Memory(error.into()))?);
         file.set_len(bytes).map_err(Error::Memory)?;

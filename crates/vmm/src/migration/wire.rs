@@ -24,7 +24,7 @@ pub(super) const ROUND: u32 = 3;
 pub(super) const RUN: u32 = 4;
 
 /// How long a peer may take for an answer that needs no memory to be transferred.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,12 +50,12 @@ pub(super) struct Round {
 /// An answer that says yes.
 pub(super) const YES: &[u8] = b"{}";
 
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|_| Error::Protocol("a message is not understood"))
 }
 
 /// What the peer says with a reset is a refusal; all else is a failure of the connection.
-pub(super) fn refusal(error: QhpError) -> Error {
+pub(crate) fn refusal(error: QhpError) -> Error {
     match error {
         QhpError::Reset { message, .. } => Error::Refused(message),
         other => Error::Connection(other),
@@ -63,7 +63,7 @@ pub(super) fn refusal(error: QhpError) -> Error {
 }
 
 /// A stripe: a stream as bytes.
-pub(super) struct Stripe {
+pub(crate) struct Stripe {
     stream: Stream,
     /// What has come and was not read, from `at` on.
     waiting: Vec<u8>,

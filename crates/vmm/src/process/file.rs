@@ -61,6 +61,8 @@ pub enum Start {
     },
     /// Where a machine is that another process brings, through the socket [`super::Folder::incoming`].
     Incoming {},
+    /// Where a machine is that another process protects, once that has died: see [`crate::protection`].
+    Backup {},
 }
 
 /// Why there is nothing to run.

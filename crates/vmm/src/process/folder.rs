@@ -46,6 +46,11 @@ impl Folder {
         self.0.join("incoming.sock")
     }
 
+    /// Where a process that keeps a copy of a protected machine hears what its daemon decides.
+    pub fn backup(&self) -> PathBuf {
+        self.0.join("backup.sock")
+    }
+
     /// The usual place of the socket device's host side; [`crate::config::MachineConfig::vsock`] says where it is.
     pub fn vsock(&self) -> PathBuf {
         self.0.join("vsock.sock")

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::extract::ws::{Message, close_code};
 use axum::response::Response;
 use http::StatusCode;
-use queztl_api::{Code, MigrateRequest, Operation, Problem, ReceiveRequest};
+use queztl_api::{BackupPromise, Code, MigrateRequest, Operation, Problem, PromiseRequest, ReceiveRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -52,6 +52,19 @@ pub async fn receive_vm(State(app): State<App>, Json(request): Json<ReceiveReque
 pub async fn forget_incoming(State(app): State<App>, Segments(vm): Segments<Key>) -> Answer<StatusCode> {
     app.service().forget_incoming(&vm).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has a copy that is kept here serve no owner of a lower term from now on.
+#[utoipa::path(post, path = "/v1/incoming/{vm}/promise", tag = "machines", security(("token" = ["admin"])),
+    params(("vm" = String, Path, description = "Its identifier.")),
+    request_body = PromiseRequest,
+    responses((status = 200, description = "What the copy is.", body = BackupPromise)))]
+pub async fn promise_copy(
+    State(app): State<App>,
+    Segments(vm): Segments<Key>,
+    Json(request): Json<PromiseRequest>,
+) -> Answer<Json<BackupPromise>> {
+    Ok(Json(app.service().promise(&vm, request).await?))
 }
 
 /// A connection to the process that waits for a machine: a WebSocket of binary frames.

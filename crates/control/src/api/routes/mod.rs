@@ -15,6 +15,7 @@ mod incoming;
 mod log;
 mod metrics;
 mod operations;
+mod protection;
 mod snapshots;
 mod system;
 mod tokens;
@@ -46,6 +47,8 @@ pub fn quick() -> OpenApiRouter<App> {
         .routes(routes!(incoming::receive_vm))
         .routes(routes!(incoming::forget_incoming))
         .routes(routes!(incoming::incoming_stream))
+        .routes(routes!(incoming::promise_copy))
+        .routes(routes!(protection::get_protection, protection::protect_vm, protection::unprotect_vm))
         .routes(routes!(images::list_images, images::create_image))
         .routes(routes!(images::import_image))
         .routes(routes!(images::get_image, images::delete_image))

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use queztl_network::{Backend, HEADER_BYTES, MAX_FRAME_BYTES, Received};
 
 use super::Link;
+use super::outlet::Outlet;
 use crate::confine::Kind;
 use crate::devices::virtio::limit::Throttle;
 use crate::devices::virtio::worker::{Fault, Handler, Poller, Ready};
@@ -21,6 +22,7 @@ const TRANSMIT: u64 = 1;
 const BACKEND: u64 = 2;
 const RECEIVE_THROTTLED: u64 = 3;
 const TRANSMIT_THROTTLED: u64 = 4;
+const OUTLET: u64 = 5;
 
 /// Offset of `num_buffers` in the header (§5.1.6).
 const NUM_BUFFERS: usize = 10;
@@ -30,6 +32,7 @@ pub(super) struct NetHandler {
     transmit: VirtQueue,
     backend: Box<dyn Backend>,
     link: Arc<Link>,
+    outlet: Arc<Outlet>,
     interrupt: Arc<dyn Interrupt>,
     /// Whether a frame may be spread over several chains.
     mergeable: bool,
@@ -56,7 +59,7 @@ impl NetHandler {
         transmit: VirtQueue,
         backend: Box<dyn Backend>,
         mergeable: bool,
-        link: Arc<Link>,
+        (link, outlet): (Arc<Link>, Arc<Outlet>),
         interrupt: Arc<dyn Interrupt>,
         [receive_throttle, transmit_throttle]: [Throttle; 2],
     ) -> NetHandler {
@@ -65,6 +68,7 @@ impl NetHandler {
             transmit,
             backend,
             link,
+            outlet,
             interrupt,
             mergeable,
             inbox: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
@@ -197,6 +201,7 @@ impl NetHandler {
             self.transmit.push(chain.head, 0);
             self.send();
         }
+        self.send_kept();
         self.transmit.signal();
         Ok(())
     }
@@ -215,15 +220,29 @@ impl NetHandler {
         if self.outbox.is_empty() {
             return self.link.sent.drop_one();
         }
-        match self.backend.send(&self.outbox) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.blocked = true,
-            Err(error) => {
-                tracing::debug!(%error, "a frame is lost");
-                self.link.sent.drop_one();
-            }
-            Ok(()) => self.link.sent.pass(self.outbox.len() - HEADER_BYTES),
+        if !self.outlet.keeps(&self.outbox) {
+            self.blocked = !pass_on(&mut *self.backend, &self.link, &self.outbox);
         }
     }
+
+    /// Sends what the outlet has kept and may let out now.
+    fn send_kept(&mut self) {
+        let NetHandler { outlet, backend, link, .. } = self;
+        outlet.let_out(|frame| pass_on(&mut **backend, link, frame));
+    }
+}
+
+/// Sends a frame; false if it has to be offered again when the back end has room.
+fn pass_on(backend: &mut dyn Backend, link: &Link, frame: &[u8]) -> bool {
+    match backend.send(frame) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+        Err(error) => {
+            tracing::debug!(%error, "a frame is lost");
+            link.sent.drop_one();
+        }
+        Ok(()) => link.sent.pass(frame.len() - HEADER_BYTES),
+    }
+    true
 }
 
 impl Handler for NetHandler {
@@ -235,7 +254,9 @@ impl Handler for NetHandler {
         poller.add(self.backend.event(), BACKEND, Ready::IN | Ready::OUT | Ready::ET)?;
         poller.add(self.receive_throttle.timer(), RECEIVE_THROTTLED, Ready::IN)?;
         poller.add(self.transmit_throttle.timer(), TRANSMIT_THROTTLED, Ready::IN)?;
+        poller.add(self.outlet.event(), OUTLET, Ready::IN)?;
         self.receive_all()?;
+        self.send_kept();
         self.transmit_all()
     }
 
@@ -261,9 +282,17 @@ impl Handler for NetHandler {
                 self.transmit_throttle.clear();
                 self.transmit_all()
             }
+            OUTLET => {
+                self.outlet.clear_event();
+                self.send_kept();
+                self.transmit_all()
+            }
             _ => {
-                if ready.intersects(Ready::OUT | Ready::HUP | Ready::ERR) && self.blocked {
-                    self.send();
+                if ready.intersects(Ready::OUT | Ready::HUP | Ready::ERR) {
+                    self.send_kept();
+                    if self.blocked {
+                        self.send();
+                    }
                     self.transmit_all()?;
                 }
                 self.incoming |= ready.intersects(Ready::IN | Ready::HUP | Ready::ERR);

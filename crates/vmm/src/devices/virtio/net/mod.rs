@@ -7,6 +7,7 @@
 //! - a guest that does not take frames loses frames, as on a real network; a back end that is gone takes the link down.
 
 mod handler;
+pub(crate) mod outlet;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use super::worker::Worker;
 use super::{ActivateError, Activation, DeviceState, VirtioDevice, device_type, lock, read_config_bytes};
 use crate::snapshot::Invalid;
 use handler::NetHandler;
+use outlet::Outlet;
 
 const RECEIVE_QUEUE: u16 = 0;
 const TRANSMIT_QUEUE: u16 = 1;
@@ -68,6 +70,7 @@ pub struct Net {
     mtu: Option<u16>,
     offloads: Offloads,
     link: Arc<Link>,
+    outlet: Arc<Outlet>,
     limiters: [Arc<Limiter>; 2],
     state: Mutex<State>,
 }
@@ -129,6 +132,7 @@ impl NetConfig {
             mtu: self.backend.mtu(),
             offloads: self.backend.offloads(),
             link: Arc::default(),
+            outlet: Arc::new(Outlet::new()?),
             limiters: [self.receive_limiter, self.transmit_limiter],
             state: Mutex::new(State::Idle(self.backend)),
         }))
@@ -136,6 +140,16 @@ impl NetConfig {
 }
 
 impl Net {
+    /// Where frames from the guest wait while they must not leave.
+    pub(crate) fn outlet(&self) -> &Arc<Outlet> {
+        &self.outlet
+    }
+
+    /// The card's address.
+    pub(crate) fn mac(&self) -> Mac {
+        *lock(&self.mac)
+    }
+
     /// What went through the device.
     pub fn figures(&self) -> NetFigures {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -170,8 +184,8 @@ impl Net {
         };
         let mergeable = activation.has(F_MRG_RXBUF);
         let interrupt = activation.interrupt;
-        let link = self.link.clone();
-        let handler = NetHandler::new(receive, transmit, backend, mergeable, link, interrupt.clone(), throttles);
+        let way = (self.link.clone(), self.outlet.clone());
+        let handler = NetHandler::new(receive, transmit, backend, mergeable, way, interrupt.clone(), throttles);
         match Worker::spawn("virtio-net", handler, interrupt) {
             Ok(worker) => Ok(State::Active(worker)),
             Err(error) => Err((ActivateError::Thread(error), State::Lost)),

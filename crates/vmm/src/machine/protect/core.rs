@@ -1,0 +1,424 @@
+//! What the threads of a protection share: the owner's decisions, the newest epoch, the backups.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use queztl_distributed_ram::{Epoch, Node, Owner, Phase, Register, Release, Rule, Term, Version};
+use queztl_guest_memory::Frozen;
+use queztl_parallel_transfer::Sent;
+
+use super::super::lock;
+use super::super::snapshot::nanoseconds;
+use super::{INTERVALS, SHARE};
+use crate::control::{BackupFigures, ProtectOrder, Protection, ProtectionMode, ProtectionState, RegisterWish};
+use crate::devices::virtio::net::outlet::Outlet;
+
+/// A protection from its beginning to its end.
+pub(in super::super) struct Protecting {
+    pub order: ProtectOrder,
+    outlets: Vec<Arc<Outlet>>,
+    core: Mutex<Core>,
+    changed: Condvar,
+}
+
+/// An epoch that is frozen and can be sent.
+pub(in super::super) struct Sealed {
+    pub version: Version,
+    pub frozen: Frozen,
+    pub state: Vec<u8>,
+    pub at: Instant,
+}
+
+pub(in super::super) struct Core {
+    owner: Owner,
+    register: Register,
+    /// How many acknowledgements are wished.
+    acks: usize,
+    mode: ProtectionMode,
+    newest: Option<Arc<Sealed>>,
+    backups: BTreeMap<Node, Backup>,
+    /// The proposed rule was told to whoever writes the register: it must not be taken back.
+    offered: bool,
+    /// Acknowledgements were missing for too long.
+    wants_exposure: bool,
+    was_protected: bool,
+    ended: bool,
+    /// How long the last acknowledgement that counted took.
+    cost: Duration,
+    pub figures: Protection,
+}
+
+#[derive(Default)]
+struct Backup {
+    wires: Vec<UnixStream>,
+    is_connected: bool,
+    figures: BackupFigures,
+    /// Since when it has been at an epoch.
+    busy_since: Option<Instant>,
+}
+
+impl Protecting {
+    pub fn new(order: ProtectOrder, outlets: Vec<Arc<Outlet>>) -> Protecting {
+        let core = Core {
+            owner: Owner::new(&order.register, order.base),
+            register: order.register.clone(),
+            acks: order.acks,
+            mode: order.mode,
+            newest: None,
+            backups: BTreeMap::new(),
+            offered: false,
+            wants_exposure: false,
+            was_protected: false,
+            ended: false,
+            cost: Duration::ZERO,
+            figures: Protection { epoch: order.base, ..Protection::default() },
+        };
+        Protecting { order, outlets, core: Mutex::new(core), changed: Condvar::new() }
+    }
+
+    pub fn look<T>(&self, look: impl FnOnce(&Core) -> T) -> T {
+        look(&lock(&self.core))
+    }
+
+    /// Changes something, and lets out what may leave afterwards.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Core) -> T) -> T {
+        let mut core = lock(&self.core);
+        let result = change(&mut core);
+        self.settle(core);
+        result
+    }
+
+    /// Does what follows from the present state.
+    fn settle(&self, mut core: MutexGuard<'_, Core>) {
+        if !core.ended {
+            core.propose();
+            self.let_out(&mut core);
+        }
+        drop(core);
+        self.changed.notify_all();
+    }
+
+    fn let_out(&self, core: &mut Core) {
+        if core.owner.is_fenced() {
+            core.ended = true;
+            return self.outlets.iter().for_each(|outlet| outlet.shut());
+        }
+        let epoch = core.owner.version().epoch + 1;
+        match core.owner.release() {
+            Release::All => self.outlets.iter().for_each(|outlet| outlet.open()),
+            Release::UpTo(released) => {
+                core.figures.released = released;
+                for outlet in &self.outlets {
+                    outlet.hold(epoch, usize::try_from(self.order.buffer_bytes).unwrap_or(usize::MAX));
+                    outlet.release(released);
+                }
+            }
+            Release::Nothing => {}
+        }
+    }
+
+    pub fn lease(&self, until_ns: u64) {
+        self.outlets.iter().for_each(|outlet| outlet.lease(until_ns));
+    }
+
+    pub fn has_ended(&self) -> bool {
+        lock(&self.core).ended
+    }
+
+    /// Ends the protection; output leaves at once, unless the owner is fenced.
+    pub fn end(&self) {
+        let mut core = lock(&self.core);
+        core.ended = true;
+        core.backups.values().for_each(Backup::hang_up);
+        if !core.owner.is_fenced() {
+            self.outlets.iter().for_each(|outlet| outlet.open());
+        }
+        drop(core);
+        self.changed.notify_all();
+    }
+
+    /// Waits until epochs are of use; false when the protection has ended.
+    pub fn wait_for_a_backup(&self) -> bool {
+        let mut core = lock(&self.core);
+        while !core.ended && !core.counts() && !core.backups.values().any(|backup| backup.is_connected) {
+            core.newest = None;
+            core = self.wait(core, Duration::from_secs(1));
+        }
+        !core.ended
+    }
+
+    /// The machine stands still and is being cut.
+    pub fn begin_epoch(&self) -> Version {
+        let mut core = lock(&self.core);
+        core.owner.cut();
+        let version = core.owner.version();
+        core.figures.epoch = version.epoch;
+        self.outlets.iter().for_each(|outlet| outlet.begin(version.epoch + 1));
+        version
+    }
+
+    pub fn seal(&self, sealed: Sealed, pause_ns: u64) {
+        self.change(|core| {
+            core.figures.pause_ns = pause_ns;
+            core.figures.pauses_ns += pause_ns;
+            core.newest = Some(Arc::new(sealed));
+        });
+    }
+
+    /// The last epoch is not offered any more.
+    pub fn drop_newest(&self) {
+        lock(&self.core).newest = None;
+    }
+
+    /// Whether the newest epoch has got where it is to be, and the next one can follow; waits for that, but not for long.
+    pub fn wait_for_release(&self, limit: Duration) -> bool {
+        let mut core = lock(&self.core);
+        if !core.is_done() && !core.ended {
+            core = self.wait(core, limit);
+        }
+        let done = core.is_done() || core.ended;
+        core.look_at_clock(Duration::from_millis(self.order.patience_ms));
+        done
+    }
+
+    /// How full the fuller is: the buffer for output, or the time for an acknowledgement.
+    pub fn fill(&self) -> f64 {
+        let core = lock(&self.core);
+        if core.ended || !core.counts() {
+            return 0.0;
+        }
+        let waited =
+            core.newest.as_ref().filter(|_| !core.is_done()).map_or(Duration::ZERO, |newest| newest.at.elapsed());
+        drop(core);
+        let bytes = self.outlets.iter().map(|outlet| outlet.waiting().bytes).max().unwrap_or(0);
+        let late = waited.as_secs_f64() * 1e3 / self.order.patience_ms.max(1) as f64;
+        late.max(bytes as f64 / self.order.buffer_bytes.max(1) as f64)
+    }
+
+    pub fn note_throttle(&self, percent: u32) {
+        lock(&self.core).figures.throttle_percent = percent;
+    }
+
+    /// Whether as much output waits as may.
+    pub fn is_full(&self) -> bool {
+        self.outlets.iter().any(|outlet| {
+            let waiting = outlet.waiting();
+            waiting.bytes.saturating_mul(4) >= self.order.buffer_bytes.saturating_mul(3)
+        })
+    }
+
+    /// From one cut to the next.
+    pub fn interval(&self) -> Duration {
+        let mut core = lock(&self.core);
+        let chosen = (core.cost * SHARE).clamp(INTERVALS[0], INTERVALS[1]);
+        let interval = self.order.interval_ms.map_or(chosen, Duration::from_millis);
+        core.figures.interval_ns = nanoseconds(interval);
+        interval
+    }
+
+    pub fn sleep_until(&self, end: Instant) {
+        let mut core = lock(&self.core);
+        while !core.ended {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            core = self.wait(core, left);
+        }
+    }
+
+    /// Keeps a connection, to end it with the protection.
+    pub fn keep(&self, node: Node, wire: UnixStream) {
+        let mut core = lock(&self.core);
+        if core.ended {
+            let _ = wire.shutdown(Shutdown::Both);
+        }
+        core.backups.entry(node).or_default().wires.push(wire);
+    }
+
+    pub fn connected(&self, node: Node) {
+        self.change(|core| {
+            let backup = core.backups.entry(node).or_default();
+            backup.is_connected = true;
+            backup.figures = BackupFigures { node, ..BackupFigures::default() };
+        });
+    }
+
+    pub fn lost(&self, node: Node, why: String) {
+        self.change(|core| {
+            let figures = BackupFigures { node, failed: Some(why), ..BackupFigures::default() };
+            core.backups.insert(node, Backup { figures, ..Backup::default() });
+            core.owner.forget(node);
+        });
+    }
+
+    /// The newest epoch, once it is newer than `sent`; `None` at the end.
+    pub fn wait_for_newer(&self, node: Node, sent: Option<Epoch>) -> Option<Arc<Sealed>> {
+        let mut core = lock(&self.core);
+        if let Some(backup) = core.backups.get_mut(&node) {
+            backup.busy_since = None;
+        }
+        loop {
+            if core.ended {
+                return None;
+            }
+            let newer = core.newest.clone().filter(|newest| Some(newest.version.epoch) > sent);
+            if let Some(newest) = newer {
+                if let Some(backup) = core.backups.get_mut(&node) {
+                    backup.busy_since = Some(Instant::now());
+                }
+                return Some(newest);
+            }
+            core = self.wait(core, Duration::from_secs(1));
+        }
+    }
+
+    pub fn acknowledged(&self, node: Node, version: Version, sent: Sent, took: Duration) {
+        self.change(|core| {
+            core.owner.acknowledge(node, version);
+            core.cost = (core.cost * 7 + took) / 8;
+            let lag = core.newest.as_ref().filter(|newest| newest.version == version).map(|newest| newest.at.elapsed());
+            let figures = &mut core.figures;
+            figures.lag_ns = nanoseconds(lag.unwrap_or(took));
+            figures.epoch_bytes = sent.data_bytes;
+            figures.data_bytes += sent.data_bytes;
+            figures.wire_bytes += sent.wire_bytes;
+            if let Some(backup) = core.backups.get_mut(&node) {
+                backup.figures.epoch = Some(version.epoch);
+                backup.figures.round_trip_ns = nanoseconds(took);
+            }
+        });
+    }
+
+    pub fn figures(&self) -> Protection {
+        let mut core = lock(&self.core);
+        core.look_at_clock(Duration::from_millis(self.order.patience_ms));
+        let mut figures = core.figures.clone();
+        figures.wish = core.wish();
+        figures.state = core.state();
+        figures.register = Some(core.register.clone());
+        figures.backups = core.backups.values().map(|backup| backup.figures.clone()).collect();
+        for waiting in self.outlets.iter().map(|outlet| outlet.waiting()) {
+            figures.waiting_frames += waiting.frames;
+            figures.waiting_bytes += waiting.bytes;
+            figures.dropped_frames += waiting.dropped;
+        }
+        figures
+    }
+
+    fn wait<'a>(&self, core: MutexGuard<'a, Core>, limit: Duration) -> MutexGuard<'a, Core> {
+        match self.changed.wait_timeout(core, limit) {
+            Ok((core, _)) => core,
+            Err(poisoned) => poisoned.into_inner().0,
+        }
+    }
+}
+
+impl Core {
+    pub fn term(&self) -> Term {
+        self.owner.term()
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.owner.is_fenced()
+    }
+
+    pub fn counts(&self) -> bool {
+        self.register.phase == Phase::Protected
+    }
+
+    pub fn saw_term(&mut self, term: Term) {
+        self.owner.saw_term(term);
+    }
+
+    /// This is what the register says, and nobody is writing it.
+    pub fn adopt(&mut self, register: &Register) {
+        self.owner.adopt(register);
+        if self.owner.is_fenced() {
+            return;
+        }
+        self.register = register.clone();
+        self.was_protected |= register.phase == Phase::Protected;
+        self.wants_exposure &= register.phase != Phase::Alone;
+        if self.offered {
+            self.owner.withdraw();
+            self.offered = false;
+        }
+    }
+
+    /// Proposes the rule that fits the backups that are there, if it is another one than that in force.
+    fn propose(&mut self) {
+        let members: BTreeSet<Node> =
+            self.backups.iter().filter(|(_, b)| b.is_connected && b.figures.epoch.is_some()).map(|(n, _)| *n).collect();
+        let rule = Rule { members, acks: self.acks };
+        let in_force = self.counts() && self.register.members == rule.members && self.register.acks == rule.acks;
+        let enough = rule.members.len() >= self.acks && !self.wants_exposure;
+        if self.offered {
+            return;
+        }
+        match self.owner.proposed() {
+            Some(proposed) if *proposed == rule && enough => {}
+            _ if enough && !in_force => self.owner.propose(rule),
+            Some(_) => self.owner.withdraw(),
+            None => {}
+        }
+    }
+
+    /// What is to be written into the register. A rule that is told stays proposed until the register is adopted.
+    fn wish(&mut self) -> Option<RegisterWish> {
+        if self.ended {
+            return None;
+        }
+        if self.wants_exposure && self.counts() {
+            return Some(RegisterWish::Expose {});
+        }
+        let rule = self.owner.proposed().filter(|_| self.owner.may_write())?;
+        let wish = RegisterWish::Protect { members: rule.members.iter().copied().collect(), acks: rule.acks };
+        self.offered = true;
+        Some(wish)
+    }
+
+    /// Whether the next epoch can follow the newest.
+    fn is_done(&self) -> bool {
+        let Some(newest) = &self.newest else { return true };
+        match self.owner.releasable() {
+            Release::UpTo(epoch) if self.counts() => epoch >= newest.version.epoch,
+            // While copies are made, each epoch goes to all that are there.
+            _ => {
+                self.backups.values().filter(|b| b.is_connected).all(|b| b.figures.epoch >= Some(newest.version.epoch))
+            }
+        }
+    }
+
+    /// Gives up whom nothing is heard of.
+    fn look_at_clock(&mut self, patience: Duration) {
+        let late = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() > patience);
+        // The first epoch is all of the memory, and takes its time.
+        self.backups.values().filter(|b| b.figures.epoch.is_some() && late(b.busy_since)).for_each(Backup::hang_up);
+        let overdue = self.newest.as_ref().is_some_and(|newest| newest.at.elapsed() > patience) && !self.is_done();
+        let missing = self.backups.values().filter(|backup| backup.is_connected).count() < self.acks;
+        if self.mode == ProtectionMode::BestEffort && self.counts() && (overdue || missing) {
+            self.wants_exposure = true;
+        }
+    }
+
+    fn state(&self) -> ProtectionState {
+        match (self.owner.is_fenced(), self.register.phase) {
+            (true, _) => ProtectionState::Fenced,
+            _ if self.ended => ProtectionState::Off,
+            (_, Phase::Protected) => ProtectionState::Protected,
+            _ if self.was_protected => ProtectionState::Degraded,
+            _ => ProtectionState::Copying,
+        }
+    }
+}
+
+impl Backup {
+    /// Ends the connections: whoever waits on them ends, too.
+    fn hang_up(&self) {
+        self.wires.iter().for_each(|wire| drop(wire.shutdown(Shutdown::Both)));
+    }
+}

@@ -1,0 +1,106 @@
+//! The primary's end of a connection to a backup.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use queztl_distributed_ram::{Epoch as Number, Version};
+use queztl_guest_memory::{ImageError, LayerId, MemoryImage, Piece};
+use queztl_parallel_transfer as transfer;
+use queztl_qhp::{Connection, Options, Priority};
+
+use super::Error;
+use super::digest::Digest;
+use super::wire::{BEGIN, Begin, COMMIT, Commit, EPOCH, Epoch, Reply, STRIPE};
+use crate::migration::wire::{PATIENCE, Stripe, decode, refusal};
+
+/// How long a backup may take to acknowledge what it has received.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Connections to a backup.
+pub(crate) struct Link {
+    calls: Connection,
+    /// They live as long as this.
+    _stripes: Vec<Connection>,
+    sender: transfer::Sender<Stripe>,
+    round: u64,
+}
+
+/// What a backup has: an epoch, and the layer of memory that ends with it.
+pub(crate) type Base = (Number, LayerId);
+
+/// An epoch to be sent.
+pub(crate) struct Offer<'a> {
+    pub version: Version,
+    pub image: &'a MemoryImage,
+    pub state: &'a [u8],
+}
+
+impl Link {
+    /// Connects to whoever listens at `socket`. `connected` is given a handle of each connection before anybody waits on it:
+    /// shutting that down ends whatever waits.
+    pub fn open(socket: &Path, begin: &Begin, connected: impl Fn(UnixStream)) -> Result<Link, Error> {
+        let connect = || {
+            let wire = UnixStream::connect(socket).map_err(crate::migration::Error::Connect)?;
+            connected(wire.try_clone().map_err(crate::migration::Error::Connect)?);
+            Ok::<_, Error>(Connection::client(wire, Options::default())?)
+        };
+        let calls = connect()?;
+        let text = encode(begin)?;
+        calls.call(BEGIN, Priority::High, &[&text], Some(PATIENCE)).map_err(refusal)?;
+        let stripes = (0..begin.stripes).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
+        let streams = stripes.iter().map(|stripe| Stripe::new(stripe.open(STRIPE, Priority::Bulk)));
+        let sender = transfer::Sender::new(streams.collect());
+        Ok(Link { calls, _stripes: stripes, sender, round: 0 })
+    }
+
+    /// Brings an epoch over: what has changed since `base`, or all there is.
+    pub fn send(&mut self, offer: &Offer<'_>, base: Option<Base>) -> Result<(Reply, transfer::Sent), Error> {
+        self.round += 1;
+        let head = Epoch { version: offer.version, base: base.map(|(epoch, _)| epoch), round: self.round };
+        let head = encode(&head)?;
+        self.calls.tell(EPOCH, Priority::High, &[&head, b"\n", offer.state])?;
+        let digest = Digest::default();
+        let sent = self.send_memory(offer.image, base.map(|(_, layer)| layer), &digest)?;
+        let commit = encode(&Commit { version: offer.version, digest: digest.value() })?;
+        let reply = self.calls.call(COMMIT, Priority::High, &[&commit], Some(COMMIT_PATIENCE)).map_err(refusal)?;
+        Ok((decode(&reply)?, sent))
+    }
+
+    fn send_memory(
+        &mut self,
+        image: &MemoryImage,
+        base: Option<LayerId>,
+        digest: &Digest,
+    ) -> Result<transfer::Sent, Error> {
+        let mut failed = None;
+        let sent = self.sender.round(self.round, |sink| {
+            let put = |offset, piece: Piece<'_>| {
+                let piece = match piece {
+                    Piece::Data(data) => {
+                        digest.data(offset, data);
+                        transfer::Piece::Data(data)
+                    }
+                    Piece::Zero(bytes) => {
+                        digest.zero(offset, bytes);
+                        transfer::Piece::Zero(bytes)
+                    }
+                };
+                // Why is told by the round.
+                sink.put(offset, piece).map_err(|_| ImageError::Chain)
+            };
+            image.for_each_piece(base, put).map_err(|error| {
+                failed = Some(error);
+                transfer::Error::Abandoned
+            })
+        });
+        match (sent, failed) {
+            (Err(transfer::Error::Abandoned), Some(error)) => Err(error.into()),
+            (sent, _) => Ok(sent?),
+        }
+    }
+}
+
+fn encode(value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value).map_err(|_| Error::Protocol("a message cannot be written"))
+}

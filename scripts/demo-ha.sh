@@ -1,0 +1,130 @@
+#!/bin/sh
+# A host dies, and its machine goes on at another one. Two daemons in network namespaces of this host, a guest that counts
+# the lines it gets over one TCP connection, and a client outside that checks each count. Needs root, ip and nsenter.
+set -eu
+cd "$(dirname "$0")/.."
+
+hv=$PWD/${CARGO_TARGET_DIR:-target}/release/queztl-hv
+[ ! -x "${QUEZTL_HV:-}" ] || hv=$QUEZTL_HV
+[ "$(id -u)" = 0 ] || {
+	echo "demo-ha: network namespaces need root: run it as root" >&2
+	exit 2
+}
+if [ ! -x "$hv" ]; then
+	cargo build --release -p queztl-hv
+fi
+
+guest=10.77.0.2
+place=$(mktemp -d /tmp/qha.XXXXXX)
+kernels=${QUEZTL_HOME:-/var/lib/queztl}/kernels
+name=$(basename "$place")
+daemons=""
+
+say() {
+	echo "==> $*" >&2
+}
+
+# on HOST COMMAND...: in the host's network, with its daemon.
+on() {
+	host=$1
+	shift
+	QUEZTL_HOME=$place/$host nsenter --net="/run/netns/$name-$host" "$@"
+}
+
+clean_up() {
+	status=$?
+	trap - EXIT INT TERM
+	[ -z "${client:-}" ] || kill "$client" 2>/dev/null || true
+	for host in one two; do
+		on "$host" timeout 20 "$hv" delete --force counter >/dev/null 2>&1 || true
+	done
+	# shellcheck disable=SC2086 # one word for each process
+	[ -z "$daemons" ] || kill $daemons 2>/dev/null || true
+	sleep 1
+	for net in one two switch; do
+		ip netns del "$name-$net" 2>/dev/null || true
+	done
+	rm -rf "$place"
+	exit "$status"
+}
+trap clean_up EXIT INT TERM
+
+add_network() {
+	ip netns add "$name-switch"
+	ip -n "$name-switch" link add br0 type bridge
+	ip -n "$name-switch" addr add 10.77.0.1/24 dev br0
+	ip -n "$name-switch" link set br0 up
+	for host in one two; do
+		ip netns add "$name-$host"
+		ip -n "$name-switch" link add "to-$host" type veth peer name up0 netns "$name-$host"
+		ip -n "$name-switch" link set "to-$host" master br0 up
+		ip -n "$name-$host" link add br0 type bridge
+		ip -n "$name-$host" tuntap add dev qtap0 mode tap vnet_hdr
+		for port in br0 lo qtap0 up0; do
+			ip -n "$name-$host" link set "$port" up
+		done
+		ip -n "$name-$host" link set qtap0 master br0
+		ip -n "$name-$host" link set up0 master br0
+	done
+}
+
+start_daemon() {
+	mkdir -p "$place/$1"
+	ln -s "$kernels" "$place/$1/kernels"
+	QUEZTL_HOME=$place/$1 nsenter --net="/run/netns/$name-$1" "$hv" daemon >"$place/$1.log" 2>&1 &
+	daemons="$daemons $!"
+	eval "daemon_$1=$!"
+	while [ ! -S "$place/$1/daemon.sock" ]; do sleep 0.1; done
+}
+
+last() {
+	tail -n 1 "$place/counts"
+}
+
+say "two hosts and a switch, in network namespaces"
+add_network
+start_daemon one
+start_daemon two
+
+say "a guest at host one that counts what it hears"
+on one "$hv" spawn counter --ram 128M --accel soft --net tap=qtap0 --append queztl.net=off
+# shellcheck disable=SC2016 # the guest's shell expands it
+on one "$hv" exec counter --wait 60 -- sh -c "ip link set lo up; ip addr add $guest/24 dev eth0; ip link set eth0 up
+printf '#!/bin/sh\nn=0\nwhile read -r x; do n=\$((n+1)); echo \$n; done\n' >/tmp/count; chmod +x /tmp/count
+nc -ll -p 7 -e /tmp/count </dev/null >/dev/null 2>&1 &
+until nc 127.0.0.1 7 </dev/null 2>/dev/null; do sleep 0.1; done"
+
+say "a client that asks it ten times a second, on one connection"
+while sleep 0.1; do echo count; done | nsenter --net="/run/netns/$name-switch" busybox nc "$guest" 7 >"$place/counts" &
+client=$!
+sleep 2
+[ -n "$(last)" ] || {
+	echo "demo-ha: the guest does not answer" >&2
+	exit 1
+}
+
+say "host two keeps a copy"
+on one "$hv" protect counter --to "unix:$place/two/daemon.sock" --register "file:$place/register"
+sleep 2
+echo "counted so far: $(last)"
+
+say "host one dies: kill -9 of its daemon and of all its machines"
+machine=$(on one "$hv" info counter -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1)
+# shellcheck disable=SC2154 # set by start_daemon
+kill -9 "$daemon_one" "$machine"
+before=$(last)
+killed=$(($(date +%s%N) / 1000000))
+while [ "$(last)" = "$before" ]; do
+	[ $(($(date +%s%N) / 1000000 - killed)) -lt 60000 ] || {
+		echo "demo-ha: nobody answers after a minute" >&2
+		exit 1
+	}
+	sleep 0.01
+done
+echo "the next answer came $(($(date +%s%N) / 1000000 - killed)) ms later: $(last) follows $before"
+
+sleep 2
+say "the machine is at host two"
+on two "$hv" list
+awk '$1 != NR { print "count " NR " is missing: " $1; exit 1 }' "$place/counts"
+echo "all $(last) counts came, each once, on one connection"
