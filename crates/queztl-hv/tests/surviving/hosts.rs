@@ -150,11 +150,11 @@ impl Host {
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
 
-    /// What its machine's network device has sent, as its process says.
-    pub fn frames_sent(&self) -> u64 {
+    /// What its machine's network device has sent, as its process says; `None` once that has ended.
+    pub fn frames_sent(&self) -> Option<u64> {
         let folder = self.folder().expect("a machine");
         let metrics = queztl_vmm::control::Client::connect(&folder.control()).and_then(|mut client| client.metrics());
-        metrics.unwrap().nets[0].sent_frames
+        metrics.ok().map(|metrics| metrics.nets[0].sent_frames)
     }
 
     pub fn state(&self) -> Option<VmState> {

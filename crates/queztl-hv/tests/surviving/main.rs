@@ -151,7 +151,9 @@ fn an_owner_whose_lease_is_over_lets_nothing_out() {
     let sent = scene.hosts[old].frames_sent();
     scene.expect_counting();
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(scene.hosts[old].frames_sent(), sent, "the old owner speaks");
+    // One that has heard of the new term has ended by itself.
+    let now = scene.hosts[old].frames_sent();
+    assert!(now.is_none() || now == sent, "the old owner speaks: {sent:?}, then {now:?}");
 
     scene.hosts[old].thaw_daemon();
     scene.eventually("the old owner ends", || match scene.hosts[old].state() {

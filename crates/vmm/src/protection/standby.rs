@@ -28,7 +28,7 @@ use crate::snapshot::Snapshot;
 /// How long a connection to the backup waits for the next one of the same primary.
 const TURN: Duration = Duration::from_millis(200);
 /// How long one that has connected may take to say what for: others wait meanwhile.
-const GREETING: Duration = Duration::from_secs(2);
+const GREETING: Duration = Duration::from_secs(10);
 /// The code of a refusal.
 const REFUSED: u32 = 2;
 
