@@ -140,6 +140,9 @@ impl MachineCommand {
             MachineCommand::Restore(verb) => &mut verb.daemon,
             MachineCommand::Clone(verb) => &mut verb.daemon,
             MachineCommand::Migrate(verb) => &mut verb.daemon,
+            MachineCommand::Protect(verb) => &mut verb.daemon,
+            MachineCommand::Protection(verb) => &mut verb.daemon,
+            MachineCommand::Unprotect(verb) => &mut verb.daemon,
             MachineCommand::Operations(verb) => &mut verb.daemon,
             MachineCommand::Token(verb) => &mut verb.daemon,
         }
