@@ -7,11 +7,10 @@ use std::path::Path;
 
 use common::payload::writer;
 use common::send;
-use common::vm::{Vm, wait_until};
+use common::vm::{Vm, typed, wait_until};
 use queztl_vmm::config::Outcome;
 use queztl_vmm::control::{Client, Migration, MigrationPhase, Request};
 use queztl_vmm::process::Start;
-use queztl_vmm::process::console::{self, Message, Mode};
 
 /// A machine that writes to its memory without end.
 fn source() -> Vm {
@@ -28,19 +27,6 @@ fn target() -> Vm {
     vm.child = Some(vm.command().spawn().unwrap());
     wait_until("the socket", || vm.folder.incoming().exists());
     vm
-}
-
-/// What the guest answers to a key.
-fn typed(vm: &Vm, key: u8) -> u8 {
-    let mut console = console::Client::connect(&vm.folder.console(), Mode::Type, false).unwrap();
-    console.keys().unwrap().input(&[key]).unwrap();
-    loop {
-        if let Message::Output(bytes) = console.message().unwrap()
-            && let Some(byte) = bytes.last()
-        {
-            return *byte;
-        }
-    }
 }
 
 fn migrate(vm: &Vm, socket: &Path) {

@@ -6,14 +6,13 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::payload::writer;
-use common::vm::{Vm, wait_until};
+use common::vm::{Vm, typed, wait_until};
 use queztl_distributed_ram::{Node, Register};
 use queztl_vmm::control::{
     BackupPlace, Client, ProtectOrder, Protection, ProtectionMode, ProtectionState, RegisterWish, Request,
     ThrottleOrder,
 };
 use queztl_vmm::process::Start;
-use queztl_vmm::process::console::{self, Message, Mode};
 use queztl_vmm::protection::{Word, WordAnswer, now_ns, say};
 
 const PRIMARY: Node = 0;
@@ -25,19 +24,6 @@ fn backup() -> Vm {
     vm.child = Some(vm.command().spawn().unwrap());
     wait_until("the socket", || vm.folder.incoming().exists());
     vm
-}
-
-/// What the guest answers to a key.
-fn typed(vm: &Vm, key: u8) -> u8 {
-    let mut console = console::Client::connect(&vm.folder.console(), Mode::Type, false).unwrap();
-    console.keys().unwrap().input(&[key]).unwrap();
-    loop {
-        if let Message::Output(bytes) = console.message().unwrap()
-            && let Some(byte) = bytes.last()
-        {
-            return *byte;
-        }
-    }
 }
 
 /// A protected machine, and the register of its group.

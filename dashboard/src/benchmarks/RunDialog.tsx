@@ -1,12 +1,12 @@
 /** Starts a run of benchmarks. */
-import { Button, Checkbox, Group, Modal, NumberInput, Stack, Text, TextInput } from '@mantine/core';
+import { Checkbox, Modal, NumberInput, Stack, Text, TextInput } from '@mantine/core';
 import { useForm } from '@mantine/form';
 import { useQueryClient } from '@tanstack/react-query';
 import { api, value } from '../api/client';
 import { keys } from '../api/queries';
 import type { BenchmarkSuite } from '../api/types';
-import { CommandLine } from '../commands/CommandLine';
 import { command } from '../commands/command';
+import { FormEnd } from '../commands/FormEnd';
 import { useTask } from '../operations/tasks';
 
 const SUITES: { suite: BenchmarkSuite; label: string }[] = [
@@ -70,15 +70,7 @@ export function RunDialog({ onClose }: { onClose: () => void }) {
             maxLength={200}
             {...form.getInputProps('note')}
           />
-          <CommandLine command={line} />
-          <Group justify="flex-end">
-            <Button variant="default" onClick={onClose}>
-              Cancel
-            </Button>
-            <Button type="submit" loading={task.isPending}>
-              Run
-            </Button>
-          </Group>
+          <FormEnd command={line} action="Run" pending={task.isPending} onCancel={onClose} />
         </Stack>
       </form>
     </Modal>

@@ -1,9 +1,9 @@
 /** Takes a file of the host into the store. */
-import { Button, Group, Modal, Stack, TextInput } from '@mantine/core';
+import { Modal, Stack, TextInput } from '@mantine/core';
 import { useForm } from '@mantine/form';
 import { api, value } from '../api/client';
-import { CommandLine } from '../commands/CommandLine';
 import { command } from '../commands/command';
+import { FormEnd } from '../commands/FormEnd';
 import { useTask } from '../operations/tasks';
 import { nameProblem } from '../vms/names';
 
@@ -33,15 +33,7 @@ export function ImportDialog({ onClose }: { onClose: () => void }) {
             {...form.getInputProps('path')}
           />
           <TextInput label="Name" required {...form.getInputProps('name')} />
-          <CommandLine command={line} />
-          <Group justify="flex-end">
-            <Button variant="default" onClick={onClose}>
-              Cancel
-            </Button>
-            <Button type="submit" loading={task.isPending}>
-              Import
-            </Button>
-          </Group>
+          <FormEnd command={line} action="Import" pending={task.isPending} onCancel={onClose} />
         </Stack>
       </form>
     </Modal>

@@ -1,12 +1,12 @@
 /** Makes running copies of a machine. */
-import { Button, Group, Modal, NumberInput, Select, Stack, TextInput } from '@mantine/core';
+import { Modal, NumberInput, Select, Stack, TextInput } from '@mantine/core';
 import { useForm } from '@mantine/form';
 import { useQuery } from '@tanstack/react-query';
 import { api, value } from '../api/client';
 import { snapshotsQuery } from '../api/queries';
 import type { CloneRequest, Vm } from '../api/types';
-import { CommandLine } from '../commands/CommandLine';
 import { cloneCommand } from '../commands/command';
+import { FormEnd } from '../commands/FormEnd';
 import { useTask } from '../operations/tasks';
 import { nameProblem } from './names';
 
@@ -65,15 +65,7 @@ export function CloneDialog({ vm, snapshot, onClose }: Props) {
             allowDeselect={false}
             {...form.getInputProps('snapshot')}
           />
-          <CommandLine command={command} />
-          <Group justify="flex-end">
-            <Button variant="default" onClick={onClose}>
-              Cancel
-            </Button>
-            <Button type="submit" loading={task.isPending}>
-              Clone
-            </Button>
-          </Group>
+          <FormEnd command={command} action="Clone" pending={task.isPending} onCancel={onClose} />
         </Stack>
       </form>
     </Modal>

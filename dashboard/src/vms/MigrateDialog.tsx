@@ -1,20 +1,10 @@
 /** Brings a running machine to another daemon. */
-import {
-  Button,
-  Group,
-  Modal,
-  NumberInput,
-  PasswordInput,
-  Stack,
-  Text,
-  Textarea,
-  TextInput,
-} from '@mantine/core';
+import { Modal, NumberInput, PasswordInput, Stack, Text, Textarea, TextInput } from '@mantine/core';
 import { useForm } from '@mantine/form';
 import { api, value } from '../api/client';
 import type { Vm } from '../api/types';
-import { CommandLine } from '../commands/CommandLine';
 import { command } from '../commands/command';
+import { FormEnd } from '../commands/FormEnd';
 import { useTask } from '../operations/tasks';
 
 const isRemote = (to: string) => to.startsWith('https://');
@@ -90,15 +80,7 @@ export function MigrateDialog({ vm, onClose }: { vm: Vm; onClose: () => void }) 
             allowDecimal={false}
             {...form.getInputProps('stripes')}
           />
-          <CommandLine command={line} />
-          <Group justify="flex-end">
-            <Button variant="default" onClick={onClose}>
-              Cancel
-            </Button>
-            <Button type="submit" loading={task.isPending}>
-              Move
-            </Button>
-          </Group>
+          <FormEnd command={line} action="Move" pending={task.isPending} onCancel={onClose} />
         </Stack>
       </form>
     </Modal>

@@ -1,10 +1,10 @@
 /** Takes a snapshot. */
-import { Button, Checkbox, Group, Modal, Stack, TextInput } from '@mantine/core';
+import { Checkbox, Modal, Stack, TextInput } from '@mantine/core';
 import { useForm } from '@mantine/form';
 import { api, value } from '../api/client';
 import type { Vm } from '../api/types';
-import { CommandLine } from '../commands/CommandLine';
 import { command } from '../commands/command';
+import { FormEnd } from '../commands/FormEnd';
 import { useTask } from '../operations/tasks';
 import { nameProblem } from './names';
 
@@ -54,15 +54,7 @@ export function SnapshotDialog({ vm, onClose }: { vm: Vm; onClose: () => void })
             label="Save only what has changed since the last one"
             {...form.getInputProps('incremental', { type: 'checkbox' })}
           />
-          <CommandLine command={line} />
-          <Group justify="flex-end">
-            <Button variant="default" onClick={onClose}>
-              Cancel
-            </Button>
-            <Button type="submit" loading={task.isPending}>
-              Take snapshot
-            </Button>
-          </Group>
+          <FormEnd command={line} action="Take snapshot" pending={task.isPending} onCancel={onClose} />
         </Stack>
       </form>
     </Modal>

@@ -1,12 +1,12 @@
 /** Makes a machine. */
-import { Button, Checkbox, Group, Modal, NumberInput, Select, Stack, TextInput } from '@mantine/core';
+import { Checkbox, Group, Modal, NumberInput, Select, Stack, TextInput } from '@mantine/core';
 import { useForm } from '@mantine/form';
 import { useQuery } from '@tanstack/react-query';
 import { api, value } from '../api/client';
 import { imagesQuery } from '../api/queries';
 import type { CreateVm } from '../api/types';
-import { CommandLine } from '../commands/CommandLine';
 import { spawnCommand } from '../commands/command';
+import { FormEnd } from '../commands/FormEnd';
 import { useTask } from '../operations/tasks';
 import { parseSize } from '../units/format';
 import { nameProblem } from './names';
@@ -66,15 +66,7 @@ export function SpawnDialog({ onClose }: { onClose: () => void }) {
             {...form.getInputProps('network', { type: 'checkbox' })}
           />
           <Checkbox label="Start it at once" {...form.getInputProps('start', { type: 'checkbox' })} />
-          <CommandLine command={command} />
-          <Group justify="flex-end">
-            <Button variant="default" onClick={onClose}>
-              Cancel
-            </Button>
-            <Button type="submit" loading={task.isPending}>
-              Make it
-            </Button>
-          </Group>
+          <FormEnd command={command} action="Make it" pending={task.isPending} onCancel={onClose} />
         </Stack>
       </form>
     </Modal>

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use queztl_vmm::config::{AccelChoice, MachineConfig, SoftOptions};
 use queztl_vmm::control;
+use queztl_vmm::process::console::{self, Message, Mode};
 use queztl_vmm::process::{ExitReport, Folder, MachineFile};
 
 use super::{guest, queztl};
@@ -83,5 +84,18 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(start.elapsed() < LONG, "{what} never came");
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What the guest answers to a key.
+pub fn typed(vm: &Vm, key: u8) -> u8 {
+    let mut console = console::Client::connect(&vm.folder.console(), Mode::Type, false).unwrap();
+    console.keys().unwrap().input(&[key]).unwrap();
+    loop {
+        if let Message::Output(bytes) = console.message().unwrap()
+            && let Some(byte) = bytes.last()
+        {
+            return *byte;
+        }
     }
 }

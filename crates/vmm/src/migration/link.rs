@@ -3,11 +3,12 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use queztl_guest_memory::{ImageError, LayerId, MemoryImage, Piece};
+use queztl_guest_memory::{LayerId, MemoryImage};
 use queztl_parallel_transfer as transfer;
 use queztl_qhp::{Connection, Error as QhpError, Options, Priority, Stream};
 
 use super::Error;
+use super::memory::send_image;
 use super::wire::{self, BEGIN, Begin, PATIENCE, ROUND, RUN, Round, STRIPE, Stripe, refusal};
 
 /// Connections to a target.
@@ -50,7 +51,7 @@ impl Link {
     /// Brings over what of RAM is newer than `base`, or all that is not zero.
     pub fn round(&mut self, round: u64, image: &MemoryImage, base: Option<LayerId>) -> Result<transfer::Sent, Error> {
         let call = self.announce(Round { round, last: false }, &[])?;
-        let sent = self.send(round, image, base)?;
+        let sent = send_image(&mut self.sender, round, image, base, |_, _| {})?;
         answer(call).map(|()| sent)
     }
 
@@ -63,7 +64,7 @@ impl Link {
         state: &[u8],
     ) -> Result<transfer::Sent, Error> {
         let call = self.announce(Round { round, last: true }, state)?;
-        let sent = self.send(round, image, base)?;
+        let sent = send_image(&mut self.sender, round, image, base, |_, _| {})?;
         answer(call).map(|()| sent)
     }
 
@@ -83,28 +84,6 @@ impl Link {
         let mut call = self.calls.open(ROUND, Priority::High);
         call.finish(&text)?;
         Ok(call)
-    }
-
-    fn send(&mut self, round: u64, image: &MemoryImage, base: Option<LayerId>) -> Result<transfer::Sent, Error> {
-        let mut failed = None;
-        let sent = self.sender.round(round, |sink| {
-            let put = |offset, piece: Piece<'_>| {
-                let piece = match piece {
-                    Piece::Data(data) => transfer::Piece::Data(data),
-                    Piece::Zero(bytes) => transfer::Piece::Zero(bytes),
-                };
-                // Why is told by the round.
-                sink.put(offset, piece).map_err(|_| ImageError::Chain)
-            };
-            image.for_each_piece(base, put).map_err(|error| {
-                failed = Some(error);
-                transfer::Error::Abandoned
-            })
-        });
-        match (sent, failed) {
-            (Err(transfer::Error::Abandoned), Some(error)) => Err(error.into()),
-            (sent, _) => Ok(sent?),
-        }
     }
 }
 

@@ -20,6 +20,7 @@
 //! connection has the calls below, and each of the others a stripe of [`queztl_parallel_transfer`].
 
 mod link;
+pub(crate) mod memory;
 pub(crate) mod target;
 pub(crate) mod wire;
 

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use queztl_distributed_ram::{Epoch as Number, Version};
-use queztl_guest_memory::{ImageError, LayerId, MemoryImage, Piece};
+use queztl_guest_memory::{LayerId, MemoryImage, Piece};
 use queztl_parallel_transfer as transfer;
 use queztl_qhp::{Connection, Options, Priority};
 
 use super::Error;
 use super::digest::Digest;
 use super::wire::{BEGIN, Begin, COMMIT, Commit, EPOCH, Epoch, Reply, STRIPE};
+use crate::migration::memory::send_image;
 use crate::migration::wire::{PATIENCE, Stripe, decode, refusal};
 
 /// How long a backup may take to acknowledge what it has received.
@@ -61,43 +62,14 @@ impl Link {
         let head = encode(&head)?;
         self.calls.tell(EPOCH, Priority::High, &[&head, b"\n", offer.state])?;
         let digest = Digest::default();
-        let sent = self.send_memory(offer.image, base.map(|(_, layer)| layer), &digest)?;
+        let base = base.map(|(_, layer)| layer);
+        let sent = send_image(&mut self.sender, self.round, offer.image, base, |offset, piece| match piece {
+            Piece::Data(data) => digest.data(offset, data),
+            Piece::Zero(bytes) => digest.zero(offset, *bytes),
+        })?;
         let commit = encode(&Commit { version: offer.version, digest: digest.value() })?;
         let reply = self.calls.call(COMMIT, Priority::High, &[&commit], Some(COMMIT_PATIENCE)).map_err(refusal)?;
         Ok((decode(&reply)?, sent))
-    }
-
-    fn send_memory(
-        &mut self,
-        image: &MemoryImage,
-        base: Option<LayerId>,
-        digest: &Digest,
-    ) -> Result<transfer::Sent, Error> {
-        let mut failed = None;
-        let sent = self.sender.round(self.round, |sink| {
-            let put = |offset, piece: Piece<'_>| {
-                let piece = match piece {
-                    Piece::Data(data) => {
-                        digest.data(offset, data);
-                        transfer::Piece::Data(data)
-                    }
-                    Piece::Zero(bytes) => {
-                        digest.zero(offset, bytes);
-                        transfer::Piece::Zero(bytes)
-                    }
-                };
-                // Why is told by the round.
-                sink.put(offset, piece).map_err(|_| ImageError::Chain)
-            };
-            image.for_each_piece(base, put).map_err(|error| {
-                failed = Some(error);
-                transfer::Error::Abandoned
-            })
-        });
-        match (sent, failed) {
-            (Err(transfer::Error::Abandoned), Some(error)) => Err(error.into()),
-            (sent, _) => Ok(sent?),
-        }
     }
 }
 
