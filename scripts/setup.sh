@@ -50,12 +50,12 @@ check_rust() {
 		exit 1
 	fi
 	if ! command -v cargo >/dev/null 2>&1; then
-		say "Rust is missing: install version 1.90 or newer with rustup (https://rustup.rs), then try again"
+		say "Rust is missing: install version 1.92 or newer with rustup (https://rustup.rs), then try again"
 		exit 1
 	fi
 	version=$(rustc --version | cut -d' ' -f2)
-	if [ "$(printf '1.90.0\n%s\n' "$version" | sort -V | head -n 1)" != 1.90.0 ]; then
-		say "Rust $version is too old: run 'rustup update stable' for 1.90 or newer, then try again"
+	if [ "$(printf '1.92.0\n%s\n' "$version" | sort -V | head -n 1)" != 1.92.0 ]; then
+		say "Rust $version is too old: run 'rustup update stable' for 1.92 or newer, then try again"
 		exit 1
 	fi
 }
