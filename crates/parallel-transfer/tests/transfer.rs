@@ -56,7 +56,8 @@ fn connections_that_break_end_the_round_on_both_sides() {
     drop(theirs);
     let all = data();
     let sent = Sender::new(ours).round(1, |sink| sink.put(0, Piece::Data(&all)));
-    assert!(matches!(sent, Err(Error::Connection { connection: 0, .. })), "{sent:?}");
+    // Each breaks in a thread of its own.
+    assert!(matches!(sent, Err(Error::Connection { .. })), "{sent:?}");
 }
 
 #[test]
