@@ -1,7 +1,10 @@
 #!/bin/bash
 # Builds the dashboard into dashboard/dist, or tests it. Without npm both are left out, with a word.
 #
-# usage: dashboard.sh build|test|browse   browse: tests in a browser, with real machines
+# usage: dashboard.sh build|test|browse|load [daemon|frames]
+# browse: tests in a browser, with real machines
+# load: measures what many machines and many open pages cost: the daemon's processor time, and the frames of the tree;
+#       MACHINES=100 PAGES=20 SECONDS_EACH=60 TREE_MACHINES=1000 are what is usual
 set -eu
 cd "$(dirname "$0")/../dashboard"
 
@@ -29,6 +32,22 @@ build() {
 	npm run --silent build
 }
 
+# Whether all is there for a browser and real machines; says what is not.
+browser() {
+	chromium=${CHROMIUM:-$(command -v chromium || true)}
+	kernels=${QUEZTL_HOME:-/var/lib/queztl}/kernels
+	if [ -z "$chromium" ]; then
+		say "skipped: chromium is missing; 'apt-get install chromium' brings it"
+	elif [ -z "$(ls -A "$kernels" 2>/dev/null)" ]; then
+		say "skipped: there is no guest kernel in $kernels; 'make guest' builds it"
+	elif [ ! -e dist/index.html.br ]; then
+		say "skipped: the page is not built; 'make build' builds it into the program"
+	else
+		return 0
+	fi
+	return 1
+}
+
 if ! command -v npm >/dev/null 2>&1; then
 	say "skipped: npm is missing; install Node.js 20 or newer for the page (the daemon works without it)"
 	exit 0
@@ -41,21 +60,20 @@ test)
 	npm run --silent test
 	;;
 browse)
-	chromium=${CHROMIUM:-$(command -v chromium || true)}
-	kernels=${QUEZTL_HOME:-/var/lib/queztl}/kernels
-	if [ -z "$chromium" ]; then
-		say "skipped: chromium is missing; 'apt-get install chromium' brings it"
-	elif [ -z "$(ls -A "$kernels" 2>/dev/null)" ]; then
-		say "skipped: there is no guest kernel in $kernels; 'make guest' builds it"
-	elif [ ! -e dist/index.html.br ]; then
-		say "skipped: the page is not built; 'make build' builds it into the program"
-	else
+	if browser; then
 		packages
 		CHROMIUM=$chromium npm run --silent e2e
 	fi
 	;;
+load)
+	shift
+	if browser; then
+		packages
+		CHROMIUM=$chromium npx playwright test --config playwright.load.config.ts "$@"
+	fi
+	;;
 *)
-	echo "usage: dashboard.sh build|test|browse" >&2
+	echo "usage: dashboard.sh build|test|browse|load" >&2
 	exit 2
 	;;
 esac
