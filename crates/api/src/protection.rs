@@ -43,10 +43,15 @@ pub struct ProtectRequest {
     #[serde(default = "curve")]
     #[schema(default = "linear")]
     pub curve: String,
-    /// How long this daemon may be silent before another one takes its place, in milliseconds.
+    /// How long the register may stay as it is before another daemon takes the machine, in milliseconds.
     #[serde(default = "lease_ms")]
     #[schema(minimum = 100, maximum = 60000, default = 1000)]
     pub lease_ms: u32,
+    /// How long this daemon may be silent before another one takes the machine, in milliseconds; more where longer silences are
+    /// usual. A connection that breaks counts after a quarter of it.
+    #[serde(default = "silence_ms")]
+    #[schema(minimum = 20, maximum = 60000, default = 200)]
+    pub silence_ms: u32,
 }
 
 impl ProtectRequest {
@@ -64,6 +69,7 @@ impl ProtectRequest {
             max_throttle: max_throttle(),
             curve: curve(),
             lease_ms: lease_ms(),
+            silence_ms: silence_ms(),
         }
     }
 }
@@ -115,8 +121,11 @@ pub struct BackupOrder {
     pub node: u32,
     /// Where the daemons agree.
     pub register: String,
-    /// How long the owner may be silent, in milliseconds.
+    /// How long the register may stay as it is, in milliseconds.
     pub lease_ms: u32,
+    /// How long the owner may be silent, in milliseconds.
+    #[serde(default = "silence_ms")]
+    pub silence_ms: u32,
     /// The others that keep copies.
     pub peers: Vec<BackupPeer>,
 }
@@ -137,12 +146,15 @@ pub struct BackupPeer {
 pub struct PromiseRequest {
     /// The term that has been claimed.
     pub term: u64,
+    /// Nothing is to be promised yet: is the owner taken for dead here, too?
+    #[serde(default)]
+    pub probe: bool,
 }
 
 /// Its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BackupPromise {
-    /// False if a higher term was promised before.
+    /// False if a higher term was promised before; for a probe, whether the owner is taken for dead here, too.
     pub given: bool,
     /// The copy it has: the term of the owner that made it, and its number.
     pub copy: Option<CopyVersion>,
@@ -245,4 +257,8 @@ fn curve() -> String {
 
 fn lease_ms() -> u32 {
     1000
+}
+
+fn silence_ms() -> u32 {
+    200
 }

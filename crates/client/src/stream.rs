@@ -135,6 +135,12 @@ impl Session {
 pub struct SessionSink(SplitSink<Box<WebSocketStream<Box<dyn Io>>>, Frame>);
 
 impl SessionSink {
+    /// Says goodbye.
+    pub async fn close(mut self) {
+        // A connection that is gone needs no goodbye.
+        let _ = self.0.close().await;
+    }
+
     /// Sends bytes.
     ///
     /// # Errors

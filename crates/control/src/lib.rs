@@ -33,5 +33,6 @@ mod vms;
 
 pub use images::image_path;
 pub use manager::{Config, Manager, OpenError};
+pub use protections::Signs;
 pub use service::{DaemonFigures, Endpoints, EventStream, HostFigures, Recorded, Service};
 pub use store::StoreError;

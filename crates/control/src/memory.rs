@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -360,7 +360,7 @@ impl Service for MemoryService {
         self.create(request).await
     }
 
-    async fn incoming(&self, vm: &str) -> Result<std::path::PathBuf, Problem> {
+    async fn incoming(&self, vm: &str) -> Result<(PathBuf, Option<Arc<crate::Signs>>), Problem> {
         Err(Problem::new(Code::State, format!("{vm:?} is not expected here")))
     }
 

@@ -1,6 +1,7 @@
 //! What the API asks of the manager.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +12,8 @@ use queztl_api::{
     Token, UpdateVm, Vm, VmMetrics,
 };
 use queztl_telemetry::DeliveryFigures;
+
+use crate::Signs;
 
 /// Events from a place in their sequence on, in order; ends when the manager does.
 #[async_trait]
@@ -94,8 +97,8 @@ pub trait Service: Send + Sync + 'static {
     async fn migrate(&self, vm: &str, request: MigrateRequest) -> Result<Operation, Problem>;
     /// Makes ready for a machine that another daemon brings.
     async fn receive(&self, request: ReceiveRequest) -> Result<Operation, Problem>;
-    /// The socket at which it is awaited.
-    async fn incoming(&self, vm: &str) -> Result<PathBuf, Problem>;
+    /// The socket at which it is awaited, and who wants to know of its owner's life.
+    async fn incoming(&self, vm: &str) -> Result<(PathBuf, Option<Arc<Signs>>), Problem>;
     /// It does not come.
     async fn forget_incoming(&self, vm: &str) -> Result<(), Problem>;
     /// A copy that is kept here serves no owner of a lower term from now on.

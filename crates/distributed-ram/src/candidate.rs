@@ -10,7 +10,7 @@ pub struct Candidate {
     node: Node,
     term: Term,
     needed: usize,
-    answers: BTreeMap<Node, Option<Version>>,
+    answers: BTreeMap<Node, Version>,
     members: Vec<Node>,
 }
 
@@ -44,10 +44,11 @@ impl Candidate {
         self.members.iter().copied().filter(|node| !self.answers.contains_key(node))
     }
 
-    /// A member has promised. What is of another term or of a stranger does not count.
+    /// A member has promised. What is of another term or of a stranger does not count, nor does the word of one without a copy:
+    /// each member had one, so this one has lost it, and does not know what it acknowledged.
     pub fn promised(&mut self, node: Node, promise: Promise) {
-        if promise.term == self.term && self.members.contains(&node) {
-            self.answers.insert(node, promise.copy);
+        if let Some(copy) = promise.copy.filter(|_| promise.term == self.term && self.members.contains(&node)) {
+            self.answers.insert(node, copy);
         }
     }
 
@@ -55,14 +56,11 @@ impl Candidate {
         if self.answers.len() < self.needed {
             return Outcome::Waiting;
         }
-        let own = self.answers.get(&self.node).copied().flatten();
-        let newest = self.answers.values().flatten().max().copied();
+        let own = self.answers.get(&self.node).copied();
+        let newest = self.answers.iter().max_by_key(|(_, copy)| **copy).map(|(node, copy)| (*node, *copy));
         match (own, newest) {
-            (Some(own), Some(newest)) if own >= newest => Outcome::TakeOver(own),
-            (_, Some(newest)) => {
-                let best = self.answers.iter().find(|(_, copy)| **copy == Some(newest));
-                best.map_or(Outcome::Waiting, |(node, _)| Outcome::YieldTo(*node))
-            }
+            (Some(own), Some((_, newest))) if own >= newest => Outcome::TakeOver(own),
+            (_, Some((node, _))) => Outcome::YieldTo(node),
             (_, None) => Outcome::Waiting,
         }
     }
@@ -94,6 +92,13 @@ mod tests {
         assert_eq!(candidate.outcome(), Outcome::TakeOver(Version { term: 1, epoch: 5 }));
         candidate.promised(2, promise(2, 6));
         assert_eq!(candidate.outcome(), Outcome::YieldTo(2));
+    }
+
+    #[test]
+    fn a_member_without_a_copy_is_asked_again() {
+        let mut candidate = Candidate::new(1, &claimed(2), promise(2, 5));
+        candidate.promised(2, Promise { term: 2, copy: None });
+        assert_eq!((candidate.outcome(), candidate.missing().collect::<Vec<_>>()), (Outcome::Waiting, vec![2, 3]));
     }
 
     #[test]

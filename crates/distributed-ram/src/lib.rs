@@ -5,7 +5,8 @@
 //! last epoch that anybody outside can know of.
 //!
 //! Promises, for any number of crashes, restarts, partitions, delays, duplicates and reorderings:
-//! - nothing is let out by two owners at the same time, as long as clocks run at rates within the lease's margin;
+//! - an owner that another one has followed can let out nothing that its successor does not know of, however late it hears of
+//!   that: no clock is needed for this;
 //! - no output that was let out while the group was protected is lost: whoever goes on has its epoch;
 //! - there is always a whole epoch to go on from: members never change their copy in place.
 //!
@@ -23,17 +24,24 @@
 //!                                                 v
 //!                                            the newest copy of those goes on
 //! ```
+//! What makes it safe is that promises meet acknowledgements. A candidate goes on once `n − k + 1` of `n` members have promised to
+//! serve no lower term. Each set of `k` members has one of them, so from then on the owner before is short of
+//! acknowledgements for whatever is new; and the newest copy of those that promised has all that was acknowledged. What the
+//! owner before may still let out belongs to that copy. So a wrong suspicion ([`Detector`]) costs time, and nothing else. A
+//! member that has lost its copy has also lost what it promised: it begins again from the register's term
+//! ([`Member::fresh`]), and its word counts once it has a copy.
+//!
 //! The [`Register`] is the one thing that all agree on: a value that is only changed by compare-and-swap, in etcd or in a file
 //! of one host. It is not asked for epochs.
 
 mod candidate;
-mod lease;
+mod detector;
 mod member;
 mod owner;
 mod register;
 
 pub use candidate::{Candidate, Outcome};
-pub use lease::Lease;
+pub use detector::{Detector, Patience};
 pub use member::{Answer, Member, Promise};
 pub use owner::{Owner, Release, Rule};
 pub use register::{Phase, Register, RegisterError};

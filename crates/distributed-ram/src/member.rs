@@ -31,6 +31,12 @@ pub struct Promise {
 }
 
 impl Member {
+    /// A member without a copy: a new one, or one that has lost its copy and with it what it promised. `term` was read from the
+    /// register since then; each promise that was lost was for a term that the register had before.
+    pub fn fresh(term: Term) -> Member {
+        Member { promised: term, copy: None }
+    }
+
     pub fn copy(&self) -> Option<Version> {
         self.copy
     }
@@ -92,6 +98,13 @@ mod tests {
         assert_eq!(member.staged(version(1, 4), Some(3)), Answer::NeedsAll);
         assert_eq!(member.staged(version(1, 1), None), Answer::NeedsAll, "never back");
         assert_eq!(member.copy(), Some(version(1, 2)));
+    }
+
+    #[test]
+    fn one_that_has_forgotten_its_promise_keeps_it() {
+        let mut member = Member::fresh(2);
+        assert_eq!(member.staged(version(1, 5), None), Answer::Fenced(2));
+        assert_eq!(member.staged(version(2, 5), None), Answer::Acknowledged(version(2, 5)));
     }
 
     #[test]

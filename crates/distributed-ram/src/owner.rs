@@ -136,7 +136,7 @@ impl Owner {
         self.fenced
     }
 
-    /// What may leave, if the lease holds. What it says counts as having left.
+    /// What may leave. What it says counts as having left.
     pub fn release(&mut self) -> Release {
         let release = self.releasable();
         match release {

@@ -19,7 +19,7 @@ pub struct Register {
 }
 
 /// ```text
-///            k members have a copy             owner dead, its lease over
+///            k members have a copy             owner taken for dead    
 ///  Alone ─────────────────────────> Protected ───────────────────────────> Claimed
 ///    ^                                  │ too few members left                │ n − k + 1 members answered
 ///    ├──────────────────────────────────┘                                     │ (or: claimed again, by another)
@@ -84,7 +84,7 @@ impl Register {
         Ok(Register { phase: Phase::Alone, ..self.clone() })
     }
 
-    /// A member takes the next term. Only when the owner's lease is over: see [`crate::Lease`].
+    /// A member takes the next term, because it takes the owner for dead: see [`crate::Detector`].
     pub fn claim(&self, candidate: Node) -> Result<Register, RegisterError> {
         if self.phase == Phase::Alone {
             return Err(RegisterError::Unprotected);

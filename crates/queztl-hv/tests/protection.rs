@@ -13,14 +13,14 @@ use queztl_vmm::control::{
     ThrottleOrder,
 };
 use queztl_vmm::process::Start;
-use queztl_vmm::protection::{Word, WordAnswer, now_ns, say};
+use queztl_vmm::protection::{Word, WordAnswer, say};
 
 const PRIMARY: Node = 0;
 
 /// A process that keeps a copy.
 fn backup() -> Vm {
     let mut vm = Vm::new(&writer());
-    vm.file.start = Start::Backup {};
+    vm.file.start = Start::Backup { term: 1 };
     vm.child = Some(vm.command().spawn().unwrap());
     wait_until("the socket", || vm.folder.incoming().exists());
     vm
@@ -47,7 +47,7 @@ impl Group {
             interval_ms: Some(10),
             buffer_bytes: 1 << 20,
             stripes: 2,
-            patience_ms: 500,
+            patience_ms: 3000,
             throttle: ThrottleOrder::default(),
             base: 0,
         };
@@ -63,7 +63,6 @@ impl Group {
     /// Does what the keeper of the register does, once.
     fn keep(&mut self) -> Protection {
         let told = Client::connect(&self.primary.folder.control()).and_then(|mut client| client.protection()).unwrap();
-        let asked = now_ns();
         let term = self.register.term;
         match &told.wish {
             Some(RegisterWish::Protect { members, acks }) => {
@@ -73,8 +72,7 @@ impl Group {
             Some(RegisterWish::Expose {}) => self.register = self.register.expose(PRIMARY, term).unwrap(),
             None => {}
         }
-        let lease_until_ns = Some(asked + 1_000_000_000);
-        self.ask(&Request::Adopt { register: Some(self.register.clone()), lease_until_ns });
+        self.ask(&Request::Adopt { register: self.register.clone() });
         told
     }
 
@@ -202,7 +200,7 @@ fn protection_ends_when_it_is_not_wanted_any_more() {
     assert!(refused.unwrap_err().to_string().contains("copies count"));
 
     group.register = group.register.expose(PRIMARY, 1).unwrap();
-    group.ask(&Request::Adopt { register: Some(group.register.clone()), lease_until_ns: None });
+    group.ask(&Request::Adopt { register: group.register.clone() });
     group.ask(&Request::Unprotect {});
 
     let told = Client::connect(&group.primary.folder.control()).unwrap().protection().unwrap();

@@ -72,6 +72,9 @@ pub fn close(code: u16, reason: &str) -> Message {
 pub trait Inbox: Send {
     /// Breaks with the message that ends the WebSocket.
     fn message(&mut self, message: Message) -> impl Future<Output = ControlFlow<Message>> + Send;
+
+    /// The client has closed the WebSocket, or it broke, which is without a goodbye. Not called if this side ends it.
+    fn ended(&mut self, _with_goodbye: bool) {}
 }
 
 /// For clients that have nothing to say.
@@ -95,25 +98,28 @@ struct Life {
 /// Runs a WebSocket to its end: writes what comes out of `outgoing`, and closes after the last; gives data messages to
 /// the inbox, the next when it is done with the one before. Ends also when the client is silent or reads too slowly, and
 /// when the daemon ends.
-pub async fn run(app: &App, socket: WebSocket, outgoing: mpsc::Receiver<Message>, inbox: impl Inbox) {
+pub async fn run(app: &App, socket: WebSocket, outgoing: mpsc::Receiver<Message>, mut inbox: impl Inbox) {
     let (sink, stream) = socket.split();
     let life = Mutex::new(Life { seen: Instant::now(), busy: false });
     let (say_last, last) = tokio::sync::oneshot::channel();
     let write = write(app, sink, outgoing, last, &life);
     let read = async {
-        if let ControlFlow::Break(message) = read(stream, inbox, &life).await {
+        if let ControlFlow::Break(message) = read(stream, &mut inbox, &life).await {
             // The writer may have ended already.
             let _ = say_last.send(message);
             std::future::pending::<()>().await;
         }
     };
-    tokio::select! {
-        () = write => {}
-        () = read => {}
+    let broke = tokio::select! {
+        broke = write => broke,
+        () = read => false,
+    };
+    if broke {
+        inbox.ended(false);
     }
 }
 
-async fn read(mut stream: SplitStream<WebSocket>, mut inbox: impl Inbox, life: &Mutex<Life>) -> ControlFlow<Message> {
+async fn read(mut stream: SplitStream<WebSocket>, inbox: &mut impl Inbox, life: &Mutex<Life>) -> ControlFlow<Message> {
     let lived = |busy| {
         *life.lock().unwrap_or_else(PoisonError::into_inner) = Life { seen: Instant::now(), busy };
     };
@@ -122,21 +128,29 @@ async fn read(mut stream: SplitStream<WebSocket>, mut inbox: impl Inbox, life: &
         match message {
             Ok(message @ (Message::Text(_) | Message::Binary(_))) => inbox.message(message).await?,
             Ok(Message::Ping(_) | Message::Pong(_)) => {}
-            Ok(Message::Close(_)) => return ControlFlow::Continue(()),
-            Err(error) => return ControlFlow::Break(close(close_code::PROTOCOL, &error.to_string())),
+            Ok(Message::Close(_)) => {
+                inbox.ended(true);
+                return ControlFlow::Continue(());
+            }
+            Err(error) => {
+                inbox.ended(false);
+                return ControlFlow::Break(close(close_code::PROTOCOL, &error.to_string()));
+            }
         }
         lived(false);
     }
+    inbox.ended(false);
     ControlFlow::Continue(())
 }
 
+/// Says whether the connection broke.
 async fn write(
     app: &App,
     mut sink: SplitSink<WebSocket, Message>,
     mut outgoing: mpsc::Receiver<Message>,
     mut last: tokio::sync::oneshot::Receiver<Message>,
     life: &Mutex<Life>,
-) {
+) -> bool {
     let interval = app.limits().ping_interval;
     let mut ping = tokio::time::interval(interval);
     ping.reset();
@@ -150,15 +164,15 @@ async fn write(
                 let last = matches!(batch.last(), Some(Message::Close(_)));
                 for message in batch.drain(..) {
                     if sink.feed(message).await.is_err() {
-                        return;
+                        return true;
                     }
                 }
                 if last {
                     let _ = sink.close().await;
-                    return;
+                    return false;
                 }
                 if sink.flush().await.is_err() {
-                    return;
+                    return true;
                 }
             }
             _ = ping.tick() => {
@@ -170,7 +184,7 @@ async fn write(
                     break close(close_code::POLICY, "there was no sign of life");
                 }
                 if sink.send(Message::Ping(Default::default())).await.is_err() {
-                    return;
+                    return true;
                 }
             }
             Ok(message) = &mut last => break message,
@@ -180,4 +194,5 @@ async fn write(
     // Whoever does not take it is gone.
     let _ = sink.send(end).await;
     let _ = sink.close().await;
+    false
 }

@@ -1,5 +1,6 @@
 //! The manager as the API sees it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -111,7 +112,7 @@ impl Service for Manager {
         self.call(move |core| core.receive(request)).await
     }
 
-    async fn incoming(&self, vm: &str) -> Result<std::path::PathBuf> {
+    async fn incoming(&self, vm: &str) -> Result<(std::path::PathBuf, Option<Arc<crate::Signs>>)> {
         let vm = vm.to_owned();
         self.call(move |core| core.incoming(&vm)).await
     }

@@ -9,6 +9,7 @@ use queztl_vmm::config::Mac;
 use queztl_vmm::process::Start;
 use serde_json::json;
 
+use crate::Signs;
 use crate::manager::Core;
 use crate::store::VMS;
 use crate::vms::lifecycle::{self, Command};
@@ -87,14 +88,14 @@ impl Core {
         Ok(())
     }
 
-    /// The socket where a machine's process waits for it; waits until it is there.
-    pub(crate) fn incoming(&self, id: &str) -> Result<PathBuf, Problem> {
+    /// The socket where a machine's process waits for it, once that is there, and who wants to know of its owner's life.
+    pub(crate) fn incoming(&self, id: &str) -> Result<(PathBuf, Option<Arc<Signs>>), Problem> {
         let machine = self.machines.find(id)?;
         let deadline = Instant::now() + READY_LIMIT;
         while Instant::now() < deadline && machine.lock().record.arriving {
             let socket = machine.folder.incoming();
             if socket.exists() {
-                return Ok(socket);
+                return Ok((socket, machine.lock().signs.clone()));
             }
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -141,7 +141,7 @@ impl Core {
     ) -> Result<MigrationReport, Problem> {
         let socket = machine.folder.path().join(LEAVING_SOCKET);
         let _runtime = self.runtime.enter();
-        let relay = Relay::start(&socket, client.clone(), machine.id.clone())?;
+        let relay = Relay::start(&socket, client.clone(), machine.id.clone(), None)?;
         let order = Request::Migrate {
             socket: LEAVING_SOCKET.into(),
             stripes: request.stripes,

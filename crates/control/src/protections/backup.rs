@@ -5,18 +5,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use queztl_api::{BackupOrder, BackupPeer, BackupPromise, Code, CopyVersion, Problem, PromiseRequest};
-use queztl_distributed_ram::{Candidate, Lease, Outcome, Promise, Version};
+use queztl_distributed_ram::{Candidate, Outcome, Phase, Promise, Version};
 use queztl_vmm::process::Start;
 use queztl_vmm::protection::{Word, WordAnswer, say};
 
-use super::client;
 use super::register::{self, Entry, Store};
+use super::{Signs, client};
 use crate::manager::Core;
 use crate::vms::{Claim, Machine};
 
-/// By how much clocks of two hosts may differ in speed, in millionths, with what a busy host adds: between its look at the
-/// lease and the frame's leaving, an owner may be held up. A tenth of the lease.
-const DRIFT_PPM: u32 = 50_000;
+/// Between two looks at the register, and at most between two looks at the owner's signs of life.
+const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(25)];
+/// The same when something has just happened, and for how long.
+const CLOSE_LOOK: Duration = Duration::from_millis(4);
+const CLOSE_LOOKS: Duration = Duration::from_millis(500);
+/// How long the others may take to say whether they hear of the owner.
+const PROBE_LIMIT: Duration = Duration::from_millis(200);
 
 impl Core {
     /// Keeps a copy of a machine; returns when it runs here.
@@ -28,12 +32,19 @@ impl Core {
     ) -> Result<(), Problem> {
         let over = Arc::new(AtomicBool::new(false));
         let store = register::open(&order.register)?;
+        // Whatever was promised here before, and is forgotten, was promised to a term that the register knows.
+        let known = store.read(&machine.id).map_err(|error| Problem::new(Code::Host, error.to_string()))?;
+        let term = known.map_or(0, |entry| entry.register.term);
         let node = order.node;
-        let watch = Watch { core: self.clone(), machine: machine.clone(), store, order, over: over.clone() };
+        let [silence, lease] = [order.silence_ms, order.lease_ms].map(|ms| Duration::from_millis(ms.into()));
+        let signs = Arc::new(Signs::new(silence, lease.max(silence)));
+        machine.lock().signs = Some(signs.clone());
+        let watch = Watch { core: self.clone(), machine: machine.clone(), store, order, signs, over: over.clone() };
         let thread = std::thread::Builder::new().name("watch".into()).spawn(move || watch.run());
         let thread = thread.map_err(|error| Problem::new(Code::Host, format!("no thread for a backup: {error}")))?;
-        let result = self.run_from(machine, claim, Start::Backup {}, Vec::new());
+        let result = self.run_from(machine, claim, Start::Backup { term }, Vec::new());
         over.store(true, Ordering::Release);
+        machine.lock().signs = None;
         let _ = thread.join();
         result?;
         machine.lock().record.node = Some(node);
@@ -43,9 +54,14 @@ impl Core {
     /// Has the copy of a machine serve no owner of a lower term.
     pub(crate) fn promise(&self, id: &str, request: PromiseRequest) -> Result<BackupPromise, Problem> {
         let machine = self.machines.find(id)?;
-        let told = promise(&machine, request.term)?;
-        let copy = told.and_then(|told| told.copy).map(|Version { term, epoch }| CopyVersion { term, epoch });
-        Ok(BackupPromise { given: told.is_some(), copy })
+        let (given, copy) = if request.probe {
+            let signs = machine.lock().signs.clone();
+            (signs.is_some_and(|signs| signs.suspect()), copy(&machine))
+        } else {
+            let told = promise(&machine, request.term)?;
+            (told.is_some(), told.and_then(|told| told.copy))
+        };
+        Ok(BackupPromise { given, copy: copy.map(|Version { term, epoch }| CopyVersion { term, epoch }) })
     }
 }
 
@@ -58,22 +74,46 @@ fn promise(machine: &Machine, term: u64) -> Result<Option<Promise>, Problem> {
     }
 }
 
+/// What the process has, if it answers.
+fn copy(machine: &Machine) -> Option<Version> {
+    match say(&machine.folder.backup(), Word::Copy {}) {
+        Ok(WordAnswer::Copy { copy, .. }) => copy,
+        _ => None,
+    }
+}
+
 /// Watches one group.
 struct Watch {
     core: Arc<Core>,
     machine: Arc<Machine>,
     store: Box<dyn Store>,
     order: BackupOrder,
+    signs: Arc<Signs>,
     over: Arc<AtomicBool>,
+}
+
+/// What is known of the register.
+struct Seen {
+    entry: Entry,
+    /// Since when it has been so.
+    since: Instant,
+    /// This daemon has claimed the term, and somebody else has a newer copy.
+    yielded: bool,
 }
 
 impl Watch {
     fn run(&self) {
-        let pause = Duration::from_millis(u64::from(self.order.lease_ms) / 40);
-        let pause = pause.clamp(Duration::from_millis(2), Duration::from_millis(25));
-        let mut seen: Option<(Entry, Instant)> = None;
+        let usual = Duration::from_millis(u64::from(self.order.silence_ms.min(self.order.lease_ms)) / 16);
+        let usual = usual.clamp(LOOKS[0], LOOKS[1]);
+        let mut seen: Option<Seen> = None;
+        let mut close_until = Instant::now();
         while !self.over.load(Ordering::Acquire) && !self.core.is_closed() {
-            std::thread::sleep(pause);
+            let close = Instant::now() < close_until;
+            if self.signs.wait(if close { CLOSE_LOOK.min(usual) } else { usual }) && !close {
+                close_until = Instant::now() + CLOSE_LOOKS;
+            }
+            // Also when nothing follows from it: whoever does not look has not heard.
+            let suspected = self.signs.suspect();
             let entry = match self.store.read(&self.machine.id) {
                 Ok(Some(entry)) => entry,
                 Ok(None) => continue,
@@ -82,12 +122,11 @@ impl Watch {
                     continue;
                 }
             };
-            let since = match &seen {
-                Some((before, since)) if *before == entry => *since,
-                _ => Instant::now(),
+            let known = match seen.take() {
+                Some(before) if before.entry == entry => before,
+                _ => Seen { entry, since: Instant::now(), yielded: false },
             };
-            seen = Some((entry.clone(), since));
-            match self.look(&entry, since.elapsed()) {
+            match self.look(seen.insert(known), suspected) {
                 Ok(()) => {}
                 Err(problem) => tracing::warn!(%problem, vm = self.machine.id, "the machine is not taken over yet"),
             }
@@ -95,21 +134,58 @@ impl Watch {
     }
 
     /// Takes the machine if its owner is gone.
-    fn look(&self, entry: &Entry, unchanged: Duration) -> Result<(), Problem> {
-        let lease_ns = u64::from(entry.lease_ms) * 1_000_000;
-        let is_over = entry.over || unchanged >= Duration::from_nanos(Lease::wait_ns(lease_ns, DRIFT_PPM));
-        let Ok(claimed) = entry.register.claim(self.order.node).map(|register| entry.next(register)) else {
+    fn look(&self, seen: &mut Seen, suspected: bool) -> Result<(), Problem> {
+        let entry = &seen.entry;
+        let register = &entry.register;
+        if register.owner == self.order.node && register.phase == Phase::Alone {
+            // The process has not heard of it yet, or could not.
+            return self.promote(register.term);
+        }
+        let lease = Duration::from_millis(entry.lease_ms.into());
+        let told = (entry.over && !seen.yielded) || seen.since.elapsed() >= lease + lease / 10;
+        let Ok(claimed) = register.claim(self.order.node).map(|register| entry.next(register)) else {
             return Ok(());
         };
-        if !is_over || !self.has_copy() || !self.swap(entry, &claimed)? {
+        if !told && !suspected {
             return Ok(());
         }
-        tracing::warn!(vm = self.machine.id, term = claimed.register.term, "its owner is gone: claimed");
-        self.decide(&claimed)
+        let Some(own) = copy(&self.machine) else { return Ok(()) };
+        // A suspicion is of the owner that has sent the copy, and of no candidate.
+        let gone = told || register.phase == Phase::Protected && own.term == register.term && self.is_gone(entry, own);
+        if !gone || !self.swap(entry, &claimed)? {
+            return Ok(());
+        }
+        tracing::warn!(vm = self.machine.id, term = claimed.register.term, told, "its owner is gone: claimed");
+        if let Some(node) = self.decide(&claimed)? {
+            tracing::info!(node, "another backup has a newer copy: it can claim the next term");
+            let yielded = Entry { over: true, ..claimed.next(claimed.register.clone()) };
+            if self.swap(&claimed, &yielded)? {
+                *seen = Seen { entry: yielded, since: Instant::now(), yielded: true };
+            }
+        }
+        Ok(())
     }
 
-    /// The next term is ours: looks for the newest copy.
-    fn decide(&self, claimed: &Entry) -> Result<(), Problem> {
+    /// Whether as many others as it would take to go on hear nothing of the owner, either, and none of them has a newer copy: a
+    /// daemon that is alone in having lost sight of the owner must not stop it.
+    fn is_gone(&self, entry: &Entry, own: Version) -> bool {
+        let mut needed = entry.register.answers_needed() - 1;
+        let request = PromiseRequest { term: entry.register.term, probe: true };
+        for peer in self.order.peers.iter().filter(|peer| entry.register.members.contains(&peer.node)) {
+            if needed == 0 {
+                break;
+            }
+            let Some(answer) = self.ask_daemon(peer, &request, PROBE_LIMIT) else { continue };
+            let copy = answer.copy.map(|CopyVersion { term, epoch }| Version { term, epoch });
+            if answer.given && copy.is_some_and(|copy| copy <= own) {
+                needed -= 1;
+            }
+        }
+        needed == 0
+    }
+
+    /// The next term is ours: looks for the newest copy, and takes over if it is here; otherwise says where it is.
+    fn decide(&self, claimed: &Entry) -> Result<Option<u32>, Problem> {
         let term = claimed.register.term;
         let Some(own) = promise(&self.machine, term)? else {
             return Err(Problem::new(Code::State, "this copy has promised a later term"));
@@ -119,11 +195,8 @@ impl Watch {
         let deadline = Instant::now() + lease;
         loop {
             match candidate.outcome() {
-                Outcome::TakeOver(version) => return self.take_over(claimed, version),
-                Outcome::YieldTo(node) => {
-                    tracing::info!(node, "another backup has a newer copy: it claims the next term");
-                    return Ok(());
-                }
+                Outcome::TakeOver(version) => return self.take_over(claimed, version).map(|()| None),
+                Outcome::YieldTo(node) => return Ok(Some(node)),
                 Outcome::Waiting if Instant::now() >= deadline => {
                     let text = "too few of the other backups answer to know whose copy is the newest";
                     return Err(Problem::new(Code::Timeout, text));
@@ -145,12 +218,16 @@ impl Watch {
     }
 
     fn ask_peer(&self, peer: &BackupPeer, term: u64, patience: Duration) -> Option<Promise> {
-        let client = client(&self.core.config.home, &peer.address).ok()?;
-        let request = PromiseRequest { term };
-        let asked = async { tokio::time::timeout(patience, client.promise(&self.machine.id, &request)).await };
-        let answer = self.core.runtime.block_on(asked).ok()?.ok().filter(|answer| answer.given)?;
+        let request = PromiseRequest { term, probe: false };
+        let answer = self.ask_daemon(peer, &request, patience).filter(|answer| answer.given)?;
         let copy = answer.copy.map(|CopyVersion { term, epoch }| Version { term, epoch });
         Some(Promise { term, copy })
+    }
+
+    fn ask_daemon(&self, peer: &BackupPeer, request: &PromiseRequest, patience: Duration) -> Option<BackupPromise> {
+        let client = client(&self.core.config.home, &peer.address).ok()?;
+        let asked = async { tokio::time::timeout(patience, client.promise(&self.machine.id, request)).await };
+        self.core.runtime.block_on(asked).ok()?.ok()
     }
 
     /// Writes the register, then has the process go on.
@@ -162,16 +239,15 @@ impl Watch {
             return Err(Problem::new(Code::State, "somebody else has claimed it meanwhile"));
         }
         tracing::warn!(vm = self.machine.id, term, epoch = version.epoch, "the machine goes on here");
-        let failed = |error| Problem::new(Code::Host, format!("the copy cannot go on: {error}"));
-        say(&self.machine.folder.backup(), Word::Promote { term }).map(drop).map_err(failed)?;
-        // The process is told once.
-        self.over.store(true, Ordering::Release);
-        Ok(())
+        self.promote(term)
     }
 
-    fn has_copy(&self) -> bool {
-        let told = say(&self.machine.folder.backup(), Word::Copy {});
-        matches!(told, Ok(WordAnswer::Copy { copy: Some(_), .. }))
+    /// Has the process go on, which it may have heard before.
+    fn promote(&self, term: u64) -> Result<(), Problem> {
+        let failed = |error| Problem::new(Code::Host, format!("the copy cannot go on, and is told again: {error}"));
+        say(&self.machine.folder.backup(), Word::Promote { term }).map(drop).map_err(failed)?;
+        self.over.store(true, Ordering::Release);
+        Ok(())
     }
 
     fn swap(&self, before: &Entry, after: &Entry) -> Result<bool, Problem> {

@@ -9,18 +9,23 @@
 //! is, by a register that is only changed by compare-and-swap ([`register`]).
 //!
 //! Promises:
-//! - a backup goes on only after it has taken the next term in the register, and that only when the owner's lease is over by
-//!   the backup's own clock, or the owner's daemon has seen its process dead;
+//! - a backup goes on only after it has taken the next term in the register, and as many others have promised to serve no
+//!   lower one as keep the owner before from getting anything new acknowledged: it may live, and lets nothing out;
+//! - it tries to when it hears nothing of the owner any more ([`Signs`]) and so many others do not either, when the owner's
+//!   daemon has seen its process dead, or when the register was not renewed for a lease;
 //! - a machine that another daemon may have taken is not started here again;
 //! - the daemon of an owner that has lost its term ends the machine's process, and forgets the machine.
 
 mod backup;
 mod owner;
 mod register;
+mod signs;
 
 use queztl_api::{BackupAddress, Code, Problem, ProtectRequest};
 use queztl_client::{Address, Client, Options};
 use serde::{Deserialize, Serialize};
+
+pub use signs::Signs;
 
 /// How a machine of this daemon is protected, as the store has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -12,9 +12,9 @@ use queztl_api::{
 use queztl_client::Client;
 use queztl_distributed_ram::{Phase, Register};
 use queztl_vmm::control::{self, BackupPlace, Client as Process, ProtectOrder, RegisterWish, Request, ThrottleOrder};
-use queztl_vmm::protection::now_ns;
 
 use super::register::{self, Entry, Store};
+use super::signs::SIGNS;
 use super::{Guarded, client, there};
 use crate::manager::Core;
 use crate::migrations::Relay;
@@ -26,6 +26,8 @@ use crate::vms::{Machine, VmRecord};
 const BRING_BACK: Duration = Duration::from_secs(1);
 /// How long the end of a protection may take.
 const END_LIMIT: Duration = Duration::from_secs(10);
+/// How long connections may take to end when the daemon does.
+const GOODBYES: Duration = Duration::from_millis(500);
 /// Between two looks at a register that nothing depends on any more.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -109,6 +111,7 @@ fn check(request: &ProtectRequest) -> Result<(), Problem> {
         (request.max_throttle < 100, "max_throttle", "is from 0 to 99"),
         (request.curve.len() <= 32 << 10, "curve", "has 32 KiB at most"),
         ((100..=60_000).contains(&request.lease_ms), "lease_ms", "is from 100 to 60000"),
+        ((20..=60_000).contains(&request.silence_ms), "silence_ms", "is from 20 to 60000"),
         (request.interval_ms.is_none_or(|ms| (1..=10_000).contains(&ms)), "interval_ms", "is from 1 to 10000"),
         ((1 << 16..=1 << 32).contains(&request.buffer_bytes), "buffer_bytes", "is from 64 KiB to 4 GiB"),
     ];
@@ -172,11 +175,13 @@ impl Warden {
     ) -> Result<Warden, Problem> {
         let mut clients = BTreeMap::new();
         let mut relays = BTreeMap::new();
+        let beat = Duration::from_millis(guarded.request.silence_ms.into()) / SIGNS;
         let _runtime = core.runtime.enter();
         for (node, address) in guarded.places() {
             let client = Arc::new(client(&core.config.home, address)?);
             let socket = machine.folder.path().join(socket(node));
-            relays.insert(node, Relay::start(&socket, client.clone(), machine.id.clone())?);
+            let relay = Relay::start(&socket, client.clone(), machine.id.clone(), Some(beat))?;
+            relays.insert(node, relay);
             clients.insert(node, client);
         }
         let (core, machine) = (core.clone(), machine.clone());
@@ -219,6 +224,7 @@ impl Warden {
             node,
             register: self.guarded.request.register.clone(),
             lease_ms: self.guarded.request.lease_ms,
+            silence_ms: self.guarded.request.silence_ms,
             peers: self.guarded.places().filter(|(other, _)| *other != node).map(peer).collect(),
         };
         let receive = ReceiveRequest {
@@ -246,17 +252,22 @@ impl Warden {
     }
 
     fn run(&mut self) {
-        let pause =
-            Duration::from_millis(u64::from(self.entry.lease_ms) / 20).clamp(Duration::from_millis(5), LOOK / 2);
+        let often = u64::from(self.guarded.request.silence_ms.min(self.guarded.request.lease_ms)) / 10;
+        let pause = Duration::from_millis(often).clamp(Duration::from_millis(5), LOOK / 2);
         while !self.core.is_closed() {
             let lives = self.machine.lock().live.is_some();
             let turn = if lives { self.turn() } else { self.after_the_end() };
             match turn {
-                Turn::GoesOn => std::thread::sleep(pause),
+                // The end of the process is no time to sleep.
+                Turn::GoesOn if lives => drop(self.machine.wait(pause, |inner| inner.live.is_none().then_some(()))),
+                Turn::GoesOn => std::thread::sleep(Duration::from_millis(5)),
                 Turn::Over => return self.conclude(),
                 Turn::Lost => return self.give_up(),
             }
         }
+        // Those that keep copies need not think that the machine is gone.
+        let goodbyes = std::mem::take(&mut self.relays).into_values().map(|relay| relay.close(GOODBYES));
+        self.core.runtime.block_on(futures_util::future::join_all(goodbyes));
     }
 
     /// The machine runs.
@@ -294,15 +305,14 @@ impl Warden {
         Turn::GoesOn
     }
 
-    /// Writes the register, which renews the lease from the moment of asking, and tells the process.
+    /// Writes the register, which renews the lease, and tells the process.
     fn write(&mut self, register: Register) {
         let next = self.entry.next(register);
-        let asked_ns = now_ns();
         match self.store.swap(&self.machine.id, Some(&self.entry), &next) {
             Ok(true) => {
                 self.renewed = Some(Instant::now());
                 self.entry = next;
-                self.tell(Some(asked_ns + u64::from(self.entry.lease_ms) * 1_000_000));
+                self.tell();
             }
             Ok(false) => self.read_again(),
             Err(error) => tracing::warn!(%error, vm = self.machine.id, "the lease is not renewed"),
@@ -313,7 +323,7 @@ impl Warden {
         match self.store.read(&self.machine.id) {
             Ok(Some(entry)) => {
                 self.entry = entry;
-                self.tell(None);
+                self.tell();
             }
             Ok(None) => {
                 tracing::error!(vm = self.machine.id, "the register is gone: nothing leaves the machine any more")
@@ -322,8 +332,8 @@ impl Warden {
         }
     }
 
-    fn tell(&self, lease_until_ns: Option<u64>) {
-        let request = Request::Adopt { register: Some(self.entry.register.clone()), lease_until_ns };
+    fn tell(&self) {
+        let request = Request::Adopt { register: self.entry.register.clone() };
         if let Err(problem) = supervisor::command(&self.machine.folder, &request) {
             tracing::debug!(%problem, "the process does not hear what the register says");
         }
@@ -396,7 +406,6 @@ impl Warden {
         if let Some(next) = next {
             let _ = self.store.swap(&self.machine.id, Some(&self.entry), &next);
         }
-        std::thread::sleep(Duration::from_millis(5));
         Turn::GoesOn
     }
 

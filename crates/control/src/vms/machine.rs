@@ -10,6 +10,7 @@ use queztl_vmm::process::{Folder, ProcessId};
 
 use super::VmRecord;
 use super::lifecycle::{self, Command, Observation};
+use crate::Signs;
 use crate::manager::Core;
 use crate::operations::word;
 use crate::store::{Change, VMS};
@@ -31,6 +32,8 @@ pub(crate) struct Inner {
     pub live: Option<Live>,
     /// What is being done with it; one thing at a time.
     busy: Option<OperationKind>,
+    /// A copy is kept here: what is known of its owner's life.
+    pub signs: Option<Arc<Signs>>,
     /// It is gone from the store.
     pub deleted: bool,
     /// Figures that need somebody to ask the process.
@@ -71,8 +74,16 @@ impl Machine {
             _ => VmState::Stopped,
         };
         let id = record.id.clone();
-        let inner =
-            Inner { record, state, live: None, busy: None, deleted: false, restarts: 0, checkpoint_tried: None };
+        let inner = Inner {
+            record,
+            state,
+            live: None,
+            busy: None,
+            signs: None,
+            deleted: false,
+            restarts: 0,
+            checkpoint_tried: None,
+        };
         Machine { id, folder, inner: Mutex::new(inner), changed: Condvar::new() }
     }
 

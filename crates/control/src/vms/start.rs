@@ -58,7 +58,7 @@ impl Core {
     ) -> Result<(), Problem> {
         let limit = match start {
             Start::Incoming {} => ARRIVAL_LIMIT,
-            Start::Backup {} => COPY_LIMIT,
+            Start::Backup { .. } => COPY_LIMIT,
             _ => READY_LIMIT,
         };
         let record = machine.record();

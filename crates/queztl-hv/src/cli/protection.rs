@@ -62,6 +62,10 @@ pub struct ProtectArgs {
     pub stripes: u32,
 
     /// Milliseconds that this daemon may be silent before another one takes the machine
+    #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u32).range(20..=60000))]
+    pub silence: u32,
+
+    /// Milliseconds that the register may stay as it is before another daemon takes the machine
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(100..=60000))]
     pub lease: u32,
 

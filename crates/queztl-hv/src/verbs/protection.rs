@@ -44,6 +44,7 @@ pub async fn protect(session: &Session, args: ProtectArgs) -> Result<Status, Fai
         },
         stripes: args.stripes,
         lease_ms: args.lease,
+        silence_ms: args.silence,
         ..ProtectRequest::new(args.to.into_iter().map(address).collect(), args.register)
     };
     let mut told = session.client.protect(&args.vm.vm, &request).await.map_err(failure)?;

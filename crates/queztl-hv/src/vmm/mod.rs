@@ -86,7 +86,11 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let config = file.config;
     config.check().map_err(Failure::usage)?;
     let needs = Needs::of(Path::new("."), &config, &file.start, &file.sandbox);
-    let (is_incoming, is_backup) = (file.start == Start::Incoming {}, file.start == Start::Backup {});
+    let is_incoming = file.start == Start::Incoming {};
+    let kept = match file.start {
+        Start::Backup { term } => Some(term),
+        _ => None,
+    };
     let snapshot = snapshot(file.start)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     terminal::restore_on_panic();
@@ -98,9 +102,9 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     confine::start_launcher().map_err(Failure::host)?;
     signals.listen();
 
-    let (snapshot, arrived) = match (is_incoming, is_backup) {
+    let (snapshot, arrived) = match (is_incoming, kept) {
         (true, _) => arrival(folder, &config).map(|(snapshot, arrived)| (Some((snapshot, None)), Some(arrived)))?,
-        (_, true) => (Some((promotion(folder, &config)?, None)), None),
+        (_, Some(term)) => (Some((promotion(folder, &config, term)?, None)), None),
         _ => (snapshot, None),
     };
     let writers = hub.clone();
@@ -108,7 +112,7 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let host = host.with_terminal(Terminal::new(move || writers.writer()));
     let machine = Engine::on(host, config, snapshot, started)?;
     signals.watch(machine.handle());
-    if is_backup {
+    if kept.is_some() {
         machine.handle().announce();
     }
     let viewers = console::Server::start(folder, hub, Arc::new(machine.handle()), Some(log));
@@ -130,7 +134,7 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
 /// The snapshot to go on from, if that is asked for, and who the guest is then.
 fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failure> {
     match start {
-        Start::Boot | Start::Incoming {} | Start::Backup {} => Ok(None),
+        Start::Boot | Start::Incoming {} | Start::Backup { .. } => Ok(None),
         Start::Restore { snapshot, identity } => {
             let snapshot = Snapshot::open(&snapshot).map_err(|error| Failure::usage(chain(&error)))?;
             Ok(Some((snapshot, identity)))
@@ -158,8 +162,8 @@ fn arrival(folder: &Folder, config: &MachineConfig) -> Result<(Snapshot, Arrived
 }
 
 /// The copy of a machine that was protected elsewhere, when it is to go on here.
-fn promotion(folder: &Folder, config: &MachineConfig) -> Result<Snapshot, Failure> {
-    let promotion = protection::stand_by(folder, config).map_err(|error| Failure::host(chain(&error)))?;
+fn promotion(folder: &Folder, config: &MachineConfig, term: u64) -> Result<Snapshot, Failure> {
+    let promotion = protection::stand_by(folder, config, term).map_err(|error| Failure::host(chain(&error)))?;
     let Promotion { snapshot, version } = promotion;
     tracing::info!(term = version.term, epoch = version.epoch, "the machine goes on here");
     Ok(snapshot)

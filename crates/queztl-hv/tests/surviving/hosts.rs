@@ -130,6 +130,14 @@ impl Host {
         }
     }
 
+    /// Ends the daemon as somebody does who replaces it; its machines go on.
+    pub fn end_daemon(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            super::common::send(&child, libc::SIGTERM);
+            child.wait().unwrap();
+        }
+    }
+
     pub fn freeze_daemon(&self) {
         super::common::send(self.child.as_ref().unwrap(), libc::SIGSTOP);
     }

@@ -18,6 +18,7 @@ use queztl_api::{BackupAddress, ProtectRequest, ProtectionMode, ProtectionState,
 const LONG: Duration = Duration::from_secs(90);
 /// On a busy host, shorter ones run out by themselves.
 const LEASE_MS: u32 = 1000;
+const SILENCE_MS: u32 = 800;
 
 /// A guest that counts, protected by the second host, and who counts along.
 struct Scene {
@@ -57,6 +58,7 @@ impl Scene {
         let register = format!("file:{}", self.register.path().display());
         let request =
             ProtectRequest { mode, interval_ms: Some(25), lease_ms, ..ProtectRequest::new(vec![backup], register) };
+        let request = ProtectRequest { silence_ms: SILENCE_MS, ..request };
         // The daemon that had the machine before may still have to take note.
         self.eventually("protection begins", || self.here().protect(&request));
         self.wait_state(ProtectionState::Protected);
@@ -138,7 +140,7 @@ fn no_acknowledged_count_is_lost_when_processes_and_daemons_are_killed() {
 
 /// The old owner is cut off, and lives.
 #[test]
-fn an_owner_whose_lease_is_over_lets_nothing_out() {
+fn an_owner_that_was_followed_lets_nothing_out() {
     let Some(mut scene) = Scene::new() else { return };
     scene.protect(ProtectionMode::Pause);
     scene.expect_counting();
@@ -183,6 +185,24 @@ fn output_waits_while_the_backup_is_out_of_reach() {
     scene.expect_counting();
     let state = scene.here().state();
     assert_eq!(state, Some(VmState::Running), "a backup that was away claims nothing\n{}", scene.logs());
+    scene.oracle.stop();
+}
+
+/// A daemon that ends as it should says goodbye: nobody takes its machines, unless it stays away for a lease.
+#[test]
+fn a_machine_stays_where_it_is_while_its_daemon_is_replaced() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.protect_for(ProtectionMode::Pause, 60_000);
+    scene.expect_counting();
+
+    scene.hosts[0].end_daemon();
+    // Longer than a silence would be held for death.
+    std::thread::sleep(Duration::from_millis(u64::from(SILENCE_MS) * 2));
+    scene.hosts[0].restart_daemon();
+
+    scene.expect_counting();
+    assert_eq!(scene.here().state(), Some(VmState::Running), "{}", scene.logs());
+    scene.wait_state(ProtectionState::Protected);
     scene.oracle.stop();
 }
 

@@ -81,14 +81,8 @@ pub enum Request {
     Protect { order: Box<super::ProtectOrder> },
     /// A backup is there, or there again.
     AddBackup { place: super::BackupPlace },
-    /// What the group's register says now, while nobody writes it, and until when the machine may let output out, by the
-    /// host's monotonic clock in nanoseconds.
-    Adopt {
-        #[serde(default)]
-        register: Option<queztl_distributed_ram::Register>,
-        #[serde(default)]
-        lease_until_ns: Option<u64>,
-    },
+    /// What the group's register says now, while nobody writes it.
+    Adopt { register: queztl_distributed_ram::Register },
     /// How the protection goes, and what is to be written into the register. Answered by [`Response::Protection`].
     Protection {},
     /// Protect the machine no longer.

@@ -61,7 +61,7 @@ impl Target for MachineHandle {
             Request::Migration {} => Response::Migration(self.migration()),
             Request::CancelMigration {} => done(self.cancel_migration()),
             Request::Protection {} => Response::Protection(Box::new(self.protection())),
-            Request::Adopt { register, lease_until_ns } => done(self.adopt(register.as_ref(), lease_until_ns)),
+            Request::Adopt { register } => done(self.adopt(&register)),
             Request::Unprotect {} => done(self.unprotect()),
             long @ (Request::Snapshot { .. }
             | Request::Fork { .. }

@@ -36,6 +36,8 @@ const INTERVALS: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs
 const RETRY: Duration = Duration::from_millis(20);
 /// The share of its time that a backup's connection may be busy: one part in so many.
 const SHARE: u32 = 3;
+/// Between announcements of a new place, in milliseconds.
+const ANNOUNCEMENTS_MS: [u64; 4] = [50, 100, 300, 1000];
 /// Backups at most.
 const MAX_BACKUPS: usize = 8;
 
@@ -92,19 +94,12 @@ impl MachineHandle {
         spawn(name, move || handle.serve_backup(&protecting, &place))
     }
 
-    /// This is what the register says now, and until when the owner may let anything out, by the host's monotonic clock in
-    /// nanoseconds. Nobody is writing it.
+    /// This is what the register says now. Nobody is writing it.
     ///
     /// # Errors
     /// The machine is not protected.
-    pub fn adopt(&self, register: Option<&Register>, lease_until_ns: Option<u64>) -> Result<(), Refusal> {
-        let protecting = self.protecting()?;
-        if let Some(until) = lease_until_ns {
-            protecting.lease(until);
-        }
-        if let Some(register) = register {
-            protecting.change(|core| core.adopt(register));
-        }
+    pub fn adopt(&self, register: &Register) -> Result<(), Refusal> {
+        self.protecting()?.change(|core| core.adopt(register));
         Ok(())
     }
 
@@ -127,8 +122,23 @@ impl MachineHandle {
         Ok(())
     }
 
-    /// Tells the networks where the machine is now.
+    /// Tells the networks where the machine is now; again for a while, since something that the owner before was allowed to
+    /// send may come late and tell otherwise.
     pub fn announce(&self) {
+        self.announce_once();
+        let handle = self.clone();
+        let again = spawn("announce".into(), move || {
+            for pause in ANNOUNCEMENTS_MS {
+                std::thread::sleep(Duration::from_millis(pause));
+                handle.announce_once();
+            }
+        });
+        if let Err(refusal) = again {
+            tracing::warn!(%refusal, "the networks are told once where the machine is");
+        }
+    }
+
+    fn announce_once(&self) {
         if let Some(live) = read(&self.shared.live).as_ref() {
             live.nets.iter().for_each(|net| net.outlet().announce(reverse_arp(net.mac().0)));
         }

@@ -62,7 +62,10 @@ pub enum Start {
     /// Where a machine is that another process brings, through the socket [`super::Folder::incoming`].
     Incoming {},
     /// Where a machine is that another process protects, once that has died: see [`crate::protection`].
-    Backup {},
+    Backup {
+        /// What the group's register said after any copy that was kept here before was lost: no owner of a lower term is served.
+        term: u64,
+    },
 }
 
 /// Why there is nothing to run.

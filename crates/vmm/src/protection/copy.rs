@@ -124,10 +124,10 @@ impl Copy {
         Ok(())
     }
 
-    /// What a machine is made from.
-    pub fn into_snapshot(mut self, shape: Shape) -> Result<Snapshot, Error> {
+    /// What a machine is made from. After an error it can be tried again.
+    pub fn snapshot(&mut self, shape: Shape) -> Result<Snapshot, Error> {
         self.fold()?;
-        let memory = MemoryImage::of_file(self.memory.0, shape)?;
+        let memory = MemoryImage::of_file(self.memory.0.try_clone().map_err(Error::Copy)?, shape)?;
         Ok(Snapshot::from_parts(&self.state, memory)?)
     }
 }

@@ -13,7 +13,7 @@
 //! ```
 //! Promises:
 //! - frames that the guest sent in an epoch leave only when as many backups as the rule in force says have that epoch whole
-//!   ([`Owner`] decides, [`Outlet`] obeys), and only while the lease holds;
+//!   ([`Owner`] decides, [`Outlet`] obeys): an owner that was followed finds too few who acknowledge;
 //! - a copy is always one whole epoch: changes are staged beside it, and become part of it in one step;
 //! - a backup that has promised a term takes nothing of an owner of a lower one.
 //!
@@ -35,7 +35,6 @@ use std::io;
 use queztl_distributed_ram::{Epoch, Term, Version};
 use queztl_guest_memory::ImageError;
 
-pub use crate::devices::virtio::net::outlet::now_ns;
 pub(crate) use link::{Link, Offer};
 pub use standby::{Promotion, stand_by};
 pub(crate) use wire::{Begin, Reply};

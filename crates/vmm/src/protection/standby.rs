@@ -44,7 +44,6 @@ struct Backup {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     member: Member,
     copy: Option<(Copy, Shape)>,
@@ -54,11 +53,12 @@ struct State {
     wires: Vec<UnixStream>,
 }
 
-/// Keeps a copy of a machine of this configuration until the daemon says that it is to go on here.
+/// Keeps a copy of a machine of this configuration until the daemon says that it is to go on here. `term` is what the group's
+/// register said since any earlier copy was lost here: with that, what was promised was lost, too.
 ///
 /// # Errors
 /// The sockets cannot be made or fail. What a primary or a daemon does wrong is theirs to hear.
-pub fn stand_by(folder: &Folder, config: &MachineConfig) -> Result<Promotion, Error> {
+pub fn stand_by(folder: &Folder, config: &MachineConfig, term: Term) -> Result<Promotion, Error> {
     let listen = |path: std::path::PathBuf| {
         crate::control::listen(&path).map_err(|error| Error::Socket { path, source: std::io::Error::other(error) })
     };
@@ -66,7 +66,7 @@ pub fn stand_by(folder: &Folder, config: &MachineConfig) -> Result<Promotion, Er
     let words = listen(folder.backup())?;
     let primaries = listen(folder.incoming())?;
     let ram_bytes = config.ram_bytes + config.hotplug_bytes;
-    let backup = Arc::new(Backup { ram_bytes, state: Mutex::default() });
+    let backup = Arc::new(Backup { ram_bytes, state: Mutex::new(State::new(term)) });
     let body = {
         let backup = backup.clone();
         move || backup.take_primaries(&primaries)
@@ -267,6 +267,10 @@ struct Session {
 }
 
 impl State {
+    fn new(term: Term) -> State {
+        State { member: Member::fresh(term), copy: None, closed: false, wires: Vec::new() }
+    }
+
     /// Lets the member decide about a stage that is whole; if it says yes, the copy has it when this returns.
     fn commit(&mut self, stage: Stage, base: Option<u64>, shape: &Shape) -> Result<Reply, Error> {
         if self.closed {
@@ -292,14 +296,10 @@ impl State {
             return Err(Error::NotPromised { term, promised });
         }
         let version = self.member.copy().ok_or(Error::NoCopy)?;
-        let (mut copy, shape) = self.copy.take().ok_or(Error::NoCopy)?;
-        if let Err(error) = copy.fold() {
-            self.copy = Some((copy, shape));
-            return Err(error);
-        }
-        let snapshot = copy.into_snapshot(shape)?;
+        let (copy, shape) = self.copy.as_mut().ok_or(Error::NoCopy)?;
+        let snapshot = copy.snapshot(shape.clone())?;
         snapshot.check_shape(config)?;
-        self.closed = true;
+        (self.closed, self.copy) = (true, None);
         self.hang_up();
         Ok(Promotion { snapshot, version })
     }

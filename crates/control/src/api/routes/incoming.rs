@@ -1,6 +1,7 @@
 //! Machines that come from another daemon, and those that go to one.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::State;
@@ -13,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
+use crate::Signs;
 use crate::api::answer::{Accepted, Answer, Json};
 use crate::api::app::App;
 use crate::api::extract::{Key, Segments};
@@ -78,7 +80,7 @@ pub async fn incoming_stream(
     upgrade: Upgrade,
 ) -> Answer<Response> {
     let place = app.session(&caller)?;
-    let path = app.service().incoming(&vm).await?;
+    let (path, signs) = app.service().incoming(&vm).await?;
     let stream = UnixStream::connect(&path).await;
     let stream =
         stream.map_err(|error| Problem::new(Code::State, format!("nobody waits for the machine any more: {error}")))?;
@@ -86,7 +88,7 @@ pub async fn incoming_stream(
         let (send, receive) = mpsc::channel(PIECES_UNDER_WAY);
         let (from, to) = stream.into_split();
         tokio::select! {
-            () = socket::run(&app, socket, receive, Bytes { to }) => {}
+            () = socket::run(&app, socket, receive, Bytes::new(to, signs)) => {}
             () = forward(from, send) => {}
         }
         drop(place);
@@ -96,6 +98,26 @@ pub async fn incoming_stream(
 /// What the source sends.
 struct Bytes {
     to: OwnedWriteHalf,
+    /// Until the connection has ended.
+    signs: Option<Arc<Signs>>,
+    writing: bool,
+}
+
+impl Bytes {
+    fn new(to: OwnedWriteHalf, signs: Option<Arc<Signs>>) -> Bytes {
+        signs.iter().for_each(|signs| signs.opened());
+        Bytes { to, signs, writing: false }
+    }
+}
+
+impl Drop for Bytes {
+    /// If it has not ended by itself, it was this side that ended it.
+    fn drop(&mut self) {
+        if self.writing {
+            self.signs.iter().for_each(|signs| signs.end_message());
+        }
+        Inbox::ended(self, true);
+    }
 }
 
 impl Inbox for Bytes {
@@ -103,9 +125,20 @@ impl Inbox for Bytes {
         let Message::Binary(bytes) = message else {
             return ControlFlow::Break(socket::close(close_code::UNSUPPORTED, "only bytes are expected here"));
         };
-        match self.to.write_all(&bytes).await {
+        self.signs.iter().for_each(|signs| signs.begin_message());
+        self.writing = true;
+        let written = self.to.write_all(&bytes).await;
+        self.writing = false;
+        self.signs.iter().for_each(|signs| signs.end_message());
+        match written {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(socket::close(close_code::NORMAL, "nobody waits for the machine any more")),
+        }
+    }
+
+    fn ended(&mut self, with_goodbye: bool) {
+        if let Some(signs) = self.signs.take() {
+            signs.ended(with_goodbye);
         }
     }
 }

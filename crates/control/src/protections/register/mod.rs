@@ -1,8 +1,8 @@
 //! The register: one value for each group, which all its daemons see, and which changes by compare-and-swap only.
 //!
 //! Besides what the group agrees on ([`Register`]) it holds a counter that the owner raises to renew its lease. Whoever sees
-//! the value unchanged for longer than the lease knows that the owner lets nothing out any more; and since each change names
-//! the value that it replaces, a renewal and a claim exclude each other.
+//! the value unchanged for longer than the lease takes the owner for dead; and since each change names the value that it
+//! replaces, a renewal and a claim exclude each other.
 
 mod etcd;
 mod file;
@@ -26,7 +26,7 @@ pub(super) struct Entry {
     /// How often the lease was renewed, whoever had it.
     pub renewal: u64,
     pub lease_ms: u32,
-    /// The owner's daemon has seen its process dead: there is no lease to wait for.
+    /// Whoever has the term says that it does nothing with it: there is no lease to wait for.
     pub over: bool,
 }
 

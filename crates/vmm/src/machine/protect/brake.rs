@@ -12,7 +12,6 @@ use super::super::snapshot::nanoseconds;
 use super::super::{MachineHandle, lock};
 use super::Protecting;
 use crate::control::{Reason, Refusal, ThrottleOrder};
-use crate::protection::now_ns;
 
 /// One run and one rest.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -64,4 +63,13 @@ impl MachineHandle {
         }
         nanoseconds(started.elapsed().saturating_sub(rest))
     }
+}
+
+/// The host's monotonic clock, in nanoseconds: the same for all processes of the host.
+fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes to `now` and nothing else; with this clock and a valid place it does not fail. (rustix would
+    // ask the kernel for its clock's code first, by a system call that threads of a machine may not make.)
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -120,10 +120,6 @@ impl Protecting {
         }
     }
 
-    pub fn lease(&self, until_ns: u64) {
-        self.outlets.iter().for_each(|outlet| outlet.lease(until_ns));
-    }
-
     pub fn has_ended(&self) -> bool {
         lock(&self.core).ended
     }

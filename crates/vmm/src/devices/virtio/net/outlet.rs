@@ -1,8 +1,8 @@
 //! Where a protected machine's frames wait until they may leave.
 //!
 //! Promises, once [`Outlet::hold`] was called:
-//! - a frame leaves only when the epoch in which the guest sent it has been released, and only while the lease holds by the
-//!   host's monotonic clock; frames leave in the order in which they were sent;
+//! - a frame leaves only when the epoch in which the guest sent it has been released; frames leave in the order in which they
+//!   were sent;
 //! - no more than the bound waits: what is beyond it is dropped, as a full router drops;
 //! - an outlet that was [shut](Outlet::shut) never lets anything out again.
 //!
@@ -23,10 +23,9 @@ pub(crate) struct Outlet {
 
 struct State {
     rule: Rule,
-    /// The epoch that frames of now belong to, the newest that was released, and when the lease is over.
+    /// The epoch that frames of now belong to, and the newest that was released.
     epoch: u64,
     released: u64,
-    lease_until_ns: u64,
     waiting: VecDeque<(u64, Vec<u8>)>,
     bytes: usize,
     bound: usize,
@@ -49,29 +48,12 @@ pub(crate) struct Waiting {
     pub dropped: u64,
 }
 
-/// The host's monotonic clock, in nanoseconds: the same for all processes of the host.
-pub fn now_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes to `now` and nothing else; with this clock and a valid place it does not fail. (rustix would
-    // ask the kernel for its clock's code first, by a system call that threads of a machine may not make.)
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
 impl Outlet {
     /// An outlet that is open.
     pub fn new() -> io::Result<Outlet> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let state = State {
-            rule: Rule::Open,
-            epoch: 0,
-            released: 0,
-            lease_until_ns: 0,
-            waiting: VecDeque::new(),
-            bytes: 0,
-            bound: 0,
-            dropped: 0,
-        };
+        let state =
+            State { rule: Rule::Open, epoch: 0, released: 0, waiting: VecDeque::new(), bytes: 0, bound: 0, dropped: 0 };
         Ok(Outlet { state: Mutex::new(state), wake })
     }
 
@@ -81,6 +63,8 @@ impl Outlet {
         if state.rule == Rule::Open {
             state.rule = Rule::Held;
             (state.epoch, state.released, state.bound) = (epoch, 0, bound);
+            // What has not got out since an earlier hold might have long since, and its epoch means nothing any more.
+            state.waiting.iter_mut().for_each(|(epoch, _)| *epoch = 0);
         }
     }
 
@@ -93,14 +77,6 @@ impl Outlet {
     pub fn release(&self, epoch: u64) {
         let mut state = self.lock();
         state.released = state.released.max(epoch);
-        drop(state);
-        self.wake();
-    }
-
-    /// Held frames may leave until then, by [`now_ns`].
-    pub fn lease(&self, until_ns: u64) {
-        let mut state = self.lock();
-        state.lease_until_ns = state.lease_until_ns.max(until_ns);
         drop(state);
         self.wake();
     }
@@ -160,8 +136,8 @@ impl Outlet {
             let mut state = self.lock();
             let allowed = match state.rule {
                 Rule::Open => u64::MAX,
-                Rule::Held if now_ns() < state.lease_until_ns => state.released,
-                Rule::Held | Rule::Shut => return,
+                Rule::Held => state.released,
+                Rule::Shut => return,
             };
             // Sent under the lock: whoever shuts the outlet knows afterwards that nothing is on its way.
             let Some((_, frame)) = state.waiting.front().filter(|(epoch, _)| *epoch <= allowed) else { return };
@@ -215,7 +191,6 @@ mod tests {
     fn held() -> Outlet {
         let outlet = Outlet::new().unwrap();
         outlet.hold(1, 10);
-        outlet.lease(u64::MAX);
         outlet
     }
 
@@ -233,15 +208,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leaves_after_the_lease() {
-        let outlet = Outlet::new().unwrap();
-        outlet.hold(1, 10);
-        outlet.lease(now_ns().saturating_sub(1));
+    fn frames_that_an_earlier_hold_has_left_do_not_wait_for_its_epochs() {
+        let outlet = held();
+        outlet.begin(50);
         outlet.keeps(&[1]);
-        outlet.release(1);
-        assert!(out(&outlet).is_empty());
-        outlet.lease(u64::MAX);
+        outlet.open();
+        outlet.hold(1, 10);
+        outlet.keeps(&[2]);
         assert_eq!(out(&outlet), [1]);
+        outlet.release(1);
+        assert_eq!(out(&outlet), [2]);
     }
 
     #[test]
