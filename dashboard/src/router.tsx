@@ -7,7 +7,7 @@ import { VmsPage } from './vms/VmsPage';
 
 const root = createRootRoute({ component: Layout, notFoundComponent: () => <NotFound /> });
 
-const TABS = ['metrics', 'terminal', 'snapshots', 'devices', 'limits', 'log'] as const;
+const TABS = ['metrics', 'terminal', 'snapshots', 'protection', 'devices', 'limits', 'log'] as const;
 export type VmTab = (typeof TABS)[number];
 
 const vms = createRoute({

@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::Protection;
+
 /// Buckets of a latency histogram: up to 1, 2, 4, … microseconds, and one for the rest.
 pub const HISTOGRAM_BUCKETS: usize = 25;
 
@@ -27,6 +29,9 @@ pub struct VmMetrics {
     pub nets: Vec<NetMetrics>,
     /// Processor time of the machine's whole process.
     pub cpu_ns: u64,
+    /// How it is copied to other daemons, if it is.
+    #[serde(default)]
+    pub protection: Option<Protection>,
 }
 
 /// A vCPU's figures.

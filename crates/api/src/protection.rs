@@ -174,6 +174,10 @@ pub struct CopyVersion {
 pub struct Protection {
     /// How it is.
     pub state: ProtectionState,
+    /// What becomes of the guest when copies are out of reach.
+    pub mode: ProtectionMode,
+    /// How many copies must have what the guest says before it is let out.
+    pub acks: u32,
     /// The period of this owner.
     pub term: u64,
     /// The last copy that was cut.
@@ -231,6 +235,8 @@ pub struct BackupState {
     pub epoch: Option<u64>,
     /// From the beginning of sending a copy to its acknowledgement, in nanoseconds.
     pub round_trip_ns: u64,
+    /// For how long there has been something that it lacks, since it had its first copy, in nanoseconds; 0 if it has the newest.
+    pub behind_ns: u64,
     /// Why it is out of reach.
     pub failed: Option<String>,
 }

@@ -115,7 +115,8 @@ impl Client {
         self.post(&Path::new(&["incoming", id, "promise"]), request).await
     }
 
-    pub async fn protect(&self, vm: &str, request: &ProtectRequest) -> Result<Protection, Error> {
+    /// The operation ends when the first copies are whole.
+    pub async fn protect(&self, vm: &str, request: &ProtectRequest) -> Result<Operation, Error> {
         self.post(&Path::new(&["vms", vm, "protection"]), request).await
     }
 
@@ -123,8 +124,8 @@ impl Client {
         self.get(&Path::new(&["vms", vm, "protection"])).await
     }
 
-    pub async fn unprotect(&self, vm: &str) -> Result<(), Error> {
-        self.remove(&Path::new(&["vms", vm, "protection"])).await
+    pub async fn unprotect(&self, vm: &str) -> Result<Operation, Error> {
+        self.delete(&Path::new(&["vms", vm, "protection"])).await
     }
 
     pub async fn images(&self) -> Result<Vec<Image>, Error> {

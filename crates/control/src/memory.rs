@@ -188,6 +188,7 @@ fn figures(vm: &Vm) -> VmMetrics {
         disks: vec![DiskMetrics { device: "disk0".into(), reads: 7, read_latency: latency, ..DiskMetrics::default() }],
         nets: vec![NetMetrics { device: "net0".into(), sent_bytes: 9, ..NetMetrics::default() }],
         cpu_ns: 2_500_000_000,
+        protection: None,
     }
 }
 
@@ -372,8 +373,8 @@ impl Service for MemoryService {
         Err(Problem::new(Code::State, format!("no copy of {vm:?} is kept here")))
     }
 
-    async fn protect(&self, vm: &str, _: ProtectRequest) -> Result<Protection, Problem> {
-        self.protection(vm).await
+    async fn protect(&self, vm: &str, _: ProtectRequest) -> Result<Operation, Problem> {
+        self.change(vm, OperationKind::Protect, VmState::Running)
     }
 
     async fn protection(&self, vm: &str) -> Result<Protection, Problem> {
@@ -381,8 +382,8 @@ impl Service for MemoryService {
         Err(Problem::new(Code::State, format!("{vm:?} is not protected")))
     }
 
-    async fn unprotect(&self, vm: &str) -> Result<(), Problem> {
-        self.protection(vm).await.map(drop)
+    async fn unprotect(&self, vm: &str) -> Result<Operation, Problem> {
+        self.change(vm, OperationKind::Unprotect, VmState::Running)
     }
 
     async fn images(&self) -> Result<Vec<Image>, Problem> {

@@ -105,9 +105,9 @@ pub trait Service: Send + Sync + 'static {
     async fn promise(&self, vm: &str, request: PromiseRequest) -> Result<BackupPromise, Problem>;
 
     /// Begins to copy the running machine to other daemons.
-    async fn protect(&self, vm: &str, request: ProtectRequest) -> Result<Protection, Problem>;
+    async fn protect(&self, vm: &str, request: ProtectRequest) -> Result<Operation, Problem>;
     async fn protection(&self, vm: &str) -> Result<Protection, Problem>;
-    async fn unprotect(&self, vm: &str) -> Result<(), Problem>;
+    async fn unprotect(&self, vm: &str) -> Result<Operation, Problem>;
 
     async fn images(&self) -> Result<Vec<Image>, Problem>;
     async fn image(&self, name: &Name) -> Result<Image, Problem>;

@@ -20,6 +20,10 @@ export interface Usage {
   iops: number;
   /** Mean time of a disk request in seconds, if there were any. */
   latency: number | undefined;
+  /** From a cut to its acknowledgement in seconds, where there are copies. */
+  lag: number | undefined;
+  /** What copies take on the wire, bytes a second. */
+  copied: number | undefined;
 }
 
 /** A machine's last counters, its usage between the last two, and the past. */
@@ -67,6 +71,11 @@ export function between(before: VmMetrics, after: VmMetrics): Usage {
     netSent: net((one) => one.sent_bytes),
     iops: requests / seconds,
     latency: requests > 0 ? spent / requests / 1e9 : undefined,
+    lag: after.protection ? after.protection.lag_ns / 1e9 : undefined,
+    copied:
+      before.protection && after.protection
+        ? Math.max(0, after.protection.wire_bytes - before.protection.wire_bytes) / seconds
+        : undefined,
   };
 }
 

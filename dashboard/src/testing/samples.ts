@@ -1,5 +1,5 @@
 /** Values of the API for tests: whole ones, of which a test says only what it is about. */
-import type { Alert, BenchmarkFigure, BenchmarkRun, Vm, VmMetrics, VmState } from '../api/types';
+import type { Alert, BenchmarkFigure, BenchmarkRun, Protection, Vm, VmMetrics, VmState } from '../api/types';
 
 export function vmOf(name: string, state: VmState = 'running', fields: Partial<Vm> = {}): Vm {
   return {
@@ -60,6 +60,30 @@ export function metricsOf(name: string, fields: Partial<VmMetrics> = {}): VmMetr
       },
     ],
     nets: [],
+    ...fields,
+  };
+}
+
+export function protectionOf(fields: Partial<Protection>): Protection {
+  return {
+    state: 'protected',
+    mode: 'pause',
+    acks: 1,
+    term: 1,
+    epoch: 1,
+    released: 1,
+    interval_ns: 30e6,
+    pause_ns: 6e5,
+    lag_ns: 4e6,
+    epoch_bytes: 0,
+    data_bytes: 0,
+    wire_bytes: 0,
+    waiting_bytes: 0,
+    buffer_bytes: 2 ** 26,
+    dropped_frames: 0,
+    throttle_percent: 0,
+    stalled: false,
+    backups: [],
     ...fields,
   };
 }

@@ -9,15 +9,18 @@ import type { Tracks } from '../live/rates';
 import { bytes, percent } from '../units/format';
 import { type Node, type Place, places } from './forest';
 import { colourOf } from './load';
+import { Streams } from './Streams';
+import type { Stream } from './streams';
 
 interface Props {
   roots: Node[];
   usage: Tracks;
+  streams: Stream[];
   /** No smooth edges: the processor draws. */
   plain: boolean;
 }
 
-export default function Scene({ roots, usage, plain }: Props) {
+export default function Scene({ roots, usage, streams, plain }: Props) {
   const dark = useComputedColorScheme('light') === 'dark';
   const all = useMemo(() => places(roots), [roots]);
   const [over, setOver] = useState<Place>();
@@ -36,6 +39,7 @@ export default function Scene({ roots, usage, plain }: Props) {
         <Controls />
         <Host />
         <Machines places={all} usage={usage} onOver={setOver} />
+        <Streams places={all} streams={streams} plain={plain} />
         <Lineage places={all} colour={dark ? '#8fa3b0' : '#495057'} />
       </Canvas>
       {over && <Hint place={over} usage={usage} />}

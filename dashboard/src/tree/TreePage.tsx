@@ -2,12 +2,14 @@
 import { Box, Group, Paper, Text } from '@mantine/core';
 import { useQuery } from '@tanstack/react-query';
 import { lazy, Suspense, useDeferredValue, useMemo } from 'react';
-import { vmsQuery } from '../api/queries';
-import type { Vm } from '../api/types';
+import { operationsQuery, vmsQuery } from '../api/queries';
+import type { Operation, Vm } from '../api/types';
 import { Loaded, Page } from '../layout/Page';
 import { useUsage } from '../live/usage';
 import { forest } from './forest';
 import { LEGEND } from './load';
+import { NodeTable } from './NodeTable';
+import { streams, wordsByMachine } from './streams';
 import { TreeTable } from './TreeTable';
 
 const Scene = lazy(() => import('./Scene'));
@@ -21,24 +23,30 @@ export function TreePage() {
   );
 }
 
+const NOTHING: Operation[] = [];
+
 function Tree({ vms }: { vms: Vm[] }) {
   const usage = useUsage();
   // A long table is made anew between frames, not in one.
   const calm = useDeferredValue(usage);
+  const { data: operations = NOTHING } = useQuery(operationsQuery);
   const roots = useMemo(() => forest(vms), [vms]);
+  const flows = useMemo(() => streams(vms, usage, operations), [vms, usage, operations]);
+  const words = useMemo(() => wordsByMachine(flows), [flows]);
   return (
     <>
       <Paper withBorder h={420} style={{ overflow: 'hidden' }}>
         {drawer() !== 'nobody' ? (
           <Suspense>
-            <Scene roots={roots} usage={usage} plain={drawer() === 'processor'} />
+            <Scene roots={roots} usage={usage} streams={flows} plain={drawer() === 'processor'} />
           </Suspense>
         ) : (
           <Text p="md">This browser has no WebGL. The table below has the same content.</Text>
         )}
       </Paper>
       <Legend />
-      <TreeTable roots={roots} usage={calm} />
+      <NodeTable vms={vms} usage={calm} streams={flows} />
+      <TreeTable roots={roots} usage={calm} flows={words} />
     </>
   );
 }

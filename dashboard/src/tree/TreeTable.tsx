@@ -9,8 +9,15 @@ import { StateBadge } from '../vms/StateBadge';
 import { type Line, lines, type Node } from './forest';
 import { step } from './keys';
 
+interface TreeTableProps {
+  roots: Node[];
+  usage: Tracks;
+  /** What flows between a machine and other daemons. */
+  flows: ReadonlyMap<string, string>;
+}
+
 /** With many machines, figures of some change every two seconds: only their rows are drawn again. */
-export const TreeTable = memo(function TreeTable({ roots, usage }: { roots: Node[]; usage: Tracks }) {
+export const TreeTable = memo(function TreeTable({ roots, usage, flows }: TreeTableProps) {
   const [closed, setClosed] = useState<ReadonlySet<string>>(new Set());
   const [current, setCurrent] = useState<string>();
   const body = useRef<HTMLTableSectionElement>(null);
@@ -56,7 +63,7 @@ export const TreeTable = memo(function TreeTable({ roots, usage }: { roots: Node
     <Table role="treegrid" aria-label="Machines and their clones" verticalSpacing={4}>
       <Table.Thead>
         <Table.Tr>
-          {['Machine', 'State', 'Processor', 'Memory', 'Cloned from'].map((label) => (
+          {['Machine', 'State', 'Processor', 'Memory', 'Copies and moves', 'Cloned from'].map((label) => (
             <Table.Th key={label}>{label}</Table.Th>
           ))}
         </Table.Tr>
@@ -67,6 +74,7 @@ export const TreeTable = memo(function TreeTable({ roots, usage }: { roots: Node
             key={line.node.vm.id}
             line={line}
             {...wordsOf(usage.get(line.node.vm.id)?.usage)}
+            flow={flows.get(line.node.vm.id) ?? '–'}
             open={line.node.children.length > 0 ? !closed.has(line.node.vm.id) : undefined}
             focusable={line.node.vm.id === focused}
             handlers={handlers}
@@ -91,13 +99,14 @@ interface RowProps {
   line: Line;
   cpu: string;
   resident: string;
+  flow: string;
   /** Nothing for a node without children. */
   open: boolean | undefined;
   focusable: boolean;
   handlers: Handlers;
 }
 
-const TreeRow = memo(function TreeRow({ line, cpu, resident, open, focusable, handlers }: RowProps) {
+const TreeRow = memo(function TreeRow({ line, cpu, resident, flow, open, focusable, handlers }: RowProps) {
   const { vm } = line.node;
   const Chevron = open ? IconChevronDown : IconChevronRight;
   return (
@@ -131,6 +140,7 @@ const TreeRow = memo(function TreeRow({ line, cpu, resident, open, focusable, ha
       </Table.Td>
       <Table.Td role="gridcell">{cpu}</Table.Td>
       <Table.Td role="gridcell">{resident}</Table.Td>
+      <Table.Td role="gridcell">{flow}</Table.Td>
       <Table.Td role="gridcell">{vm.origin ? (vm.origin.snapshot ?? 'the running machine') : '–'}</Table.Td>
     </Table.Tr>
   );

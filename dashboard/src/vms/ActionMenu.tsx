@@ -2,9 +2,11 @@
 import { ActionIcon, Button, Menu, Text } from '@mantine/core';
 import { IconChevronDown, IconDots } from '@tabler/icons-react';
 import { useState } from 'react';
-import type { Vm } from '../api/types';
+import type { Protection, Vm } from '../api/types';
 import { cloneCommand, command } from '../commands/command';
 import { useTask } from '../operations/tasks';
+import { ProtectDialog } from '../protection/ProtectDialog';
+import { unprotecting } from '../protection/unprotect';
 import { useMay } from '../session/SessionGate';
 import { type Action, possible } from './actions';
 import { CloneDialog } from './CloneDialog';
@@ -12,15 +14,17 @@ import { LossDialog } from './LossDialog';
 import { MigrateDialog } from './MigrateDialog';
 import { SnapshotDialog } from './SnapshotDialog';
 
-type Dialog = 'clone' | 'snapshot' | 'migrate' | Action | undefined;
+type Dialog = 'clone' | 'snapshot' | 'migrate' | 'protect' | 'unprotect' | Action | undefined;
 
 interface Props {
   vm: Vm;
+  /** How it is protected, if it is. */
+  protection: Protection | undefined;
   /** Small, for a row of a table. */
   compact?: boolean;
 }
 
-export function ActionMenu({ vm, compact }: Props) {
+export function ActionMenu({ vm, protection, compact }: Props) {
   const [dialog, setDialog] = useState<Dialog>();
   const task = useTask();
   const may = { read: true, operate: useMay('operate'), admin: useMay('admin') };
@@ -58,11 +62,25 @@ export function ActionMenu({ vm, compact }: Props) {
                 command={cloneCommand(vm.name, { count: 1 })}
                 onClick={() => setDialog('clone')}
               />
-              {may.admin && (
+              {may.admin && !protection && (
+                <>
+                  <Item
+                    label="Move…"
+                    command={command('migrate', vm.name, '--to', 'https://host:port')}
+                    onClick={() => setDialog('migrate')}
+                  />
+                  <Item
+                    label="Protect…"
+                    command={command('protect', vm.name, '--to', 'https://host:port')}
+                    onClick={() => setDialog('protect')}
+                  />
+                </>
+              )}
+              {may.admin && protection && (
                 <Item
-                  label="Move…"
-                  command={command('migrate', vm.name, '--to', 'https://host:port')}
-                  onClick={() => setDialog('migrate')}
+                  label="Unprotect…"
+                  command={command('unprotect', vm.name)}
+                  onClick={() => setDialog('unprotect')}
                 />
               )}
               <Menu.Divider />
@@ -85,6 +103,10 @@ export function ActionMenu({ vm, compact }: Props) {
       {dialog === 'clone' && <CloneDialog vm={vm} onClose={close} />}
       {dialog === 'snapshot' && <SnapshotDialog vm={vm} onClose={close} />}
       {dialog === 'migrate' && <MigrateDialog vm={vm} onClose={close} />}
+      {dialog === 'protect' && <ProtectDialog vm={vm} onClose={close} />}
+      {dialog === 'unprotect' && protection && (
+        <LossDialog {...unprotecting(vm, protection)} onClose={close} />
+      )}
       {typeof dialog === 'object' && (
         <LossDialog
           title={`${dialog.label} ${vm.name}?`}

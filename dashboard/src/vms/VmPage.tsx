@@ -5,9 +5,11 @@ import { useNavigate, useParams, useSearch } from '@tanstack/react-router';
 import { lazy, Suspense } from 'react';
 import { failure } from '../api/client';
 import { vmQuery } from '../api/queries';
-import type { Vm } from '../api/types';
+import type { Protection, Vm } from '../api/types';
 import { NotFound } from '../layout/NotFound';
 import { Loaded, Page } from '../layout/Page';
+import { useTrack } from '../live/usage';
+import { ProtectionBadge } from '../protection/ProtectionBadge';
 import type { VmTab } from '../router';
 import { ago } from '../units/format';
 import { useNow } from '../units/useNow';
@@ -19,6 +21,7 @@ const TABS: { tab: VmTab; label: string; content: React.ComponentType<{ vm: Vm }
   { tab: 'metrics', label: 'Metrics', content: lazy(() => import('./tabs/MetricsTab')) },
   { tab: 'terminal', label: 'Terminal', content: lazy(() => import('../terminal/TerminalTab')) },
   { tab: 'snapshots', label: 'Snapshots', content: lazy(() => import('./tabs/SnapshotsTab')) },
+  { tab: 'protection', label: 'Protection', content: lazy(() => import('../protection/ProtectionTab')) },
   { tab: 'devices', label: 'Devices', content: lazy(() => import('./tabs/DevicesTab')) },
   { tab: 'limits', label: 'Limits', content: lazy(() => import('./tabs/LimitsTab')) },
   { tab: 'log', label: 'Log', content: lazy(() => import('./tabs/LogTab')) },
@@ -36,11 +39,12 @@ export function VmPage() {
 function Machine({ vm }: { vm: Vm }) {
   const { tab = 'metrics' } = useSearch({ from: '/vms/$vm' });
   const navigate = useNavigate({ from: '/vms/$vm' });
+  const protection = useTrack(vm.id)?.last.protection ?? undefined;
   const show = (value: string | null) =>
     navigate({ search: (search) => ({ ...search, tab: TABS.find((one) => one.tab === value)?.tab }) });
   return (
-    <Page title={vm.name} actions={<ActionMenu vm={vm} />}>
-      <Summary vm={vm} />
+    <Page title={vm.name} actions={<ActionMenu vm={vm} protection={protection} />}>
+      <Summary vm={vm} protection={protection} />
       <Tabs value={tab} onChange={show} keepMounted={false}>
         <Tabs.List>
           {TABS.map(({ tab, label }) => (
@@ -61,7 +65,7 @@ function Machine({ vm }: { vm: Vm }) {
   );
 }
 
-function Summary({ vm }: { vm: Vm }) {
+function Summary({ vm, protection }: { vm: Vm; protection: Protection | undefined }) {
   const now = useNow(10_000);
   const { runtime, ended, origin } = vm;
   const facts = [
@@ -74,6 +78,7 @@ function Summary({ vm }: { vm: Vm }) {
     <Group gap="sm">
       <StateBadge state={vm.state} />
       <Moving vm={vm} />
+      <ProtectionBadge vm={vm} protection={protection} />
       <Text size="sm" c="dimmed">
         {facts.join(' · ')}
       </Text>

@@ -5,7 +5,8 @@ import { Link } from '@tanstack/react-router';
 import { memo } from 'react';
 import { Sparkline } from '../charts/Sparkline';
 import { POINTS, type Usage } from '../live/rates';
-import { bytes, percent, rate } from '../units/format';
+import { ProtectionBadge } from '../protection/ProtectionBadge';
+import { bytes, count, percent, rate, seconds } from '../units/format';
 import { ActionMenu } from './ActionMenu';
 import { Moving } from './Moving';
 import { type Column, diskRate, netRate, type Order, type Row } from './rows';
@@ -17,6 +18,7 @@ const COLUMNS: { column: Column; label: string }[] = [
   { column: 'cpu', label: 'Processor' },
   { column: 'memory', label: 'Memory' },
   { column: 'disk', label: 'Disks' },
+  { column: 'iops', label: 'Requests' },
   { column: 'network', label: 'Network' },
 ];
 
@@ -28,7 +30,7 @@ interface Props {
 
 export function VmTable({ rows, order, onOrder }: Props) {
   return (
-    <Table.ScrollContainer minWidth={820} scrollAreaProps={{ viewportProps: { tabIndex: 0 } }}>
+    <Table.ScrollContainer minWidth={1000} scrollAreaProps={{ viewportProps: { tabIndex: 0 } }}>
       <Table highlightOnHover verticalSpacing={6} aria-label="Machines">
         <Table.Thead>
           <Table.Tr>
@@ -77,7 +79,7 @@ function Heading({ column, label, order, onOrder }: HeadingProps) {
   );
 }
 
-const VmRow = memo(function VmRow({ vm, usage, past }: Row) {
+const VmRow = memo(function VmRow({ vm, usage, past, protection }: Row) {
   const cell = (of: (usage: Usage) => number, show: (value: number) => string, atLeast: number) => (
     <Table.Td>
       {usage && (
@@ -98,7 +100,7 @@ const VmRow = memo(function VmRow({ vm, usage, past }: Row) {
         </Anchor>
       </Table.Td>
       <Table.Td>
-        <StateBadge state={vm.state} /> <Moving vm={vm} />
+        <StateBadge state={vm.state} /> <Moving vm={vm} /> <ProtectionBadge vm={vm} protection={protection} />
       </Table.Td>
       {cell((one) => one.cpu, percent, 100)}
       {cell(
@@ -107,10 +109,17 @@ const VmRow = memo(function VmRow({ vm, usage, past }: Row) {
         vm.spec.ram_bytes ?? 1,
       )}
       {cell((one) => diskRate(one) ?? 0, rate, 2 ** 20)}
+      {cell((one) => one.iops, requests(usage), 10)}
       {cell((one) => netRate(one) ?? 0, rate, 2 ** 20)}
       <Table.Td>
-        <ActionMenu vm={vm} compact />
+        <ActionMenu vm={vm} protection={protection} compact />
       </Table.Td>
     </Table.Tr>
   );
 });
+
+/** `120/s, 0.4 ms`: how many, and how long each took. */
+function requests(usage: Usage | undefined) {
+  return (iops: number) =>
+    usage?.latency === undefined ? `${count(iops)}/s` : `${count(iops)}/s, ${seconds(usage.latency)}`;
+}

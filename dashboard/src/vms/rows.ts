@@ -1,14 +1,15 @@
 /** The table of machines: what each row shows, and in which order. */
-import type { Vm } from '../api/types';
-import type { Tracks, Usage } from '../live/rates';
+import type { Protection, Vm } from '../api/types';
+import type { Track, Tracks, Usage } from '../live/rates';
 
 export interface Row {
   vm: Vm;
   usage: Usage | undefined;
   past: Usage[];
+  protection: Protection | undefined;
 }
 
-export type Column = 'name' | 'state' | 'cpu' | 'memory' | 'disk' | 'network';
+export type Column = 'name' | 'state' | 'cpu' | 'memory' | 'disk' | 'iops' | 'network';
 export interface Order {
   column: Column;
   descending: boolean;
@@ -20,16 +21,20 @@ const BY: Record<Column, (row: Row) => number | string> = {
   cpu: (row) => row.usage?.cpu ?? -1,
   memory: (row) => row.usage?.resident ?? -1,
   disk: (row) => diskRate(row.usage) ?? -1,
+  iops: (row) => row.usage?.iops ?? -1,
   network: (row) => netRate(row.usage) ?? -1,
 };
 
 const names = new Intl.Collator(undefined, { numeric: true });
 
 export function rows(vms: Vm[], tracks: Tracks, find: string, order: Order): Row[] {
-  const shown = vms
-    .filter((vm) => matches(vm, find))
-    .map((vm) => ({ vm, usage: tracks.get(vm.id)?.usage, past: tracks.get(vm.id)?.past ?? [] }));
+  const shown = vms.filter((vm) => matches(vm, find)).map((vm) => rowOf(vm, tracks.get(vm.id)));
   return shown.sort((a, b) => compare(a, b, order));
+}
+
+function rowOf(vm: Vm, track: Track | undefined): Row {
+  const protection = track?.last.protection ?? undefined;
+  return { vm, usage: track?.usage, past: track?.past ?? [], protection };
 }
 
 /** Looks for each word in the name, the state and the labels. */

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use jiff::SignedDuration;
-use queztl_api::{AlertRule, Sample, Timestamp, VmState};
+use queztl_api::{AlertRule, Protection, Sample, Timestamp, VmState};
 use queztl_telemetry::alerts::{Measure, Target, robust_z_score};
 
 use crate::manager::Core;
@@ -48,6 +48,9 @@ impl Core {
         let crash_window = self.alerts.engine().rules().get(AlertRule::VmCrash).window_seconds;
         for machine in self.machines.all() {
             measures.extend(crashes(&machine, now, crash_window));
+            if let Some(protection) = self.protection_of(&machine) {
+                measures.extend(lags(&machine.id, machine.record().name.as_str(), &protection));
+            }
             if let Some(latest) = self.latest(&machine).filter(|latest| is_fresh(latest, now)) {
                 let name = machine.record().name.to_string();
                 measures.extend(of_machine(&machine.id, &name, &latest));
@@ -121,6 +124,22 @@ fn crashes(machine: &Machine, now: Timestamp, window_seconds: u32) -> Option<Mea
         value: count as f64,
         message: text,
     })
+}
+
+/// How far each backup is behind, in seconds.
+fn lags(id: &str, name: &str, protection: &Protection) -> Vec<Measure> {
+    let lag = |backup: &queztl_api::BackupState| {
+        let seconds = backup.behind_ns as f64 / 1e9;
+        let why = backup.failed.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        Measure {
+            rule: AlertRule::ReplicationLag,
+            target: Target { vm: Some(id.to_owned()), subject: backup.to.clone() },
+            name: Some(name.to_owned()),
+            value: seconds,
+            message: format!("the copy of {name} at {} is {seconds:.0} s behind{why}", backup.to),
+        }
+    };
+    protection.backups.iter().map(lag).collect()
 }
 
 /// What the last sample of a machine says, for itself and beside those before it.

@@ -58,7 +58,8 @@ impl Collector for Figures {
         self.processors(&mut encoder)?;
         self.memory(&mut encoder)?;
         self.disks(&mut encoder)?;
-        self.nets(&mut encoder)
+        self.nets(&mut encoder)?;
+        self.protections(&mut encoder)
     }
 }
 
@@ -192,6 +193,17 @@ impl Figures {
         Ok(())
     }
 
+    fn protections(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let all = || self.metrics.iter().filter_map(|vm| Some((vm, vm.protection.as_ref()?)));
+        let backups = all().flat_map(|(vm, protection)| protection.backups.iter().map(move |backup| (vm, backup)));
+        let behind = backups.map(|(vm, one)| (with(labels(vm), "backup", &one.to), Value::Lasting(one.behind_ns)));
+        let family = Family::gauge("backup_behind", "How long there has been something that a copy lacks");
+        family.of(Unit::Seconds).write(encoder, behind)?;
+        let sent = all().map(|(vm, protection)| (labels(vm), Value::Count(protection.wire_bytes)));
+        let family = Family::counter("protection_wire", "What copies took on the wire");
+        family.of(Unit::Bytes).write(encoder, sent)
+    }
+
     fn vcpus(&self) -> impl Iterator<Item = (Labels, &VcpuMetrics)> {
         let each = |vm: &VmMetrics, number: usize| with(labels(vm), "vcpu", number);
         let all = self.metrics.iter().map(move |vm| (vm, vm.vcpus.iter().enumerate()));
@@ -209,6 +221,8 @@ enum Value<'a> {
     Count(u64),
     /// Nanoseconds that grow.
     Time(u64),
+    /// Nanoseconds that come and go.
+    Lasting(u64),
     Size(u64),
     Latency(&'a Histogram),
 }
@@ -256,6 +270,7 @@ impl Value<'_> {
         match self {
             Value::Count(count) => sample.encode_counter::<NoLabelSet, _, u64>(count, None),
             Value::Time(ns) => sample.encode_counter::<NoLabelSet, _, u64>(&seconds(*ns), None),
+            Value::Lasting(ns) => sample.encode_gauge(&seconds(*ns)),
             Value::Size(size) => sample.encode_gauge(size),
             Value::Latency(histogram) => {
                 let (buckets, count) = buckets(histogram);

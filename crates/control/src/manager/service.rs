@@ -127,9 +127,9 @@ impl Service for Manager {
         self.call(move |core| core.promise(&vm, request)).await
     }
 
-    async fn protect(&self, vm: &str, request: ProtectRequest) -> Result<Protection> {
+    async fn protect(&self, vm: &str, request: ProtectRequest) -> Result<Operation> {
         let vm = vm.to_owned();
-        self.call(move |core| core.protect(&vm, request)).await
+        self.call(move |core| core.begin_protection(&vm, request)).await
     }
 
     async fn protection(&self, vm: &str) -> Result<Protection> {
@@ -137,9 +137,9 @@ impl Service for Manager {
         self.call(move |core| core.protection(&vm)).await
     }
 
-    async fn unprotect(&self, vm: &str) -> Result<()> {
+    async fn unprotect(&self, vm: &str) -> Result<Operation> {
         let vm = vm.to_owned();
-        self.call(move |core| core.unprotect(&vm)).await
+        self.call(move |core| core.end_protection(&vm)).await
     }
 
     async fn images(&self) -> Result<Vec<Image>> {

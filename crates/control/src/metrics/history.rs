@@ -127,6 +127,7 @@ mod tests {
             disks: vec![DiskMetrics { reads, ..DiskMetrics::default() }; 2],
             nets: Vec::new(),
             cpu_ns: 2 * cpu_ns,
+            protection: None,
         };
         Reading { pid, metrics }
     }

@@ -35,6 +35,7 @@ impl Core {
             disks: figures.disks.iter().enumerate().map(disk).collect(),
             nets: figures.nets.iter().enumerate().map(net).collect(),
             cpu_ns: figures.cpu_ns,
+            protection: self.protection_of(machine),
         };
         Some((pid, metrics))
     }

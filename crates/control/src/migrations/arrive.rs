@@ -34,10 +34,11 @@ impl Core {
             return Err(Problem::new(Code::Exists, text));
         }
         let machine = Arc::new(Machine::new(&self.config.home, record.clone()));
-        let claim = machine.claim(OperationKind::Receive, Command::Start)?;
+        let kind = if request.backup.is_some() { OperationKind::KeepCopy } else { OperationKind::Receive };
+        let claim = machine.claim(kind, Command::Start)?;
         let known = machine.clone();
         let begun = self.begin(
-            OperationKind::Receive,
+            kind,
             Some(record.id.clone()),
             |change| {
                 create::insert(change, &record)?;

@@ -37,10 +37,12 @@ impl Core {
 /// What became of the work of an operation whose daemon died.
 fn end_of(kind: OperationKind) -> Result<serde_json::Value, Problem> {
     let text = match kind {
+        OperationKind::Protect => "the daemon ended before the first copies were whole; the next one goes on with them",
         OperationKind::Delete | OperationKind::DeleteSnapshot => return Ok(serde_json::Value::Null),
         OperationKind::Create
         | OperationKind::Clone
         | OperationKind::Receive
+        | OperationKind::KeepCopy
         | OperationKind::Snapshot
         | OperationKind::ImportImage
         | OperationKind::CreateImage

@@ -17,6 +17,7 @@
 //! - the daemon of an owner that has lost its term ends the machine's process, and forgets the machine.
 
 mod backup;
+mod begin;
 mod owner;
 mod register;
 mod signs;

@@ -454,11 +454,15 @@ fn described(told: &control::Protection, guarded: &Guarded) -> Protection {
             to: address.to.clone(),
             epoch: known.and_then(|backup| backup.epoch),
             round_trip_ns: known.map_or(0, |backup| backup.round_trip_ns),
+            behind_ns: known.map_or(0, |backup| backup.behind_ns),
             failed: known.and_then(|backup| backup.failed.clone()),
         }
     };
+    let (mode, backups) = (guarded.request.mode, guarded.backups.len());
     Protection {
         state,
+        mode,
+        acks: guarded.request.acks.unwrap_or(u32::try_from(backups).unwrap_or(u32::MAX)),
         term: told.term(),
         epoch: told.epoch,
         released: told.released,

@@ -6,13 +6,12 @@ use std::time::Duration;
 use queztl_api::{BackupAddress, ProtectRequest, Protection, ProtectionMode, ProtectionState};
 
 use super::session::{Session, failure};
+use super::wait;
 use crate::cli::{Interval, OutputFormat, ProtectArgs, ProtectMode, ProtectionArgs, UnprotectArgs};
 use crate::output::{self, Made};
 use crate::report::Failure;
 use crate::status::Status;
 
-/// Between two looks at copies that are being made.
-const TURN: Duration = Duration::from_millis(50);
 /// Between two pictures of a protection that is watched.
 const PICTURE: Duration = Duration::from_secs(1);
 
@@ -47,14 +46,9 @@ pub async fn protect(session: &Session, args: ProtectArgs) -> Result<Status, Fai
         silence_ms: args.silence,
         ..ProtectRequest::new(args.to.into_iter().map(address).collect(), args.register)
     };
-    let mut told = session.client.protect(&args.vm.vm, &request).await.map_err(failure)?;
-    while told.state == ProtectionState::Copying {
-        tokio::time::sleep(TURN).await;
-        told = session.client.protection(&args.vm.vm).await.map_err(failure)?;
-        if let Some(why) = told.backups.iter().find_map(|backup| backup.failed.clone()) {
-            return Err(Failure::host(format!("the machine is not protected yet, and goes on without: {why}")));
-        }
-    }
+    let begun = session.client.protect(&args.vm.vm, &request).await.map_err(failure)?;
+    wait::finish(&session.client, begun).await?;
+    let told = session.client.protection(&args.vm.vm).await.map_err(failure)?;
     show(&args.vm.vm, told, args.output.format)
 }
 
@@ -72,7 +66,8 @@ pub async fn protection(session: &Session, args: &ProtectionArgs) -> Result<Stat
 
 /// Ends a machine's protection.
 pub async fn unprotect(session: &Session, args: &UnprotectArgs) -> Result<Status, Failure> {
-    session.client.unprotect(&args.vm.vm).await.map_err(failure)?;
+    let begun = session.client.unprotect(&args.vm.vm).await.map_err(failure)?;
+    wait::finish(&session.client, begun).await?;
     Ok(Status::Success)
 }
 
@@ -115,7 +110,11 @@ fn table(told: &Protection) -> String {
         let has = match (&backup.failed, backup.epoch) {
             (Some(why), _) => format!("out of reach: {why}"),
             (None, None) => "no whole copy yet".to_owned(),
-            (None, Some(epoch)) => format!("has epoch {epoch}, {:.1} ms a copy", milliseconds(backup.round_trip_ns)),
+            (None, Some(epoch)) => format!(
+                "has epoch {epoch}, {:.1} ms a copy, {:.1} ms behind",
+                milliseconds(backup.round_trip_ns),
+                milliseconds(backup.behind_ns)
+            ),
         };
         text += &format!("backup    {}: {has}\n", backup.to);
     }

@@ -9,6 +9,7 @@ mod kills;
 mod lifecycle;
 mod limits;
 mod many;
+mod protection;
 mod recovery;
 mod refusals;
 mod snapshots;

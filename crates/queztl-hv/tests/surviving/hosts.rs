@@ -178,7 +178,9 @@ impl Host {
     }
 
     pub fn unprotect(&self) {
-        self.runtime.block_on(self.client.unprotect("one")).unwrap();
+        let begun = self.runtime.block_on(self.client.unprotect("one")).unwrap();
+        let ended = self.runtime.block_on(self.client.wait_operation(&begun.id, LONG)).unwrap();
+        assert_eq!(ended.state, OperationState::Succeeded, "{:?}", ended.problem);
     }
 
     /// A machine that answers each line with how many there were, on one connection.

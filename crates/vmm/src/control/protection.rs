@@ -112,6 +112,9 @@ pub struct BackupFigures {
     pub epoch: Option<u64>,
     /// From the beginning of sending an epoch to its acknowledgement, the last time.
     pub round_trip_ns: u64,
+    /// For how long there has been an epoch that it lacks, since it had its first; 0 if it has the newest.
+    #[serde(default)]
+    pub behind_ns: u64,
     /// Why it is not connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,

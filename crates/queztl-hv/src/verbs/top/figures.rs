@@ -193,6 +193,7 @@ mod tests {
             disks: vec![DiskMetrics { read_bytes, ..DiskMetrics::default() }],
             nets: Vec::new(),
             cpu_ns,
+            protection: None,
         }
     }
 

@@ -58,6 +58,10 @@ struct Backup {
     figures: BackupFigures,
     /// Since when it has been at an epoch.
     busy_since: Option<Instant>,
+    /// It has had a whole copy, also on a connection before this one.
+    had_copy: bool,
+    /// Since when there has been an epoch that it lacks.
+    lacks_since: Option<Instant>,
 }
 
 impl Protecting {
@@ -160,6 +164,7 @@ impl Protecting {
         self.change(|core| {
             core.figures.pause_ns = pause_ns;
             core.figures.pauses_ns += pause_ns;
+            core.backups.values_mut().for_each(|backup| backup.lacks_from(sealed.at));
             core.newest = Some(Arc::new(sealed));
         });
     }
@@ -246,7 +251,11 @@ impl Protecting {
     pub fn lost(&self, node: Node, why: String) {
         self.change(|core| {
             let figures = BackupFigures { node, failed: Some(why), ..BackupFigures::default() };
-            core.backups.insert(node, Backup { figures, ..Backup::default() });
+            let had_copy = core.backups.get(&node).is_some_and(|before| before.had_copy);
+            let lacks_since = core.backups.get(&node).and_then(|before| before.lacks_since);
+            let mut backup = Backup { figures, had_copy, lacks_since, ..Backup::default() };
+            backup.lacks_from(Instant::now());
+            core.backups.insert(node, backup);
             core.owner.forget(node);
         });
     }
@@ -276,6 +285,7 @@ impl Protecting {
         self.change(|core| {
             core.owner.acknowledge(node, version);
             core.cost = (core.cost * 7 + took) / 8;
+            let is_newest = core.newest.as_ref().is_none_or(|newest| newest.version == version);
             let lag = core.newest.as_ref().filter(|newest| newest.version == version).map(|newest| newest.at.elapsed());
             let figures = &mut core.figures;
             figures.lag_ns = nanoseconds(lag.unwrap_or(took));
@@ -285,6 +295,9 @@ impl Protecting {
             if let Some(backup) = core.backups.get_mut(&node) {
                 backup.figures.epoch = Some(version.epoch);
                 backup.figures.round_trip_ns = nanoseconds(took);
+                backup.had_copy = true;
+                // What it lacks was cut after it had begun to be sent this one.
+                backup.lacks_since = (!is_newest).then(|| Instant::now().checked_sub(took)).flatten();
             }
         });
     }
@@ -296,7 +309,7 @@ impl Protecting {
         figures.wish = core.wish();
         figures.state = core.state();
         figures.register = Some(core.register.clone());
-        figures.backups = core.backups.values().map(|backup| backup.figures.clone()).collect();
+        figures.backups = core.backups.values().map(Backup::figures).collect();
         for waiting in self.outlets.iter().map(|outlet| outlet.waiting()) {
             figures.waiting_frames += waiting.frames;
             figures.waiting_bytes += waiting.bytes;
@@ -413,6 +426,18 @@ impl Core {
 }
 
 impl Backup {
+    fn figures(&self) -> BackupFigures {
+        let behind_ns = self.lacks_since.map_or(0, |since| nanoseconds(since.elapsed()));
+        BackupFigures { behind_ns, ..self.figures.clone() }
+    }
+
+    /// There is something that it lacks.
+    fn lacks_from(&mut self, at: Instant) {
+        if self.had_copy && self.lacks_since.is_none() {
+            self.lacks_since = Some(at);
+        }
+    }
+
     /// Ends the connections: whoever waits on them ends, too.
     fn hang_up(&self) {
         self.wires.iter().for_each(|wire| drop(wire.shutdown(Shutdown::Both)));
