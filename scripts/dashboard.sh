@@ -1,9 +1,9 @@
 #!/bin/bash
 # Builds the dashboard into dashboard/dist, or tests it. Without npm both are left out, with a word.
 #
-# usage: dashboard.sh build|test|browse|load [daemon|frames]
+# usage: dashboard.sh build|test|browse|load [daemon|frames|paint]
 # browse: tests in a browser, with real machines
-# load: measures what many machines and many open pages cost: the daemon's processor time, and the frames of the tree;
+# load: measures what many machines and many open pages cost: the daemon's processor time, the frames of the tree, the first paint;
 #       MACHINES=100 PAGES=20 SECONDS_EACH=60 TREE_MACHINES=1000 are what is usual
 set -eu
 cd "$(dirname "$0")/../dashboard"

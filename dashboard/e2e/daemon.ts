@@ -26,6 +26,16 @@ export class Daemon {
     return execFileSync(program, words, { env, encoding: 'utf8', timeout: 120_000 }).trim();
   }
 
+  /** Where other daemons of this host reach it. */
+  get address(): string {
+    return `unix:${join(this.home, 'daemon.sock')}`;
+  }
+
+  /** A file of its home, for what all daemons of a test see. */
+  path(name: string): string {
+    return join(this.home, name);
+  }
+
   /** An address that logs in, once. */
   login(): string {
     return this.run('dashboard', '--no-open');

@@ -191,6 +191,28 @@ test('host, images, events and limits can be read by everybody', async () => {
   await visit('Images');
   await expect(page.getByRole('heading', { name: 'Images' })).toBeVisible();
   await expectAccessible(page);
+  await picture(page, 'images');
+});
+
+test('logs of the daemon, of who changed what, and of a machine’s process are found by words', async () => {
+  await visit('Logs');
+  const records = page.getByRole('table', { name: 'Records' });
+  await page.getByText('Audit', { exact: true }).click();
+  await page.getByLabel('Find in the logs').fill('POST clones');
+  await expect(records.getByRole('row').nth(1)).toContainText('/clones');
+  await expect(page).toHaveURL(/of=audit/);
+  await page.reload();
+  await expect(records.getByRole('row').nth(1)).toContainText('method=POST');
+  await expectAccessible(page);
+  await picture(page, 'logs');
+
+  await page.goto(`${new URL(page.url()).origin}/vms/one?tab=log`);
+  await page.getByText('Hypervisor', { exact: true }).click();
+  await expect(page.getByLabel('Log', { exact: true })).toContainText('the machine starts');
+  await page.getByText('Guest', { exact: true }).click();
+  await page.getByLabel('Find in the log').fill('Linux version');
+  await expect(page.getByLabel('Log', { exact: true })).toContainText('Linux version');
+  await expectAccessible(page);
 });
 
 test('limits are followed', async () => {
@@ -300,10 +322,23 @@ test('a daemon that restarts is told, and the page goes on', async () => {
   await expect(row('one-1')).toContainText('paused');
 });
 
-test('a session that is over is told, and ends at the login', async () => {
+test('a session that expires while the page is open is told, and ends at the login', async ({ browser }) => {
+  const made = daemon.run('token', 'create', 'short', '--scope', 'read', '--expires', '8s', '-o', 'json');
+  const guest = await browser.newPage();
+  await guest.goto(new URL(page.url()).origin);
+  await guest.getByRole('textbox', { name: 'Token' }).fill(JSON.parse(made).secret);
+  await guest.getByRole('button', { name: 'Log in' }).click();
+  await expect(guest.getByRole('heading', { name: 'Machines' })).toBeVisible();
+
+  await expect(guest.getByRole('alert')).toContainText('Your session is over');
+  await expect(guest.getByRole('button', { name: 'Log in' })).toBeVisible();
+  await guest.close();
+});
+
+test('a session that is ended by others is told, and ends at the login', async () => {
   const session = daemon.run('token', 'list', '-o', 'name').split('\n');
   daemon.run('token', 'delete', ...session);
-  await page.reload();
+  await expect(page.getByRole('alert')).toContainText('Your session is over');
   await expect(page.getByRole('button', { name: 'Log in' })).toBeVisible();
 });
 

@@ -69,8 +69,18 @@ const events = createRoute({
   validateSearch: (search: Record<string, unknown>): { find?: string } => ({ find: text(search.find) }),
 });
 
+const logs = createRoute({
+  getParentRoute: () => root,
+  path: '/logs',
+  component: lazyRouteComponent(() => import('./logs/LogsPage'), 'LogsPage'),
+  validateSearch: (search: Record<string, unknown>): { find?: string; of?: 'audit' } => ({
+    find: text(search.find),
+    of: search.of === 'audit' ? 'audit' : undefined,
+  }),
+});
+
 export const router = createRouter({
-  routeTree: root.addChildren([vms, vm, images, host, tree, alerts, events, benchmarks]),
+  routeTree: root.addChildren([vms, vm, images, host, tree, alerts, events, logs, benchmarks]),
   defaultPreload: 'intent',
 });
 

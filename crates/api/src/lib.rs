@@ -14,6 +14,7 @@ mod event;
 mod exec;
 mod image;
 mod info;
+mod log;
 mod metrics;
 mod migration;
 mod name;
@@ -36,6 +37,7 @@ pub use exec::{
 pub use image::{CheckReport, ConvertImage, CreateImage, Image, ImageFormat, ImportImage, ResizeImage};
 pub use info::{AcceleratorInfo, HostInfo, Info};
 pub use jiff::Timestamp;
+pub use log::{LogLevel, LogRecord};
 pub use metrics::{
     DiskMetrics, ExitCount, HISTOGRAM_BUCKETS, Histogram, MemoryMetrics, NetMetrics, Sample, VcpuMetrics, VmMetrics,
 };

@@ -57,6 +57,7 @@ impl MemoryService {
             console: directory.join("console.sock"),
             vsock: directory.join("vsock.sock"),
             log: directory.join("console.log"),
+            process_log: directory.join("vmm.log"),
         };
         MemoryService {
             state: Mutex::default(),
@@ -170,6 +171,17 @@ impl MemoryService {
 fn find<'a>(state: &'a mut State, vm: &str) -> Result<&'a mut Vm, Problem> {
     let found = state.vms.values_mut().find(|one| one.id == vm || one.name.as_str() == vm);
     found.ok_or_else(|| Problem::not_found("machine", vm))
+}
+
+fn spoken(number: u64, target: &str, message: &str) -> LogRecord {
+    LogRecord {
+        number,
+        at: Timestamp::now(),
+        level: LogLevel::Info,
+        target: target.into(),
+        message: message.into(),
+        fields: [("caller".to_owned(), "uid 0".into())].into(),
+    }
 }
 
 fn figures(vm: &Vm) -> VmMetrics {
@@ -488,6 +500,14 @@ impl Service for MemoryService {
 
     fn refused(&self) {
         self.state().refused += 1;
+    }
+
+    async fn log(&self) -> Result<Vec<LogRecord>, Problem> {
+        Ok(vec![spoken(1, "queztl_control", "it is said")])
+    }
+
+    async fn audit(&self) -> Result<Vec<LogRecord>, Problem> {
+        Ok(vec![spoken(1, "queztl::audit", ""), spoken(2, "queztl::audit", "")])
     }
 
     async fn endpoints(&self, vm: &str) -> Result<Endpoints, Problem> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queztl_api::{
     Alert, BackupPromise, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken,
-    CreateVm, Event, Image, ImportImage, MigrateRequest, Name, NewToken, Operation, Problem, PromiseRequest,
+    CreateVm, Event, Image, ImportImage, LogRecord, MigrateRequest, Name, NewToken, Operation, Problem, PromiseRequest,
     ProtectRequest, Protection, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
     Token, UpdateVm, Vm, VmMetrics,
 };
@@ -31,6 +31,8 @@ pub struct Endpoints {
     pub vsock: PathBuf,
     /// What its console has printed; the older part is beside it as `console.log.1`.
     pub log: PathBuf,
+    /// What its process had to say.
+    pub process_log: PathBuf,
 }
 
 /// What the daemon knows of itself and its host.
@@ -143,6 +145,10 @@ pub trait Service: Send + Sync + 'static {
     async fn daemon_figures(&self) -> Result<DaemonFigures, Problem>;
     /// Takes note of a request that was refused for who made it.
     fn refused(&self);
+
+    /// The last messages of the daemon's log, and the last lines of its audit.
+    async fn log(&self) -> Result<Vec<LogRecord>, Problem>;
+    async fn audit(&self) -> Result<Vec<LogRecord>, Problem>;
 
     async fn endpoints(&self, vm: &str) -> Result<Endpoints, Problem>;
     async fn metrics(&self) -> Result<Vec<VmMetrics>, Problem>;

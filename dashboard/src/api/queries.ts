@@ -66,6 +66,14 @@ export const benchmarksQuery = queryOptions({
   queryFn: async () => (await value(api.GET('/v1/benchmarks', { params: { query: { limit: 200 } } }))).items,
 });
 
+/** The daemon's log, or its audit, newest first. */
+export const logQuery = (of: 'log' | 'audit') =>
+  queryOptions({
+    queryKey: ['records', of],
+    queryFn: async () => (await value(api.GET(`/v1/${of}`, { params: { query: { limit: 1000 } } }))).items,
+    refetchInterval: 5_000,
+  });
+
 export const eventsQuery = queryOptions({
   queryKey: keys.events,
   queryFn: async () => (await value(api.GET('/v1/events', { params: { query: { limit: 1000 } } }))).items,

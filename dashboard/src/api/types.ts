@@ -14,6 +14,7 @@ export type Event = Schemas['Event'];
 export type Image = Schemas['Image'];
 export type Info = Schemas['Info'];
 export type Limits = Schemas['Limits'];
+export type LogRecord = Schemas['LogRecord'];
 export type Operation = Schemas['Operation'];
 export type Problem = Schemas['Problem'];
 export type ProtectRequest = Schemas['ProtectRequest'];

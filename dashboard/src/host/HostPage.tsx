@@ -130,6 +130,8 @@ function Resource({ title, used, promised, over, parts }: ResourceProps) {
   );
 }
 
+const HEAD = ['Machine', 'vCPUs', 'Weight', 'Guaranteed', 'At most', 'Uses', 'RAM', 'Held by the host'];
+
 function Shares({ shares }: { shares: Share[] }) {
   if (shares.length === 0) return <Text c="dimmed">No machine runs.</Text>;
   return (
@@ -137,11 +139,9 @@ function Shares({ shares }: { shares: Share[] }) {
       <Table aria-label="Who has what">
         <Table.Thead>
           <Table.Tr>
-            {['Machine', 'vCPUs', 'Share', 'At most', 'Uses', 'RAM', 'Held by the host', 'GPU'].map(
-              (label) => (
-                <Table.Th key={label}>{label}</Table.Th>
-              ),
-            )}
+            {HEAD.map((label) => (
+              <Table.Th key={label}>{label}</Table.Th>
+            ))}
           </Table.Tr>
         </Table.Thead>
         <Table.Tbody>
@@ -154,12 +154,11 @@ function Shares({ shares }: { shares: Share[] }) {
               </Table.Td>
               <Table.Td>{share.vcpus}</Table.Td>
               <Table.Td>{share.weight}</Table.Td>
+              <Table.Td>{percent(share.guaranteed)}</Table.Td>
               <Table.Td>{percent(share.quota)}</Table.Td>
               <Table.Td>{percent(share.cpu)}</Table.Td>
               <Table.Td>{bytes(share.ram)}</Table.Td>
               <Table.Td>{bytes(share.resident)}</Table.Td>
-              {/* No machine can be given one yet. */}
-              <Table.Td>none</Table.Td>
             </Table.Tr>
           ))}
         </Table.Tbody>

@@ -28,3 +28,13 @@ it('takes the limit, or all vCPUs, for the most that a machine may use', () => {
   );
   expect([a?.quota, a?.weight, b?.quota, b?.weight]).toEqual([80, 50, 100, 100]);
 });
+
+it('guarantees by weight what is left when all want all they may', () => {
+  const vm = (name: string, vcpus: number, cpu: object) =>
+    vmOf(name, 'running', { spec: { ...vmOf(name).spec, vcpus, limits: { cpu } } });
+  const vms = [vm('capped', 4, { quota_percent: 20 }), vm('heavy', 2, { weight: 200 }), vm('light', 2, {})];
+  const { shares } = allocation(info, vms, new Map());
+  const of = (name: string) => shares.find((share) => share.name === name)?.guaranteed;
+
+  expect([of('capped'), of('heavy'), of('light')]).toEqual([20, 120, 60]);
+});

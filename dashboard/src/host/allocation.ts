@@ -9,6 +9,8 @@ export interface Share {
   /** Most it may use, in percent of one processor. */
   quota: number;
   weight: number;
+  /** What it gets even if all want all they may, in percent of one processor. */
+  guaranteed: number;
   cpu: number;
   ram: number;
   resident: number;
@@ -31,6 +33,7 @@ const USUAL_WEIGHT = 100;
 /** What machines that run have; the others have nothing. */
 export function allocation({ host }: Info, vms: Vm[], tracks: Tracks): Allocation {
   const shares = vms.filter(isLive).map((vm) => shareOf(vm, tracks));
+  guarantee(shares, host.cpus * 100);
   const sum = (of: (share: Share) => number) => shares.reduce((total, share) => total + of(share), 0);
   const [vcpus, ram] = [sum((one) => one.vcpus), sum((one) => one.ram)];
   return {
@@ -44,6 +47,23 @@ export function allocation({ host }: Info, vms: Vm[], tracks: Tracks): Allocatio
   };
 }
 
+/**
+ * Divides the processors by weight among machines that all want the most they may. What one cannot use is divided among the
+ * others (as the kernel's scheduler does).
+ */
+function guarantee(shares: Share[], all: number) {
+  let [left, open] = [all, [...shares]];
+  while (open.length > 0) {
+    const weights = open.reduce((total, { weight }) => total + weight, 0);
+    const fair = ({ weight }: Share) => (left * weight) / weights;
+    const full = open.filter((share) => share.quota <= fair(share));
+    for (const share of full.length > 0 ? full : open) share.guaranteed = Math.min(share.quota, fair(share));
+    if (full.length === 0) return;
+    left -= full.reduce((total, { quota }) => total + quota, 0);
+    open = open.filter((share) => !full.includes(share));
+  }
+}
+
 function shareOf(vm: Vm, tracks: Tracks): Share {
   const usage = tracks.get(vm.id)?.usage;
   const vcpus = vm.spec.vcpus ?? 1;
@@ -53,6 +73,7 @@ function shareOf(vm: Vm, tracks: Tracks): Share {
     vcpus,
     quota: quota_percent ?? vcpus * 100,
     weight: weight ?? USUAL_WEIGHT,
+    guaranteed: 0,
     cpu: usage?.cpu ?? 0,
     ram: vm.spec.ram_bytes ?? 0,
     resident: usage?.resident ?? 0,

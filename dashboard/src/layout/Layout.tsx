@@ -19,6 +19,7 @@ import {
   IconBell,
   IconBox,
   IconDatabase,
+  IconFileText,
   IconHierarchy3,
   IconList,
   IconListCheck,
@@ -44,6 +45,7 @@ const PAGES = [
   { to: '/images', label: 'Images', icon: IconDatabase },
   { to: '/alerts', label: 'Alerts', icon: IconBell },
   { to: '/events', label: 'Events', icon: IconList },
+  { to: '/logs', label: 'Logs', icon: IconFileText },
   { to: '/benchmarks', label: 'Benchmarks', icon: IconStopwatch },
 ] as const;
 

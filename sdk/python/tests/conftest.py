@@ -79,8 +79,8 @@ class Daemon:
         return done.stdout
 
 
-@pytest.fixture(scope="session")
-def daemon() -> Iterator[Daemon]:
+def own_daemon() -> Iterator[Daemon]:
+    """A daemon in a home of its own, with the guest kernels of this host."""
     found = program()
     if found is None:
         skip("no program is built: run `cargo build -p queztl-hv`, or set QUEZTL_HV")
@@ -102,6 +102,17 @@ def daemon() -> Iterator[Daemon]:
     finally:
         daemon.stop()
         shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Daemon]:
+    yield from own_daemon()
+
+
+@pytest.fixture(scope="session")
+def other() -> Iterator[Daemon]:
+    """Another daemon, for copies and for machines that move."""
+    yield from own_daemon()
 
 
 @pytest.fixture

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -167,7 +170,61 @@ def test_the_example_of_the_readme_does_what_it_says(
     assert capsys.readouterr().out.splitlines() == [f"example-{number} hello" for number in range(1, 11)]
 
 
-async def asynchronous(address: str) -> None:
+def test_a_machine_is_protected_by_another_daemon_until_it_is_not(client: Client, other: Daemon, tmp_path: Path) -> None:
+    register = f"file:{tmp_path}/register"
+    with client.create("guarded", ram="128M", accel="soft") as vm:
+        with pytest.raises(queztl.Conflict, match="not protected"):
+            vm.protection()
+        first = vm.protect(other.address, register=register, mode="best-effort", buffer="1M", lease_ms=5000)
+        assert (first.state, first.mode, first.acks, first.buffer_bytes) == ("protected", "best-effort", 1, 1 << 20)
+        while (now := vm.protection()).epoch <= first.epoch:
+            pass
+        assert [backup.to for backup in now.backups] == [other.address] and now.wire_bytes > 0
+        with pytest.raises(queztl.Conflict, match="already"):
+            vm.protect(other.address, register=register)
+        with pytest.raises(queztl.Invalid):
+            vm.protect(other.address, register=register, acks=2)
+        vm.unprotect()
+        with pytest.raises(queztl.Conflict):
+            vm.protection()
+        assert vm.exec("true").ok
+
+
+def test_a_machine_moves_to_another_daemon(client: Client, other: Daemon) -> None:
+    vm = client.create("mover", ram="128M", accel="soft")
+    vm.files.write("/root/state", "with it")
+    report = vm.migrate(other.address, stripes=1)
+    assert report.to == other.address and report.data_bytes > 0 and report.total_seconds >= report.blackout_seconds
+    with pytest.raises(queztl.NotFound):
+        client.vm("mover")
+    with Client(other.address) as there, there.vm("mover") as moved:
+        assert moved.files.read_text("/root/state") == "with it"
+
+
+def test_a_machine_that_crashes_is_an_alert_until_it_is_started(client: Client) -> None:
+    with client.create("crasher", ram="128M") as vm:
+        assert vm.info.pid is not None
+        os.kill(vm.info.pid, signal.SIGKILL)
+        while not (ours := [alert for alert in client.alerts() if alert.vm == vm.id]):
+            time.sleep(0.1)
+        assert (ours[0].rule, ours[0].severity, ours[0].name, ours[0].is_firing) == ("vm-crash", "critical", "crasher", True)
+        vm.start()
+        while any(alert.is_firing for alert in client.alerts() if alert.vm == vm.id):
+            time.sleep(0.1)
+
+
+def test_benchmarks_are_run_and_kept(client: Client) -> None:
+    run = client.run_benchmarks("disk", rounds=1, note="from the tests")
+    assert (run.state, run.note, {figure.suite for figure in run.figures}) == ("succeeded", "from the tests", {"disk"})
+    assert all(figure.median > 0 and len(figure.values) == 1 for figure in run.figures)
+    assert [kept.id for kept in client.benchmarks()] == [run.id]
+    client.delete_benchmark(run.id)
+    assert client.benchmarks() == []
+    with pytest.raises(queztl.Problem):
+        client.run_benchmarks("no such suite")
+
+
+async def asynchronous(address: str, other: str, register: str) -> None:
     async with queztl.AsyncClient(address) as client:
         async with await client.create("async", ram="256M") as vm:
             done = await vm.exec("echo", "hello")
@@ -188,12 +245,17 @@ async def asynchronous(address: str) -> None:
             async for metrics in vm.watch_metrics():
                 assert metrics.resident_bytes > 0
                 break
+        assert isinstance(await client.alerts(), list) and isinstance(await client.benchmarks(), list)
+        async with await client.create("guarded", ram="128M", accel="soft") as vm:
+            protection = await vm.protect(queztl.BackupDaemon(other), register=register)
+            assert (protection.state, (await vm.protection()).mode) == ("protected", "pause")
+            await vm.unprotect()
         with pytest.raises(queztl.NotFound):
             await client.vm("async")
 
 
-def test_the_asynchronous_client_does_the_same(daemon: Daemon) -> None:
-    asyncio.run(asynchronous(daemon.address))
+def test_the_asynchronous_client_does_the_same(daemon: Daemon, other: Daemon, tmp_path: Path) -> None:
+    asyncio.run(asynchronous(daemon.address, other.address, f"file:{tmp_path}/register"))
 
 
 def test_over_tls_a_token_opens_what_its_scope_covers(daemon: Daemon, base: VM) -> None:

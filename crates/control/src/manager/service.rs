@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queztl_api::{
     Alert, BackupPromise, BenchmarkRequest, BenchmarkRun, CloneRequest, Code, ConvertImage, CreateImage, CreateToken,
-    CreateVm, Event, Image, ImportImage, MigrateRequest, Name, NewToken, Operation, Problem, PromiseRequest,
+    CreateVm, Event, Image, ImportImage, LogRecord, MigrateRequest, Name, NewToken, Operation, Problem, PromiseRequest,
     ProtectRequest, Protection, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
     Token, UpdateVm, Vm, VmMetrics,
 };
@@ -238,10 +238,23 @@ impl Service for Manager {
         self.core.alerts.refused();
     }
 
+    async fn log(&self) -> Result<Vec<LogRecord>> {
+        self.call(|_| Ok(queztl_telemetry::export::recent::log())).await
+    }
+
+    async fn audit(&self) -> Result<Vec<LogRecord>> {
+        self.call(|_| Ok(queztl_telemetry::export::recent::audit())).await
+    }
+
     async fn endpoints(&self, vm: &str) -> Result<Endpoints> {
         let machine = self.core.machines.find(vm)?;
         let folder = &machine.folder;
-        Ok(Endpoints { console: folder.console(), vsock: folder.vsock(), log: folder.console_log() })
+        Ok(Endpoints {
+            console: folder.console(),
+            vsock: folder.vsock(),
+            log: folder.console_log(),
+            process_log: folder.log(),
+        })
     }
 
     async fn metrics(&self) -> Result<Vec<VmMetrics>> {

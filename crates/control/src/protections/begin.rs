@@ -1,7 +1,7 @@
 //! Protecting as work that takes time: it is over when the first copies are whole, and is undone when it is given up.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use queztl_api::{Code, Operation, OperationKind, Problem, ProtectRequest, Protection, ProtectionState};
 use serde_json::json;
@@ -12,6 +12,8 @@ use crate::vms::Machine;
 
 /// Between two looks at copies that are being made.
 const TURN: Duration = Duration::from_millis(50);
+/// Backups whose connection is lost are brought back: only when too few have been there for so long, the rest is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Core {
     /// Protects a machine; the operation ends when the first copies are whole.
@@ -51,11 +53,12 @@ impl Core {
 
     fn first_copies(self: &Arc<Self>, machine: &Machine, task: &Task) -> Result<Protection, Problem> {
         task.cancellable(true);
+        let mut enough = Instant::now();
         let copied = loop {
             if let Err(problem) = task.check() {
                 break Err(problem);
             }
-            match self.look_at_copies(machine, task) {
+            match self.look_at_copies(machine, task, &mut enough) {
                 Ok(Some(told)) => break Ok(told),
                 Ok(None) => std::thread::sleep(TURN),
                 Err(problem) => break Err(problem),
@@ -65,8 +68,13 @@ impl Core {
         copied.inspect_err(|_| self.take_back(machine))
     }
 
-    /// The protection once it counts.
-    fn look_at_copies(&self, machine: &Machine, task: &Task) -> Result<Option<Protection>, Problem> {
+    /// The protection once it counts; `enough` is when there were last as many backups as it takes.
+    fn look_at_copies(
+        &self,
+        machine: &Machine,
+        task: &Task,
+        enough: &mut Instant,
+    ) -> Result<Option<Protection>, Problem> {
         if machine.lock().record.protection.is_none() {
             return Err(not_protected(machine));
         }
@@ -76,7 +84,10 @@ impl Core {
         }
         let all = told.backups.len() as u64;
         let failures: Vec<&str> = told.backups.iter().filter_map(|backup| backup.failed.as_deref()).collect();
-        if let Some(why) = failures.first().filter(|_| all - (failures.len() as u64) < u64::from(told.acks)) {
+        if all - (failures.len() as u64) >= u64::from(told.acks) {
+            *enough = Instant::now();
+        }
+        if let Some(why) = failures.first().filter(|_| enough.elapsed() > PATIENCE) {
             let text = format!("too few copies can be made, and the machine goes on without: {why}");
             return Err(Problem::new(Code::Host, text));
         }

@@ -10,7 +10,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata};
 use tracing_subscriber::layer::Context;
 
-use super::{Level, Record, Subscriber};
+use super::{Level, Record, Subscriber, recent};
 
 /// The longest text of a message or field that is kept, bytes.
 const MAX_TEXT: usize = 8 << 10;
@@ -37,9 +37,10 @@ pub fn layer() -> Layer {
 
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Layer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let subscribers = SUBSCRIBERS.read().unwrap_or_else(PoisonError::into_inner).upgrade();
-        let Some(subscribers) = subscribers.filter(|subscribers| !subscribers.is_empty()) else { return };
         let Some(record) = record(event) else { return };
+        recent::keep(&record);
+        let subscribers = SUBSCRIBERS.read().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let Some(subscribers) = subscribers else { return };
         for subscriber in subscribers.iter().filter(|subscriber| subscriber.wants(&record)) {
             subscriber.queue.push(record.clone());
         }

@@ -1,13 +1,14 @@
 //! The daemon's log and audit for OTLP and Elasticsearch.
 //!
 //! [`Layer`] sits beside the one that writes the log, hears every message from `info` on, and copies it for each target that
-//! wants it. Messages of the libraries that carry the copies away are left out, or each copy would make the next.
+//! wants it, and for those who look ([`recent`]). Messages of the libraries that carry the copies away are left out, or each copy would make the next.
 //!
 //! Sources: OpenTelemetry protocol 1.5 (`ExportLogsServiceRequest` as JSON), Elasticsearch 8 `_bulk`.
 
 mod elasticsearch;
 mod layer;
 mod otlp;
+pub mod recent;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

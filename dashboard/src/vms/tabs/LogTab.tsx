@@ -1,21 +1,27 @@
-/** What a machine's console has printed. */
-import { Code, Group, Stack, Text, TextInput } from '@mantine/core';
+/** What a machine's console has printed, and what its process had to say. */
+import { Code, Group, SegmentedControl, Stack, Text, TextInput } from '@mantine/core';
 import { useQuery } from '@tanstack/react-query';
 import { useState } from 'react';
 import { api, value } from '../../api/client';
 import type { Vm } from '../../api/types';
 import { Loaded } from '../../layout/Page';
 
+const LOGS = [
+  { value: 'console', label: 'Guest' },
+  { value: 'process', label: 'Hypervisor' },
+];
+
 const LINES = 2_000;
 
 export default function LogTab({ vm }: { vm: Vm }) {
   const [find, setFind] = useState('');
+  const [of, setOf] = useState('console');
   const query = useQuery({
-    queryKey: ['log', vm.id],
+    queryKey: ['log', vm.id, of],
     queryFn: () =>
       value(
         api.GET('/v1/vms/{vm}/log', {
-          params: { path: { vm: vm.id }, query: { tail: LINES } },
+          params: { path: { vm: vm.id }, query: { tail: LINES, process: of === 'process' } },
           parseAs: 'text',
         }),
       ),
@@ -24,6 +30,7 @@ export default function LogTab({ vm }: { vm: Vm }) {
   return (
     <Stack>
       <Group>
+        <SegmentedControl aria-label="Which log" data={LOGS} value={of} onChange={setOf} />
         <TextInput
           aria-label="Find in the log"
           placeholder="Find in the log"
@@ -31,7 +38,9 @@ export default function LogTab({ vm }: { vm: Vm }) {
           onChange={({ currentTarget }) => setFind(currentTarget.value)}
         />
         <Text size="sm" c="dimmed">
-          The last {LINES.toLocaleString()} lines of the console; the terminal shows it live.
+          {of === 'console'
+            ? `The last ${LINES.toLocaleString()} lines of the console; the terminal shows it live.`
+            : 'What the machine’s process had to say of itself.'}
         </Text>
       </Group>
       <Loaded query={query}>

@@ -27,14 +27,32 @@ from .errors import (
     TimedOut,
     Unreachable,
 )
-from .models import Event, ExecResult, FieldProblem, Metrics, Operation, Snapshot, VmInfo
-from .spec import Disk, Net, parse_size
+from .models import (
+    Alert,
+    Backup,
+    BenchmarkRun,
+    Event,
+    ExecResult,
+    FieldProblem,
+    Figure,
+    Metrics,
+    Migration,
+    Operation,
+    Protection,
+    Snapshot,
+    VmInfo,
+)
+from .spec import BackupDaemon, Disk, Net, parse_size
 
 __all__ = [
     "VM",
+    "Alert",
     "AsyncClient",
     "AsyncFiles",
     "AsyncVM",
+    "Backup",
+    "BackupDaemon",
+    "BenchmarkRun",
     "Busy",
     "Client",
     "Conflict",
@@ -43,15 +61,18 @@ __all__ = [
     "Event",
     "ExecResult",
     "FieldProblem",
+    "Figure",
     "Files",
     "HostLacks",
     "Invalid",
     "Metrics",
+    "Migration",
     "Net",
     "NotFound",
     "Operation",
     "OperationFailed",
     "Problem",
+    "Protection",
     "QueztlError",
     "Snapshot",
     "TimedOut",

@@ -15,8 +15,8 @@ from websockets.asyncio import client as websocket
 
 from . import _wire, errors
 from ._files import AsyncFiles
-from .models import Event, ExecResult, Metrics, Operation, Snapshot, VmInfo
-from .spec import create_request
+from .models import Alert, BenchmarkRun, Event, ExecResult, Metrics, Migration, Operation, Protection, Snapshot, VmInfo
+from .spec import BackupDaemon, create_request, protect_request
 
 
 class AsyncClient:
@@ -90,6 +90,23 @@ class AsyncClient:
         url += "" if after is None else f"?after={after}"
         async for message in self._stream(url):
             yield Event.from_json(json.loads(message))
+
+    async def alerts(self) -> list[Alert]:
+        """What is not as it should be, and what was, newest first."""
+        return [Alert.from_json(raw) for raw in await self._list("alerts")]
+
+    async def benchmarks(self) -> list[BenchmarkRun]:
+        """All runs of benchmarks, newest first."""
+        return [BenchmarkRun.from_json(raw) for raw in await self._list("benchmarks")]
+
+    async def run_benchmarks(self, *suites: str, rounds: int = 3, note: str = "") -> BenchmarkRun:
+        """Measures the daemon and its host: of `boot`, `clone`, `snapshot` and `disk` those that are named, or all."""
+        body = {"suites": list(suites), "rounds": rounds, "note": note}
+        operation = await self.operate("POST", _wire.path("benchmarks"), body)
+        return BenchmarkRun.from_json(await self._json("GET", _wire.path("benchmarks", operation.target or "")))
+
+    async def delete_benchmark(self, identifier: str) -> None:
+        await self._raw("DELETE", _wire.path("benchmarks", identifier))
 
     async def _stream(self, url: str) -> AsyncIterator[str | bytes]:
         try:
@@ -194,14 +211,44 @@ class AsyncVM:
         params = {"force": "true"} if force else {}
         await self.client.operate("DELETE", _wire.path("vms", self.id), params=params)
 
-    async def migrate(self, to: str, *, token: str | None = None, authority: str | None = None) -> None:
+    async def migrate(
+        self,
+        to: str,
+        *,
+        token: str | None = None,
+        authority: str | None = None,
+        stripes: int = 2,
+        max_rounds: int = 8,
+    ) -> Migration:
         """Brings the running machine to the daemon at `to`: `https://host:port`, or `unix:/path` on the daemon's host.
 
         `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM. The machine is not here
         afterwards: ask that daemon for it.
         """
-        body = {"to": to, "token": token, "authority": authority}
-        await self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
+        body = {"to": to, "token": token, "authority": authority, "stripes": stripes, "max_rounds": max_rounds}
+        operation = await self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
+        return Migration.from_json(operation.result)
+
+    async def protect(self, *backups: str | BackupDaemon, register: str, **settings: Any) -> Protection:
+        """Has other daemons keep copies of the running machine, one of which goes on when this daemon's host is gone.
+
+        `register` is where all of them agree on whose machine it is: `file:/directory`, or `etcd://host:port,host:port`. See
+        `protect_request` for what `settings` may be. Answers when the first copies are whole.
+        """
+        body = protect_request(*backups, register=register, **settings)
+        operation = await self.client.operate("POST", _wire.path("vms", self.id, "protection"), body)
+        return Protection.from_json(operation.result)
+
+    async def protection(self) -> Protection:
+        """How the protection goes now.
+
+        Raises: `Conflict` if the machine is not protected.
+        """
+        return Protection.from_json(await self.client._json("GET", _wire.path("vms", self.id, "protection")))
+
+    async def unprotect(self) -> None:
+        """Ends the protection; the machine goes on."""
+        await self.client.operate("DELETE", _wire.path("vms", self.id, "protection"))
 
     async def exec(
         self,

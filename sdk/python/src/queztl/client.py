@@ -14,8 +14,8 @@ from websockets.sync import client as websocket
 
 from . import _wire, errors
 from ._files import Files
-from .models import Event, ExecResult, Metrics, Operation, Snapshot, VmInfo
-from .spec import create_request
+from .models import Alert, BenchmarkRun, Event, ExecResult, Metrics, Migration, Operation, Protection, Snapshot, VmInfo
+from .spec import BackupDaemon, create_request, protect_request
 
 
 class Client:
@@ -89,6 +89,23 @@ class Client:
         url += "" if after is None else f"?after={after}"
         for message in self._stream(url):
             yield Event.from_json(json.loads(message))
+
+    def alerts(self) -> list[Alert]:
+        """What is not as it should be, and what was, newest first."""
+        return [Alert.from_json(raw) for raw in self._list("alerts")]
+
+    def benchmarks(self) -> list[BenchmarkRun]:
+        """All runs of benchmarks, newest first."""
+        return [BenchmarkRun.from_json(raw) for raw in self._list("benchmarks")]
+
+    def run_benchmarks(self, *suites: str, rounds: int = 3, note: str = "") -> BenchmarkRun:
+        """Measures the daemon and its host: of `boot`, `clone`, `snapshot` and `disk` those that are named, or all."""
+        body = {"suites": list(suites), "rounds": rounds, "note": note}
+        operation = self.operate("POST", _wire.path("benchmarks"), body)
+        return BenchmarkRun.from_json(self._json("GET", _wire.path("benchmarks", operation.target or "")))
+
+    def delete_benchmark(self, identifier: str) -> None:
+        self._raw("DELETE", _wire.path("benchmarks", identifier))
 
     def _stream(self, url: str) -> Iterator[str | bytes]:
         try:
@@ -192,14 +209,44 @@ class VM:
         params = {"force": "true"} if force else {}
         self.client.operate("DELETE", _wire.path("vms", self.id), params=params)
 
-    def migrate(self, to: str, *, token: str | None = None, authority: str | None = None) -> None:
+    def migrate(
+        self,
+        to: str,
+        *,
+        token: str | None = None,
+        authority: str | None = None,
+        stripes: int = 2,
+        max_rounds: int = 8,
+    ) -> Migration:
         """Brings the running machine to the daemon at `to`: `https://host:port`, or `unix:/path` on the daemon's host.
 
         `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM. The machine is not here
         afterwards: ask that daemon for it.
         """
-        body = {"to": to, "token": token, "authority": authority}
-        self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
+        body = {"to": to, "token": token, "authority": authority, "stripes": stripes, "max_rounds": max_rounds}
+        operation = self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
+        return Migration.from_json(operation.result)
+
+    def protect(self, *backups: str | BackupDaemon, register: str, **settings: Any) -> Protection:
+        """Has other daemons keep copies of the running machine, one of which goes on when this daemon's host is gone.
+
+        `register` is where all of them agree on whose machine it is: `file:/directory`, or `etcd://host:port,host:port`. See
+        `protect_request` for what `settings` may be. Answers when the first copies are whole.
+        """
+        body = protect_request(*backups, register=register, **settings)
+        operation = self.client.operate("POST", _wire.path("vms", self.id, "protection"), body)
+        return Protection.from_json(operation.result)
+
+    def protection(self) -> Protection:
+        """How the protection goes now.
+
+        Raises: `Conflict` if the machine is not protected.
+        """
+        return Protection.from_json(self.client._json("GET", _wire.path("vms", self.id, "protection")))
+
+    def unprotect(self) -> None:
+        """Ends the protection; the machine goes on."""
+        self.client.operate("DELETE", _wire.path("vms", self.id, "protection"))
 
     def exec(
         self,

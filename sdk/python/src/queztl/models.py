@@ -167,6 +167,182 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Backup:
+    """A daemon that keeps a copy: the newest that it has whole, and for how long there has been something that it lacks."""
+
+    to: str
+    epoch: int | None
+    behind_seconds: float
+    round_trip_seconds: float
+    failed: str | None
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Backup:
+        return cls(
+            to=raw["to"],
+            epoch=raw.get("epoch"),
+            behind_seconds=raw["behind_ns"] / 1e9,
+            round_trip_seconds=raw["round_trip_ns"] / 1e9,
+            failed=raw.get("failed"),
+        )
+
+
+@dataclass(frozen=True)
+class Protection:
+    """How a machine is copied to other daemons. `state` is `copying`, `protected`, `degraded` or `fenced`."""
+
+    state: str
+    mode: str
+    acks: int
+    term: int
+    epoch: int
+    lag_seconds: float
+    interval_seconds: float
+    pause_seconds: float
+    waiting_bytes: int
+    buffer_bytes: int
+    wire_bytes: int
+    throttle_percent: int
+    stalled: bool
+    backups: tuple[Backup, ...]
+    raw: Json = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Protection:
+        return cls(
+            state=raw["state"],
+            mode=raw["mode"],
+            acks=raw["acks"],
+            term=raw["term"],
+            epoch=raw["epoch"],
+            lag_seconds=raw["lag_ns"] / 1e9,
+            interval_seconds=raw["interval_ns"] / 1e9,
+            pause_seconds=raw["pause_ns"] / 1e9,
+            waiting_bytes=raw["waiting_bytes"],
+            buffer_bytes=raw["buffer_bytes"],
+            wire_bytes=raw["wire_bytes"],
+            throttle_percent=raw["throttle_percent"],
+            stalled=raw["stalled"],
+            backups=tuple(Backup.from_json(one) for one in raw["backups"]),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What it took to bring a machine to another daemon; times in seconds."""
+
+    to: str
+    rounds: int
+    data_bytes: int
+    wire_bytes: int
+    total_seconds: float
+    blackout_seconds: float
+    raw: Json = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Migration:
+        return cls(
+            to=raw["to"],
+            rounds=raw["rounds"],
+            data_bytes=raw["data_bytes"],
+            wire_bytes=raw["wire_bytes"],
+            total_seconds=raw["total_ns"] / 1e9,
+            blackout_seconds=raw["blackout_ns"] / 1e9,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something that is not as it should be (`firing`), or was not (`resolved`)."""
+
+    id: str
+    rule: str
+    severity: str
+    state: str
+    vm: str | None
+    name: str | None
+    subject: str
+    message: str
+    value: float
+    threshold: float
+    started_at: datetime | None
+    resolved_at: datetime | None
+    raw: Json = field(repr=False)
+
+    @property
+    def is_firing(self) -> bool:
+        return self.state == "firing"
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Alert:
+        return cls(
+            id=raw["id"],
+            rule=raw["rule"],
+            severity=raw["severity"],
+            state=raw["state"],
+            vm=raw.get("vm"),
+            name=raw.get("name"),
+            subject=raw["subject"],
+            message=raw["message"],
+            value=raw["value"],
+            threshold=raw["threshold"],
+            started_at=time(raw.get("started_at")),
+            resolved_at=time(raw.get("resolved_at")),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a run of benchmarks, with the median of its rounds."""
+
+    suite: str
+    name: str
+    unit: str
+    more_is_better: bool
+    values: tuple[float, ...]
+    median: float
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Figure:
+        return cls(
+            suite=raw["suite"],
+            name=raw["name"],
+            unit=raw["unit"],
+            more_is_better=raw["more_is_better"],
+            values=tuple(raw["values"]),
+            median=raw["median"],
+        )
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """Measurements that the daemon has made together."""
+
+    id: str
+    state: str
+    note: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    figures: tuple[Figure, ...]
+    raw: Json = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> BenchmarkRun:
+        return cls(
+            id=raw["id"],
+            state=raw["state"],
+            note=raw["note"],
+            started_at=time(raw.get("started_at")),
+            ended_at=time(raw.get("ended_at")),
+            figures=tuple(Figure.from_json(one) for one in raw["figures"]),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
 class ExecResult:
     """How a command ended: its status, or the signal that ended it."""
 

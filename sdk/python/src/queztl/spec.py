@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -43,6 +43,51 @@ class Net:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "tap": self.tap}
+
+
+@dataclass(frozen=True)
+class BackupDaemon:
+    """A daemon that is to keep a copy: `https://host:port`, or `unix:/path` on the daemon's host.
+
+    Over https, `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM.
+    """
+
+    to: str
+    token: str | None = None
+    authority: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"to": self.to, "token": self.token, "authority": self.authority}
+
+
+def protect_request(
+    *backups: str | BackupDaemon,
+    register: str,
+    acks: int | None = None,
+    mode: Literal["pause", "best-effort"] = "pause",
+    interval_ms: int | None = None,
+    buffer: int | str = "64M",
+    stripes: int = 2,
+    throttle_threshold: int = 60,
+    max_throttle: int = 90,
+    curve: str = "linear",
+    lease_ms: int = 1000,
+) -> dict[str, Any]:
+    """The body of `POST /v1/vms/{vm}/protection`; percentages for the throttle."""
+    daemons = [BackupDaemon(one) if isinstance(one, str) else one for one in backups]
+    return {
+        "backups": [one.to_json() for one in daemons],
+        "register": register,
+        "acks": acks,
+        "mode": mode,
+        "interval_ms": interval_ms,
+        "buffer_bytes": parse_size(buffer),
+        "stripes": stripes,
+        "throttle_threshold": throttle_threshold,
+        "max_throttle": max_throttle,
+        "curve": curve,
+        "lease_ms": lease_ms,
+    }
 
 
 def create_request(

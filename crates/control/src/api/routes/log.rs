@@ -1,4 +1,4 @@
-//! What a machine's console has printed.
+//! What a machine's console has printed, and what its process had to say.
 
 use std::io::SeekFrom;
 use std::os::unix::fs::MetadataExt;
@@ -42,9 +42,12 @@ pub struct LogQuery {
     /// Goes on with what is printed from now on.
     #[param(required = false)]
     follow: bool,
+    /// The machine's process rather than its console.
+    #[param(required = false)]
+    process: bool,
 }
 
-/// What a machine's console has printed, oldest first.
+/// What a machine's console has printed, or its process had to say, oldest first.
 #[utoipa::path(get, path = "/v1/vms/{vm}/log", tag = "guests", security(("token" = ["read"])),
     params(("vm" = String, Path, description = "Its identifier or name."), LogQuery),
     responses((status = 200, description = "Bytes as the guest printed them.", body = String,
@@ -55,7 +58,8 @@ pub async fn log(
     Segments(vm): Segments<Key>,
     Query(query): Query<LogQuery>,
 ) -> Answer<Response> {
-    let path = app.service().endpoints(&vm).await?.log;
+    let endpoints = app.service().endpoints(&vm).await?;
+    let path = if query.process { endpoints.process_log } else { endpoints.log };
     let (mut text, place) =
         past(&path).await.map_err(|error| Failure::new(Code::Host, format!("the log cannot be read: {error}")))?;
     if let Some(lines) = query.tail {

@@ -12,6 +12,7 @@ mod exec;
 mod files;
 mod images;
 mod incoming;
+mod journal;
 mod log;
 mod metrics;
 mod operations;
@@ -62,6 +63,8 @@ pub fn quick() -> OpenApiRouter<App> {
         .routes(routes!(alerts::list_alerts))
         .routes(routes!(benchmarks::list_benchmarks, benchmarks::run_benchmarks))
         .routes(routes!(benchmarks::get_benchmark, benchmarks::delete_benchmark))
+        .routes(routes!(journal::list_log))
+        .routes(routes!(journal::list_audit))
         .routes(routes!(console::console))
         .routes(routes!(exec::exec_stream))
         .routes(routes!(log::log))
