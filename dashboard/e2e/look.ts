@@ -24,7 +24,7 @@ export async function expectAccessible(page: Page) {
         `${id}: ${nodes.map((node) => `${node.html} ${node.failureSummary ?? ''}`).join('\n  ')}`,
     );
     expect(found).toEqual([]);
-  }).toPass({ timeout: 5_000 });
+  }).toPass({ timeout: 30_000 });
 }
 
 /** Keeps a picture for the documentation when it is asked for: QUEZTL_PICTURES=1. */

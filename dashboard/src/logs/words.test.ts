@@ -8,7 +8,7 @@ const record: LogRecord = {
   level: 'info',
   target: 'queztl::audit',
   message: '',
-  fields: { caller: 'token laptop', method: 'POST', status: 202 } as LogRecord['fields'],
+  fields: { caller: 'token laptop', method: 'POST', status: 202 } as unknown as LogRecord['fields'],
 };
 
 it('says what a record is about', () => {
