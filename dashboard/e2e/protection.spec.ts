@@ -43,8 +43,9 @@ test('a machine is protected, with its task and the command that does the same',
   await dialog.getByLabel('Interval, ms').fill('100');
   // Nobody is to take over, nor a copy that is late to be given up.
   await dialog.getByLabel('Lease, ms').fill('60000');
+  await dialog.getByLabel('Silence, ms').fill('60000');
   await expect(dialog.getByLabel('Equivalent command')).toHaveText(
-    `queztl-hv protect web --to ${there.address} --register file:${there.path('register')} --mode best-effort --interval 100 --lease 60000`,
+    `queztl-hv protect web --to ${there.address} --register file:${there.path('register')} --mode best-effort --interval 100 --silence 60000 --lease 60000`,
   );
   await expectAccessible(page);
   await picture(page, 'protect');

@@ -155,8 +155,11 @@ function Details({ form }: { form: Form }) {
       </Group>
       <Group grow align="flex-start">
         <TextInput label="Buffer" description="Output that may wait" {...form.getInputProps('buffer')} />
-        {number('lease', 'Lease, ms', 100, 60_000, 'Silence before another takes over')}
         {number('stripes', 'Connections', 1, 16, 'For memory, to each')}
+      </Group>
+      <Group grow align="flex-start">
+        {number('silence', 'Silence, ms', 20, 60_000, 'Of this daemon, until another takes over')}
+        {number('lease', 'Lease, ms', 100, 60_000, 'For which the register may stay as it is')}
       </Group>
       <Group grow align="flex-start">
         {number('threshold', 'Slow down from, %', 0, 99, 'Of the buffer')}

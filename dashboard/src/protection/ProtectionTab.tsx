@@ -12,7 +12,7 @@ import { bytes, count, percent, rate, seconds } from '../units/format';
 import { LossDialog } from '../vms/LossDialog';
 import { ProtectDialog } from './ProtectDialog';
 import { unprotecting } from './unprotect';
-import { placeOf, roleOf, STATES } from './words';
+import { behindWords, placeOf, roleOf, STATES } from './words';
 
 export default function ProtectionTab({ vm }: { vm: Vm }) {
   const { data: operations = [] } = useQuery(operationsQuery);
@@ -153,7 +153,7 @@ function Backups({ protection: { backups, epoch } }: { protection: Protection })
       <Table aria-label="Copies">
         <Table.Thead>
           <Table.Tr>
-            {['Daemon', 'State', 'Has', 'Behind', 'Round trip'].map((label) => (
+            {['Daemon', 'State', 'Has', 'How far', 'Round trip'].map((label) => (
               <Table.Th key={label}>{label}</Table.Th>
             ))}
           </Table.Tr>
@@ -178,7 +178,7 @@ function Backups({ protection: { backups, epoch } }: { protection: Protection })
                   ? '–'
                   : `epoch ${backup.epoch}, ${Math.max(0, epoch - backup.epoch)} less`}
               </Table.Td>
-              <Table.Td>{seconds(backup.behind_ns / 1e9)}</Table.Td>
+              <Table.Td>{behindWords(backup.behind_ns)}</Table.Td>
               <Table.Td>{backup.round_trip_ns ? seconds(backup.round_trip_ns / 1e9) : '–'}</Table.Td>
             </Table.Tr>
           ))}

@@ -35,10 +35,11 @@ describe('the form of a protection', () => {
       most: 0,
       curve: 'exponential' as const,
       lease: 500,
+      silence: 100,
     };
     expect(protectCommand('web', all)).toBe(
       'queztl-hv protect web --to https://b:7443,https://c:7443 --register file:/r --acks 1 --mode best-effort ' +
-        '--interval 50 --buffer 1M --throttle-threshold 0.5 --max-throttle 0 --curve exponential:4 --lease 500',
+        '--interval 50 --buffer 1M --throttle-threshold 0.5 --max-throttle 0 --curve exponential:4 --silence 100 --lease 500',
     );
     expect(requestOf({ ...all, curve: 'custom' }).curve).toBe(`custom:${USUAL.points}`);
   });

@@ -24,6 +24,7 @@ export interface Wishes {
   points: string;
   stripes: number;
   lease: number;
+  silence: number;
 }
 
 export const USUAL: Wishes = {
@@ -42,6 +43,7 @@ export const USUAL: Wishes = {
   points: '0 0\n0.5 0.2\n1 0.9',
   stripes: 2,
   lease: 1000,
+  silence: 200,
 };
 
 export function addresses(text: string): string[] {
@@ -84,6 +86,7 @@ export function requestOf(wishes: Wishes): ProtectRequest {
     curve: curveOf(wishes),
     stripes: wishes.stripes,
     lease_ms: wishes.lease,
+    silence_ms: wishes.silence,
   };
 }
 
@@ -94,7 +97,7 @@ function curveOf({ curve, steepness, points }: Wishes): string {
 
 /** What is usual is left out. */
 export function protectCommand(vm: string, wishes: Wishes): string {
-  const { acks, mode, interval, buffer, threshold, most, curve, steepness, stripes, lease } = wishes;
+  const { acks, mode, interval, buffer, threshold, most, curve, steepness, stripes, lease, silence } = wishes;
   const words: (string | number)[] = ['--to', addresses(wishes.backups).join(',') || 'https://host:port'];
   if (wishes.token) words.push('--to-token-file', 'FILE');
   if (wishes.authority) words.push('--to-ca', 'FILE');
@@ -109,6 +112,7 @@ export function protectCommand(vm: string, wishes: Wishes): string {
   if (curve === 'exponential') words.push('--curve', `exponential:${steepness}`);
   if (curve === 'custom') words.push('--curve', 'custom:FILE');
   if (stripes !== USUAL.stripes) words.push('--stripes', stripes);
+  if (silence !== USUAL.silence) words.push('--silence', silence);
   if (lease !== USUAL.lease) words.push('--lease', lease);
   return command('protect', vm, ...words);
 }

@@ -46,6 +46,11 @@ export function behind({ backups }: Protection): number {
   return Math.max(0, ...backups.map(({ behind_ns }) => behind_ns / 1e9));
 }
 
+/** For how long there has been something that a copy lacks. */
+export function behindWords(ns: number): string {
+  return ns > 0 ? `${seconds(ns / 1e9)} behind` : 'up to date';
+}
+
 /** The last part of a way to a daemon, which tells it from others: `node-b:7443`. */
 export function placeOf(to: string): string {
   const path = to.replace(/^unix:/, '').replace(/\/daemon\.sock$/, '');

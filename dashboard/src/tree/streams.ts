@@ -2,8 +2,8 @@
 import type { Operation, Vm } from '../api/types';
 import type { Tracks } from '../live/rates';
 import { done } from '../operations/words';
-import { placeOf } from '../protection/words';
-import { percent, seconds } from '../units/format';
+import { behindWords, placeOf } from '../protection/words';
+import { percent } from '../units/format';
 
 export interface Stream {
   vm: string;
@@ -45,7 +45,7 @@ function copies(vm: Vm, tracks: Tracks): Stream[] {
       ? 'is out of reach'
       : epoch == null
         ? 'gets its first copy'
-        : `has its copy, ${seconds(behind_ns / 1e9)} behind`;
+        : `has its copy, ${behindWords(behind_ns)}`;
     const broken = Boolean(failed) || state === 'fenced';
     return { vm: vm.id, name: vm.name, kind: 'copy', daemon, broken, words: `${daemon} ${how}` };
   });
@@ -75,11 +75,11 @@ export function daemons(all: Stream[]): { name: string; streams: Stream[] }[] {
   return [...found].map(([name, streams]) => ({ name, streams })).sort((a, b) => (a.name < b.name ? -1 : 1));
 }
 
-/** Places for the other daemons: on a circle around so many machines. */
+/** Places for the other daemons: on a half circle behind so many machines, as one first looks at them. */
 export function around(count: number, machines: number): [x: number, z: number][] {
   const radius = 5 + Math.sqrt(machines) * 1.7;
   return Array.from({ length: count }, (_, index) => {
-    const angle = (index / count) * 2 * Math.PI + 0.6;
+    const angle = -Math.PI / 4 - (index / Math.max(1, count - 1)) * Math.PI;
     return [Math.cos(angle) * radius, Math.sin(angle) * radius];
   });
 }

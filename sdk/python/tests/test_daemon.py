@@ -175,7 +175,7 @@ def test_a_machine_is_protected_by_another_daemon_until_it_is_not(client: Client
     with client.create("guarded", ram="128M", accel="soft") as vm:
         with pytest.raises(queztl.Conflict, match="not protected"):
             vm.protection()
-        first = vm.protect(other.address, register=register, mode="best-effort", buffer="1M", lease_ms=5000)
+        first = vm.protect(other.address, register=register, mode="best-effort", buffer="1M", lease_ms=60000, silence_ms=60000)
         assert (first.state, first.mode, first.acks, first.buffer_bytes) == ("protected", "best-effort", 1, 1 << 20)
         while (now := vm.protection()).epoch <= first.epoch:
             pass
@@ -247,7 +247,7 @@ async def asynchronous(address: str, other: str, register: str) -> None:
                 break
         assert isinstance(await client.alerts(), list) and isinstance(await client.benchmarks(), list)
         async with await client.create("guarded", ram="128M", accel="soft") as vm:
-            protection = await vm.protect(queztl.BackupDaemon(other), register=register)
+            protection = await vm.protect(queztl.BackupDaemon(other), register=register, silence_ms=60000)
             assert (protection.state, (await vm.protection()).mode) == ("protected", "pause")
             await vm.unprotect()
         with pytest.raises(queztl.NotFound):

@@ -65,10 +65,10 @@ async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     }
 }
 
-/// With a lease that nothing here outlasts.
+/// With a lease and a silence that nothing here outlasts.
 fn request(backup: &Backup, register: &Path) -> ProtectRequest {
     let register = format!("file:{}", register.display());
-    ProtectRequest { lease_ms: 60_000, ..ProtectRequest::new(vec![backup.address()], register) }
+    ProtectRequest { lease_ms: 60_000, silence_ms: 60_000, ..ProtectRequest::new(vec![backup.address()], register) }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,6 +72,7 @@ def protect_request(
     max_throttle: int = 90,
     curve: str = "linear",
     lease_ms: int = 1000,
+    silence_ms: int = 200,
 ) -> dict[str, Any]:
     """The body of `POST /v1/vms/{vm}/protection`; percentages for the throttle."""
     daemons = [BackupDaemon(one) if isinstance(one, str) else one for one in backups]
@@ -87,6 +88,7 @@ def protect_request(
         "max_throttle": max_throttle,
         "curve": curve,
         "lease_ms": lease_ms,
+        "silence_ms": silence_ms,
     }
 
 
