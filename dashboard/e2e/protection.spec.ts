@@ -94,6 +94,8 @@ test('the tree has a stream to the copy, which moves, and says so in its table',
   await expect(async () => expect((await canvas.screenshot()).equals(before)).toBe(false)).toPass();
   await expectAccessible(page);
   await picture(page, 'streams');
+  // What moves takes of the processor that draws it.
+  await visit('Machines');
 });
 
 test('the other daemon shows the copy as what it is', async ({ browser }) => {

@@ -10,7 +10,7 @@ const DOTS = 6;
 /** From one end to the other, seconds. */
 const JOURNEY = 2.4;
 /** Where the processor draws, it has other things to do: frames a second. */
-const PLAIN_FRAMES = 12;
+const PLAIN_FRAMES = 8;
 const COLOURS: Record<Stream['kind'], string> = {
   copy: '#12b886',
   kept: '#be4bdb',
