@@ -8,6 +8,7 @@
 //!   host, so a run can be repeated exactly; the wall clock starts at a fixed date.
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,8 +22,10 @@ pub const RESUMABLE_HZ: std::ops::RangeInclusive<u64> = 1_000_000..=1_000_000_00
 /// How far the host's counter may be (in parts per thousand) from the frequency that a resumed guest knows and yet be its
 /// counter: two measurements of the same host differ by less.
 const SAME_PER_MILLE: u64 = 1;
-/// How long the host's counter is compared with its monotonic clock.
+/// How long the host's counter is compared with its monotonic clock where nobody knows its frequency.
 const CALIBRATION: Duration = Duration::from_millis(5);
+/// How long they are compared to tell whether a frequency is the counter's: a pair of readings is good to 0.1 us.
+const CONFIRMATION: Duration = Duration::from_millis(1);
 /// A frequency that the host reports is believed when it is this close (in parts per thousand) to the measured one.
 const BELIEVED_PER_MILLE: u64 = 5;
 
@@ -54,7 +57,8 @@ enum Source {
 }
 
 impl Clock {
-    /// A clock that follows the host's, starting at zero now. Takes a few milliseconds the first time in a process.
+    /// A clock that follows the host's, starting at zero now. Takes a few milliseconds the first time in a process, less
+    /// what has passed since [`start_measuring`].
     pub fn real_time() -> Clock {
         match host_tsc_hz() {
             Some(hz) => Clock::with(Source::HostTsc { start: host_tsc() }, hz),
@@ -81,9 +85,9 @@ impl Clock {
     /// A clock in real time that goes on from `ticks`, at the frequency that its guest knows, one of [`RESUMABLE_HZ`]. It
     /// follows the host's counter where that runs at the same frequency, else the host's monotonic clock.
     pub fn resumed(ticks: u64, tsc_hz: u64) -> Clock {
-        let source = match host_tsc_hz() {
-            Some(hz) if hz.abs_diff(tsc_hz) <= hz / 1000 * SAME_PER_MILLE => Source::HostTsc { start: host_tsc() },
-            _ => Source::Monotonic { start: Instant::now(), before: 0 },
+        let source = match host_tsc_runs_at(tsc_hz) {
+            true => Source::HostTsc { start: host_tsc() },
+            false => Source::Monotonic { start: Instant::now(), before: 0 },
         };
         Clock::with(source, tsc_hz).resumed_at(ticks)
     }
@@ -205,16 +209,29 @@ fn cpuid(leaf: u32) -> [u32; 4] {
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
-/// Frequency of the host's time-stamp counter, or `None` when it is not invariant (SDM vol. 3B §18.17.1).
+/// Frequency of the host's time-stamp counter, once somebody had to know it; `None` when it is not invariant.
+static HOST_TSC_HZ: OnceLock<Option<u64>> = OnceLock::new();
+
+/// Frequency of the host's time-stamp counter, or `None` when it is not invariant.
 fn host_tsc_hz() -> Option<u64> {
-    static HZ: std::sync::OnceLock<Option<u64>> = std::sync::OnceLock::new();
-    *HZ.get_or_init(|| {
-        let invariant = cpuid(0x8000_0000)[0] >= 0x8000_0007 && cpuid(0x8000_0007)[3] & (1 << 8) != 0;
-        invariant.then(|| {
-            let measured = measure_tsc_hz();
-            reported_tsc_hz().filter(|hz| agrees(*hz, measured)).unwrap_or(measured)
+    *HOST_TSC_HZ.get_or_init(|| {
+        host_tsc_is_invariant().then(|| {
+            let believed = reported_tsc_hz().filter(|hz| agrees(*hz, measure_tsc_hz(CONFIRMATION)));
+            believed.unwrap_or_else(|| measure_tsc_hz(CALIBRATION))
         })
     })
+}
+
+/// Whether the host's counter is invariant and runs at the frequency that a resumed guest knows.
+fn host_tsc_runs_at(tsc_hz: u64) -> bool {
+    let measure = || host_tsc_is_invariant().then(|| measure_tsc_hz(CONFIRMATION));
+    let host = HOST_TSC_HZ.get().copied().unwrap_or_else(measure);
+    host.is_some_and(|hz| hz.abs_diff(tsc_hz) <= hz / 1000 * SAME_PER_MILLE)
+}
+
+/// SDM vol. 3B §18.17.1.
+fn host_tsc_is_invariant() -> bool {
+    cpuid(0x8000_0000)[0] >= 0x8000_0007 && cpuid(0x8000_0007)[3] & (1 << 8) != 0
 }
 
 fn agrees(reported: u64, measured: u64) -> bool {
@@ -238,10 +255,22 @@ fn reported_tsc_hz() -> Option<u64> {
     known.then(|| u64::from(crystal_hz) * u64::from(numerator) / u64::from(denominator))
 }
 
-/// Compares the counter with the monotonic clock over [`CALIBRATION`].
-fn measure_tsc_hz() -> u64 {
-    let (start_tsc, start) = tightest_pair();
-    std::thread::sleep(CALIBRATION);
+/// Both clocks at the start of measuring.
+static MEASURED_FROM: OnceLock<(u64, Instant)> = OnceLock::new();
+
+/// Begins to compare the host's clocks, so that whoever wants to know the counter's frequency later in the process need
+/// not wait for it.
+pub fn start_measuring() {
+    MEASURED_FROM.get_or_init(tightest_pair);
+}
+
+/// Compares the counter with the monotonic clock, from the start of measuring for `least` or longer.
+fn measure_tsc_hz(least: Duration) -> u64 {
+    let (start_tsc, start) = *MEASURED_FROM.get_or_init(tightest_pair);
+    let left = least.saturating_sub(start.elapsed());
+    if !left.is_zero() {
+        std::thread::sleep(left);
+    }
     let (end_tsc, end) = tightest_pair();
     let ns = (end - start).as_nanos().max(1);
     let hz = u128::from(end_tsc.wrapping_sub(start_tsc)) * u128::from(NS_PER_SECOND) / ns;
@@ -296,6 +325,14 @@ mod tests {
             assert_eq!(clock.tsc_hz(), hz);
             assert!(ticks >= 1 << 40 && elapsed.abs_diff(passed) < elapsed / 20, "{hz}: {elapsed} ns, {passed} ns");
         }
+    }
+
+    #[test]
+    fn a_short_measurement_tells_the_hosts_frequency_from_others() {
+        let Some(own) = host_tsc_hz() else { return println!("skipped: the host's counter is not invariant") };
+        let (short, long) = (measure_tsc_hz(CONFIRMATION), measure_tsc_hz(Duration::from_millis(100)));
+        assert!(short.abs_diff(long) <= long / 1000 * SAME_PER_MILLE, "{short} and {long} Hz");
+        assert!(host_tsc_runs_at(own) && !host_tsc_runs_at(own - own / 100));
     }
 
     #[test]

@@ -108,7 +108,8 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
         _ => (snapshot, None),
     };
     let writers = hub.clone();
-    let host = Host::with_networks(networks, &config).map_err(engine::failure)?;
+    let saved = snapshot.as_ref().map(|(snapshot, _)| snapshot);
+    let host = Host::with_networks(networks, &config, saved).map_err(engine::failure)?;
     let host = host.with_terminal(Terminal::new(move || writers.writer()));
     let machine = Engine::on(host, config, snapshot, started)?;
     signals.watch(machine.handle());

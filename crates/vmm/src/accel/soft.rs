@@ -22,6 +22,9 @@ pub struct Soft {
 }
 
 impl Soft {
+    /// What it is called in snapshots.
+    pub const NAME: &'static str = "soft";
+
     /// The software accelerator with these options.
     pub fn new(options: SoftOptions) -> Soft {
         Soft { options }
@@ -30,7 +33,7 @@ impl Soft {
 
 impl Accelerator for Soft {
     fn name(&self) -> &'static str {
-        "soft"
+        Soft::NAME
     }
 
     fn create_vm(&self, ram: Arc<GuestRam>, board: Arc<Board>, vcpus: u32) -> Result<Box<dyn Vm>, Error> {

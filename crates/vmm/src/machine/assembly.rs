@@ -45,6 +45,7 @@ use crate::irqchip::{BASE_X2APIC, IrqChip, LapicState};
 use crate::kvmclock::KvmClock;
 use crate::layout;
 use crate::numa;
+use crate::snapshot::Snapshot;
 use crate::timers::Timers;
 
 /// The guest's time for one instruction where time is made of instructions.
@@ -195,14 +196,18 @@ struct Network {
 }
 
 impl Host {
-    /// Chooses the accelerator and starts the networks.
-    pub fn open(config: &MachineConfig) -> Result<Host, Error> {
-        Host::with_networks(Networks::open(config)?, config)
+    /// Chooses the accelerator, for a machine that goes on from `snapshot` or boots, and starts the networks.
+    pub fn open(config: &MachineConfig, snapshot: Option<&Snapshot>) -> Result<Host, Error> {
+        Host::with_networks(Networks::open(config)?, config, snapshot)
     }
 
     /// Chooses the accelerator; `networks` were opened for the same configuration.
-    pub fn with_networks(networks: Networks, config: &MachineConfig) -> Result<Host, Error> {
-        let (accelerator, options) = choose(config.accel)?;
+    pub fn with_networks(
+        networks: Networks,
+        config: &MachineConfig,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<Host, Error> {
+        let (accelerator, options) = choose(config.accel, snapshot.map(|saved| &*saved.state.accelerator))?;
         Ok(Host { accelerator, options, nets: networks, terminal: Terminal::stdout() })
     }
 
@@ -336,8 +341,14 @@ fn device(error: impl std::fmt::Display) -> Error {
     Error::Device(error.to_string())
 }
 
-/// The accelerator for a choice. `auto` is what Linux runs fastest on: KVM where it runs guests natively.
-fn choose(choice: AccelChoice) -> Result<(Box<dyn Accelerator>, SoftOptions), Error> {
+/// The accelerator for a choice. `auto` is what Linux runs fastest on: KVM where it runs guests natively. But a guest that
+/// goes on from a snapshot needs the processor it knows: for one that was taken on the software CPU, `auto` is that, and
+/// nobody waits for a probe of KVM.
+fn choose(choice: AccelChoice, taken_on: Option<&str>) -> Result<(Box<dyn Accelerator>, SoftOptions), Error> {
+    let choice = match choice {
+        AccelChoice::Auto if taken_on == Some(Soft::NAME) => AccelChoice::Soft(SoftOptions::default()),
+        choice => choice,
+    };
     match choice {
         AccelChoice::Auto => {
             let support = KvmSupport::probe();

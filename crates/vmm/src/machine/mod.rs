@@ -116,7 +116,7 @@ impl Machine {
     /// Makes the machine and loads its kernel.
     pub fn new(config: MachineConfig) -> Result<Machine, Error> {
         config.check()?;
-        let host = Host::open(&config)?;
+        let host = Host::open(&config, None)?;
         Machine::on(host, config)
     }
 
@@ -135,7 +135,7 @@ impl Machine {
     pub fn restore(config: MachineConfig, snapshot: Snapshot, identity: Option<&Identity>) -> Result<Machine, Error> {
         config.check()?;
         snapshot.check_shape(&config)?;
-        let host = Host::open(&config)?;
+        let host = Host::open(&config, Some(&snapshot))?;
         Machine::restore_on(host, config, snapshot, identity)
     }
 
