@@ -1,14 +1,17 @@
 //! Control groups: what a machine's process gets of the host's processors.
 //!
-//! Each machine has a group of its own below the daemon's, in version 2 or, where the host has only that, version 1. A host
-//! that does not let the daemon make groups runs machines without them: an event says so, once, and limits that need a group
-//! are refused.
+//! Each machine has a group of its own, in version 2 or, where the host has only that, version 1. A host that does not let
+//! the daemon make groups runs machines without them: an event says so, once, and limits that need a group are refused.
 //!
 //! ```text
-//! v2   OWN/queztl-daemon     the daemon itself: a group with children has no processes
-//!      OWN/queztl/MACHINE    cpu.weight, cpu.max
+//! v2   /queztl/MACHINE       cpu.weight, cpu.max
+//!      OWN/queztl/MACHINE    the same for a daemon that may only divide its own group,
+//!      OWN/queztl-daemon     and moves here for it: a group with children has no processes
 //! v1   cpu: OWN/queztl/MACHINE   cpu.shares, cpu.cfs_quota_us
 //! ```
+//! Machines outlive the daemon, so their groups had better not be part of its: systemd starts no service in a group that
+//! has been divided.
+//!
 //! Pins are no matter of groups: they are for single vCPUs, and set on their threads.
 
 use std::fs;
@@ -47,7 +50,9 @@ impl Root {
         let mounts = Path::new("/sys/fs/cgroup");
         if mounts.join("cgroup.controllers").exists() {
             let path = own_group(&own, None).ok_or("the process is in no group")?;
-            return unified(&mounts.join(path.trim_start_matches('/'))).map(Root::V2);
+            let own = mounts.join(path.trim_start_matches('/'));
+            let root = apart(mounts).or_else(|why| if is_alone(&own) { below(&own) } else { Err(why) });
+            return root.map(Root::V2);
         }
         let path = own_group(&own, Some("cpu")).ok_or("the host has no control groups for processors")?;
         let root = mounts.join("cpu").join(path.trim_start_matches('/')).join("queztl");
@@ -95,12 +100,14 @@ fn own_group<'a>(text: &'a str, controller: Option<&str>) -> Option<&'a str> {
     })
 }
 
+/// Whether the daemon is the only process of its group, so that the group is its to divide.
+fn is_alone(own: &Path) -> bool {
+    let own_id = std::process::id().to_string();
+    fs::read_to_string(own.join("cgroup.procs")).is_ok_and(|processes| processes.lines().all(|id| id == own_id))
+}
+
 /// Makes room below the daemon's own group: a group that hands out controllers has no processes of its own.
-fn unified(own: &Path) -> Result<PathBuf, String> {
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |error: io::Error| format!("{path:?}: {error}")
-    };
+fn below(own: &Path) -> Result<PathBuf, String> {
     // A daemon that starts again may be in its group already.
     let own = if own.ends_with("queztl-daemon") { own.parent().unwrap_or(own) } else { own };
     let (leaf, root) = (own.join("queztl-daemon"), own.join("queztl"));
@@ -108,13 +115,33 @@ fn unified(own: &Path) -> Result<PathBuf, String> {
         fs::create_dir_all(path).map_err(failed(path))?;
     }
     fs::write(leaf.join("cgroup.procs"), std::process::id().to_string()).map_err(failed(&leaf))?;
-    for path in [own, &root] {
-        fs::write(path.join("cgroup.subtree_control"), "+cpu").map_err(failed(path))?;
-    }
-    Ok(root)
+    hand_out(&[own, &root]).map(|()| root)
+}
+
+/// Makes room at the top, where the kernel lets groups have processes beside children.
+fn apart(top: &Path) -> Result<PathBuf, String> {
+    let root = top.join("queztl");
+    fs::create_dir_all(&root).map_err(failed(&root))?;
+    hand_out(&[top, &root]).map(|()| root)
+}
+
+/// Gives the children of the groups shares and quotas.
+fn hand_out(groups: &[&Path]) -> Result<(), String> {
+    groups.iter().try_for_each(|path| fs::write(path.join("cgroup.subtree_control"), "+cpu").map_err(failed(path)))
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> String + use<> {
+    let path = path.to_path_buf();
+    move |error| format!("{path:?}: {error}")
 }
 
 impl Core {
+    /// Finds a place for groups, before the first machine starts: with its process in it, the daemon's own group could not
+    /// be divided.
+    pub(crate) fn prepare_groups(&self) {
+        self.group_root();
+    }
+
     /// Puts a process that has just begun into the machine's group.
     pub(crate) fn confine(&self, machine: &Machine, record: &VmRecord, pid: u32) {
         let Some(root) = self.group_root() else { return };
@@ -229,6 +256,16 @@ mod tests {
         assert_eq!(own_group(text, Some("cpu")), Some("/user/x"));
         assert_eq!(own_group(text, None), Some("/system.slice/queztl.service"));
         assert_eq!(own_group("1:memory:/\n", Some("cpu")), None);
+    }
+
+    #[test]
+    fn a_group_is_the_daemons_to_divide_if_nobody_else_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = std::process::id();
+        for (processes, alone) in [(format!("{own}\n"), true), (format!("1\n{own}\n"), false)] {
+            fs::write(folder.path().join("cgroup.procs"), processes).unwrap();
+            assert_eq!(is_alone(folder.path()), alone);
+        }
     }
 
     #[test]
