@@ -126,6 +126,7 @@ fn in_guest(machine: Machine, queztl: &Path, image: &Image, arguments: &CpuArgs)
         ram_mib: RAM_MIB,
         vcpus: None,
         disk: None,
+        append: "",
     };
     let mut boots = Vec::new();
     for _ in 0..arguments.boots {

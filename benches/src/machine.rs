@@ -61,6 +61,8 @@ pub struct Boot<'a> {
     pub vcpus: Option<u32>,
     /// A raw disk image, `/dev/vda`; only our machine can have one.
     pub disk: Option<&'a Path>,
+    /// More for the kernel's command line.
+    pub append: &'a str,
 }
 
 /// What a guest did.
@@ -91,7 +93,7 @@ impl Machine {
     fn command(self, queztl: &Path, boot: &Boot<'_>) -> Result<Command> {
         // `stty` waits until the serial line has sent everything; the end of the session would drop the rest.
         let script = format!("echo {READY}; {}; echo {DONE}; stty -echo", boot.script);
-        let append = format!("console=ttyS0 quiet queztl.net=off queztl.run=\"{script}\"");
+        let append = format!("console=ttyS0 quiet queztl.net=off {} queztl.run=\"{script}\"", boot.append);
         let vcpus = boot.vcpus.unwrap_or(self.vcpus()).to_string();
         let mut command = match self {
             Machine::Host => bail!("the host runs no guest"),

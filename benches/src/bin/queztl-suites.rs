@@ -5,6 +5,8 @@
 //! - `stress`: `stress-ng --verify` in Debian's user land under our kernel.
 //! - `userland`: gcc, python3, perl, openssl and others in a Debian root, in a guest and natively in the same root; every
 //!   result must be equal. The native half needs root, for a loop mount and chroot.
+//! - `hosting`: our daemon as a service of a Debian guest, with systemd and control groups of version 2, and guests of that
+//!   guest.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +19,7 @@ use clap::{Parser, Subcommand};
 use queztl_bench::image::{GuestFile, Image, guest_folder};
 use queztl_bench::machine::{Boot, Machine};
 use queztl_bench::queztl_beside_this_program;
-use queztl_guest_image::debian::DebianImage;
+use queztl_guest_image::debian::{DebianImage, StockSystem};
 use queztl_guest_image::{Store, Terminal};
 
 /// Exit status of a kernel self test that does not apply (`KSFT_SKIP`).
@@ -62,6 +64,8 @@ enum Suite {
     },
     /// Everyday programs against the host
     Userland,
+    /// The daemon under systemd in a guest, and guests of the guest
+    Hosting,
 }
 
 fn main() -> ExitCode {
@@ -84,6 +88,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Suite::Selftests { source, machines } => selftests(arguments, &queztl, source, machines),
         Suite::Stress { seconds } => stress(arguments, &queztl, *seconds),
         Suite::Userland => userland(arguments, &queztl),
+        Suite::Hosting => hosting(arguments, &queztl),
     }
 }
 
@@ -175,17 +180,24 @@ fn selftest_table(names: &[String], machines: &[Machine], columns: &[BTreeMap<St
 }
 
 fn guest<'a>(image: &'a Image, script: &'a str, ram_mib: u32, vcpus: u32, disk: Option<&'a Path>) -> Boot<'a> {
-    Boot { kernel: &image.kernel, initramfs: &image.initramfs, script, ram_mib, vcpus: Some(vcpus), disk }
+    Boot { kernel: &image.kernel, initramfs: &image.initramfs, script, ram_mib, vcpus: Some(vcpus), disk, append: "" }
 }
 
 // ---- Debian user land ----
 
 /// A copy of the Debian disk in `directory`, to be written to.
 fn debian_disk(directory: &Path) -> Result<PathBuf> {
-    let system = DebianImage::default().build(&Store::open()?, &mut Terminal::new())?;
-    let disk = system.disk.context("the Debian image has no disk")?;
+    copy_of_disk(&debian()?, directory)
+}
+
+fn debian() -> Result<StockSystem> {
+    Ok(DebianImage::default().build(&Store::open()?, &mut Terminal::new())?)
+}
+
+fn copy_of_disk(system: &StockSystem, directory: &Path) -> Result<PathBuf> {
+    let disk = system.disk.as_ref().context("the Debian image has no disk")?;
     let copy = directory.join("disk.raw");
-    let status = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(&disk).arg(&copy).status();
+    let status = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(disk).arg(&copy).status();
     ensure!(status.is_ok_and(|s| s.success()), "cannot copy {}", disk.display());
     Ok(copy)
 }
@@ -265,13 +277,76 @@ fn natively(disk: &Path, script: &Path, directory: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+// ---- A host with systemd ----
+
+/// Where files for the Debian disk lie in the guest that writes it.
+const STAGED: &str = "root/staged";
+
+fn hosting(arguments: &Arguments, queztl: &Path) -> Result<bool> {
+    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let system = debian()?;
+    let disk = copy_of_disk(&system, directory.path())?;
+    eprintln!("writing the program to the disk …");
+    install(arguments, queztl, &disk, directory.path())?;
+    eprintln!("running the daemon in the guest …");
+    let (kernel, initramfs, append) = (&*system.kernel, &*system.initrd, &*system.append);
+    let vcpus = Some(arguments.vcpus);
+    let script = "/root/trial.sh";
+    let boot = Boot { kernel, initramfs, script, ram_mib: 2048, vcpus, disk: Some(&disk), append };
+    let run = Machine::Soft.run(queztl, &boot, Duration::from_secs(arguments.limit))?;
+    let outcomes = pairs(&run.output, "check");
+    let failed = outcomes.values().filter(|outcome| *outcome != "ok").count();
+    let times = pairs(&run.output, "time");
+    times.iter().for_each(|(name, milliseconds)| println!("{name}: {milliseconds} ms"));
+    println!("{} checks passed, {failed} failed, in {:.0} s", outcomes.len() - failed, run.took.as_secs_f64());
+    // The guest of the guest comes last.
+    let whole = times.contains_key("guest-of-a-guest-boots");
+    if failed > 0 || !whole {
+        println!("{}", run.output);
+    }
+    Ok(failed == 0 && whole)
+}
+
+/// Puts this program, what guests of it boot, and the trial on the disk.
+fn install(arguments: &Arguments, queztl: &Path, disk: &Path, directory: &Path) -> Result<()> {
+    let program = directory.join("queztl-hv");
+    let status = Command::new("strip").arg("-o").arg(&program).arg(queztl).status().context("cannot start strip")?;
+    ensure!(status.success(), "cannot strip {}", queztl.display());
+    let small = Image::prepare(&[])?;
+    let kernel = small.kernel.parent().and_then(Path::file_name).context("the kernel lies in no store")?;
+    let store = format!("var/lib/queztl/kernels/{}", kernel.to_string_lossy());
+    let units = guest_folder().join("../dist/systemd");
+    let file = |from: PathBuf, to: &str| GuestFile { from, to: format!("{STAGED}/{to}") };
+    let image = Image::prepare(&[
+        file(program, "usr/local/bin/queztl-hv"),
+        file(units.join("queztl.service"), "etc/systemd/system/queztl.service"),
+        file(units.join("queztl.socket"), "etc/systemd/system/queztl.socket"),
+        file(small.kernel.clone(), &format!("{store}/vmlinux")),
+        file(small.kernel.with_file_name("kernel.json"), &format!("{store}/kernel.json")),
+        file(small.kernel.with_file_name("config"), &format!("{store}/config")),
+        // The root file system of guests is made of it.
+        file(PathBuf::from("/bin/busybox"), "usr/bin/busybox"),
+        file(guest_folder().join("hosting/trial.sh"), "root/trial.sh"),
+    ])?;
+    let script = format!("{ENTER}; cp -a /{STAGED}/. /mnt/ && sync && echo installed");
+    let boot = guest(&image, &script, 1024, arguments.vcpus, Some(disk));
+    let run = Machine::Soft.run(queztl, &boot, Duration::from_secs(arguments.limit))?;
+    ensure!(run.output.contains("\ninstalled"), "the disk could not be written:\n{}", run.output);
+    Ok(())
+}
+
 fn results(output: &str) -> BTreeMap<String, String> {
-    let result = |line: &str| {
+    pairs(output, "result")
+}
+
+/// The names and values of lines `WORD NAME VALUE`.
+fn pairs(output: &str, word: &str) -> BTreeMap<String, String> {
+    let pair = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let ["result", name, value] = words[..] else { return None };
-        Some((name.to_owned(), value.to_owned()))
+        let [first, name, value] = words[..] else { return None };
+        (first == word).then(|| (name.to_owned(), value.to_owned()))
     };
-    output.lines().filter_map(result).collect()
+    output.lines().filter_map(pair).collect()
 }
 
 #[cfg(test)]
