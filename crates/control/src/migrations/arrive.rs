@@ -13,7 +13,7 @@ use crate::Signs;
 use crate::manager::Core;
 use crate::store::VMS;
 use crate::vms::lifecycle::{self, Command};
-use crate::vms::{Machine, Wish, config, create};
+use crate::vms::{DiskRecord, DiskSource, Machine, Wish, config, create};
 
 /// How long a process may take until it waits for its machine.
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -22,13 +22,21 @@ impl Core {
     /// Makes ready for a machine: a process that waits for it. The operation ends when the machine runs here, or will not.
     pub(crate) fn receive(self: &Arc<Self>, request: ReceiveRequest) -> Result<Operation, Problem> {
         config::check(&request.spec)?;
-        if !request.spec.disks.iter().all(|disk| disk.read_only && disk.path.is_some()) {
-            return Err(Problem::invalid("spec.disks", "cannot be moved with the machine yet"));
-        }
+        let disks = request.spec.disks.iter().enumerate().map(|(index, disk)| {
+            let source = match (&disk.path, &disk.image) {
+                _ if !disk.read_only && request.backup.is_some() => DiskSource::Mirror(index as u32),
+                (Some(path), _) if disk.read_only => DiskSource::Path(path.clone()),
+                (_, Some(image)) if disk.read_only => DiskSource::Image(self.image_record(image)?.name),
+                _ => return Err(Problem::invalid("spec.disks", "cannot be moved with the machine yet")),
+            };
+            Ok(DiskRecord { source, read_only: disk.read_only, serial: disk.serial.clone() })
+        });
+        let disks = disks.collect::<Result<Vec<_>, Problem>>()?;
         let mut record = create::blank(&request.name, request.spec.clone())?;
         record.id = identifier(&request.id)?;
         record.macs = addresses(&request.macs, record.macs.len())?;
         record.arriving = true;
+        record.disks = disks;
         if self.machines.find(&record.id).is_ok() {
             let text = format!("the machine {} is here already: is it the same daemon?", record.id);
             return Err(Problem::new(Code::Exists, text));

@@ -97,10 +97,17 @@ impl Core {
         if record.disks.iter().any(|disk| !disk.read_only) {
             return refused("has a disk that it writes to, which cannot be moved with it yet");
         }
-        if !self.snapshots(&machine.id)?.is_empty() {
-            return refused("has snapshots, which do not go with it: delete them first");
+        self.check_copyable(machine)
+    }
+
+    /// Whether other daemons can have copies of it.
+    pub(crate) fn check_copyable(&self, machine: &Machine) -> Result<(), Problem> {
+        if self.snapshots(&machine.id)?.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let text =
+            format!("{:?} has snapshots, which do not go with it: delete them first", machine.record().name.as_str());
+        Err(Problem::new(Code::State, text))
     }
 
     /// Brings the machine over; afterwards it has no process here.

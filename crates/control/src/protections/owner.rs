@@ -38,7 +38,7 @@ impl Core {
         let machine = self.machines.find(vm)?;
         machine.admit(Command::Snapshot)?;
         let record = machine.record();
-        self.check_movable(&machine)?;
+        self.check_copyable(&machine)?;
         if record.protection.is_some() {
             let text = format!("{:?} is protected already: unprotect it first", record.name.as_str());
             return Err(Problem::new(Code::State, text));

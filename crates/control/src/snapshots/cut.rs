@@ -46,6 +46,13 @@ impl Core {
             let below = match &disk.source {
                 DiskSource::Layer(id) => id.clone(),
                 DiskSource::Image(_) => continue,
+                DiskSource::Mirror(_) => {
+                    let text = format!(
+                        "disk {index} was copied here when the machine's host died, and cannot be kept in a snapshot yet: import \
+                         its file as an image, and make the machine from that"
+                    );
+                    return Err(Problem::new(Code::State, text));
+                }
                 DiskSource::Path(path) => {
                     let text = format!(
                         "disk {index}, {path:?}, is a file of the host that is used in place, so that its content cannot \

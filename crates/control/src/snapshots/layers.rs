@@ -59,7 +59,7 @@ pub(crate) fn forget_unused(change: &mut Change<'_>) -> Result<Vec<LayerRecord>,
     let mut used: HashSet<String> = HashSet::new();
     let layer = |disk: &DiskRecord| match &disk.source {
         DiskSource::Layer(id) => Some(id.clone()),
-        DiskSource::Image(_) | DiskSource::Path(_) => None,
+        DiskSource::Image(_) | DiskSource::Path(_) | DiskSource::Mirror(_) => None,
     };
     for (_, vm) in change.list_with(VMS, "")? {
         used.extend(vm.disks.iter().chain(&vm.cut_disks).filter_map(layer));

@@ -75,4 +75,6 @@ pub(crate) enum DiskSource {
     Image(Name),
     /// A file or device of the host.
     Path(PathBuf),
+    /// A copy of another daemon's disk, a raw file in the machine's directory: it was protected there, and goes on here.
+    Mirror(u32),
 }

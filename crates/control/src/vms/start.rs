@@ -109,6 +109,10 @@ impl Core {
         let disks = record.disks.iter().map(|disk| {
             let (path, format, trusted) = match &disk.source {
                 DiskSource::Path(path) => (path.clone(), None, false),
+                DiskSource::Mirror(number) => {
+                    let folder = super::machine::directory(&self.config.home, &record.id);
+                    (folder.join(format!("disk{number}.raw")), Some(queztl_vmm::config::Format::Raw), true)
+                }
                 DiskSource::Image(name) => {
                     let image = self.image_record(name)?;
                     (image.path(&self.config.home), Some(images::format(image.format)), true)

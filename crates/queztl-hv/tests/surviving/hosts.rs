@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use queztl_api::{CreateVm, ExecRequest, Net, NetKind, OperationState, ProtectRequest, Protection, VmSpec, VmState};
+use queztl_api::{
+    CreateVm, Disk, ExecRequest, Net, NetKind, OperationState, ProtectRequest, Protection, VmSpec, VmState,
+};
 use queztl_client::{Address, Client, Options};
 use queztl_vmm::process::Folder;
 
@@ -16,6 +18,7 @@ pub const GUEST: &str = "10.77.0.2";
 const OUTSIDE: &str = "10.77.0.1";
 pub const PORT: u16 = 7;
 const TAP: &str = "qtap0";
+const DISK_BYTES: u64 = 32 << 20;
 
 /// A switch in a namespace of its own, and a namespace for each host. They go when this does.
 pub struct Network {
@@ -185,16 +188,38 @@ impl Host {
 
     /// A machine that answers each line with how many there were, on one connection.
     pub fn spawn_counter(&self) {
+        self.spawn(Vec::new(), "");
+    }
+
+    /// The same; it writes each number to its disk, a sector for each, and flushes it, before it answers.
+    pub fn spawn_journal(&self) {
+        let disk = Disk { size_bytes: Some(DISK_BYTES), ..Disk::default() };
+        self.spawn(vec![disk], "echo $n | dd of=/dev/vda bs=512 seek=$n conv=notrunc,fsync 2>/dev/null; ");
+    }
+
+    /// The numbers on the guest's disk up to one, as the disk has them and not the guest's memory.
+    pub fn journal(&self, last: u64) -> Vec<u64> {
+        let command = format!(
+            "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=512 skip=1 count={last} 2>/dev/null | tr -d '\\000'"
+        );
+        let request =
+            ExecRequest { command: ["sh", "-c", &command].map(str::to_owned).to_vec(), ..ExecRequest::default() };
+        let ran = self.runtime.block_on(self.client.run("one", &request)).unwrap();
+        let text = ran.stdout.data;
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    }
+
+    fn spawn(&self, disks: Vec<Disk>, each: &str) {
         let net = Net { kind: NetKind::Tap, tap: Some(TAP.into()), mac: None };
         let (accel, cmdline) = ("soft".into(), "queztl.net=off".into());
-        let spec = VmSpec { ram_bytes: 96 << 20, accel, cmdline, nets: vec![net], ..VmSpec::default() };
+        let spec = VmSpec { ram_bytes: 96 << 20, accel, cmdline, nets: vec![net], disks, ..VmSpec::default() };
         let request = CreateVm { name: "one".parse().unwrap(), spec, start: true };
         let ended = self.runtime.block_on(async {
             let begun = self.client.create(&request).await.unwrap();
             self.client.wait_operation(&begun.id, LONG).await.unwrap()
         });
         assert_eq!(ended.state, OperationState::Succeeded, "{:?}", ended.problem);
-        let script = "#!/bin/sh\\nn=0\\nwhile read -r x; do n=$((n+1)); echo $n; done\\n";
+        let script = format!("#!/bin/sh\\nn=0\\nwhile read -r x; do n=$((n+1)); {each}echo $n; done\\n");
         let command = format!(
             "ip addr add {GUEST}/24 dev eth0; ip link set eth0 up; printf '{script}' >/tmp/count; chmod +x /tmp/count; \
              nc -ll -p {PORT} -e /tmp/count </dev/null >/dev/null 2>&1 &"

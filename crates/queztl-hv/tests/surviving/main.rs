@@ -32,10 +32,14 @@ struct Scene {
 
 impl Scene {
     fn new() -> Option<Scene> {
+        Scene::with(Host::spawn_counter)
+    }
+
+    fn with(spawn: impl FnOnce(&Host)) -> Option<Scene> {
         let network = Network::new()?;
         common::linux()?;
         let hosts = [0, 1].map(|number| Host::start(&network, number));
-        hosts[0].spawn_counter();
+        spawn(&hosts[0]);
         let oracle = Oracle::start(&network);
         oracle.wait_for(20);
         Some(Scene { hosts, oracle, register: tempfile::tempdir().unwrap(), here: 0, _network: network })
@@ -136,6 +140,36 @@ fn no_acknowledged_count_is_lost_when_processes_and_daemons_are_killed() {
     }
     let told = scene.oracle.stop();
     println!("{told:?}");
+}
+
+/// A guest that writes a journal: what it has said to be on its disk is there wherever it goes on.
+#[test]
+fn no_acknowledged_record_on_a_disk_is_lost_when_processes_and_daemons_are_killed() {
+    let Some(mut scene) = Scene::with(Host::spawn_journal) else { return };
+    for round in 0..4 {
+        scene.protect(ProtectionMode::Pause);
+        scene.expect_counting();
+        std::thread::sleep(Duration::from_millis(11 * round));
+
+        let victim = scene.here;
+        if round % 2 == 1 {
+            scene.hosts[victim].kill_daemon();
+        }
+        scene.hosts[victim].kill_machine();
+        scene.expect_failover();
+
+        let counted = scene.oracle.count();
+        let found = scene.here().journal(counted);
+        assert_eq!(found, (1..=counted).collect::<Vec<_>>(), "round {round}\n{}", scene.logs());
+        if round % 2 == 1 {
+            scene.hosts[victim].restart_daemon();
+        }
+        scene.eventually("the old owner forgets", || match scene.hosts[victim].state() {
+            None => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+    println!("{:?}", scene.oracle.stop());
 }
 
 /// The old owner is cut off, and lives.

@@ -74,8 +74,8 @@ pub(super) fn groups(kind: Kind) -> &'static [Group] {
         Kind::Console | Kind::Device => &[BASE, INTERRUPTS, POLL],
         Kind::Control => &[BASE, INTERRUPTS, POLL, RATES, CONTROL],
         Kind::ConsoleHub => &[BASE, INTERRUPTS, POLL, CONTROL, VIEWERS, RECORD],
-        // What a machine that moves has to say goes through Unix sockets.
-        Kind::Snapshot => &[BASE, INTERRUPTS, THREADS, SNAPSHOT, POLL, VSOCK],
+        // What a machine that moves has to say goes through Unix sockets; disks that are copied are read.
+        Kind::Snapshot => &[BASE, INTERRUPTS, THREADS, SNAPSHOT, POLL, VSOCK, BLOCK],
         Kind::Timers | Kind::Input | Kind::Output => &[BASE, INTERRUPTS],
         Kind::PasstLog => &[BASE],
         Kind::Signals => &[BASE, INTERRUPTS, SIGNALS],

@@ -25,6 +25,11 @@ impl MachineHandle {
         read(&self.shared.live).as_ref().map(|live| disk_figures(&live.disks)).unwrap_or_default()
     }
 
+    /// Those that the guest can write to.
+    pub(super) fn written_disks(&self) -> Vec<Arc<Block>> {
+        self.disks().into_iter().filter(|disk| !disk.disk().read_only()).collect()
+    }
+
     fn disks(&self) -> Vec<Arc<Block>> {
         read(&self.shared.live).as_ref().map(|live| live.disks.clone()).unwrap_or_default()
     }

@@ -11,6 +11,7 @@
 
 mod brake;
 mod core;
+mod disks;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -60,20 +61,18 @@ impl MachineHandle {
         if order.register.phase != Phase::Alone {
             return invalid("protection begins with an owner that is alone".into());
         }
-        if lock(&self.shared.config).disks.iter().any(|disk| !disk.read_only) {
-            return invalid("the machine has a disk that it writes to, which cannot be protected yet".into());
-        }
         let throttle = brake::throttle(&order.throttle)?;
         let nets = read(&self.shared.live).as_ref().map(|live| live.nets.clone());
         let nets = nets.ok_or_else(|| Refusal::new(Reason::Busy, "the guest is restarting: try again"))?;
         let outlets = nets.iter().map(|net| net.outlet().clone()).collect();
         let places = order.backups.clone();
-        let protecting = Arc::new(Protecting::new(order, outlets));
+        let protecting = Arc::new(Protecting::new(order, outlets, self.written_disks()));
         {
             let mut current = lock(&self.shared.protection);
             if current.as_ref().is_some_and(|current| !current.has_ended()) {
                 return Err(Refusal::new(Reason::Busy, "the machine is protected already: unprotect it first"));
             }
+            protecting.remember_writes();
             *current = Some(protecting.clone());
         }
         let (handle, braked) = (self.clone(), protecting.clone());
@@ -178,6 +177,9 @@ impl MachineHandle {
         let Cut { state, frozen, pause, .. } =
             self.cut_with(&[], false, || version = Some(protecting.begin_epoch()))?;
         let version = version.ok_or_else(|| Refusal::new(Reason::Failed, "the machine was not cut"))?;
+        if protecting.renew_disks(self.written_disks()) {
+            return Err(Refusal::new(Reason::Busy, "the guest has restarted: its disks are copied again"));
+        }
         let state = snapshot::encode(&state)?;
         protecting.seal(Sealed { version, frozen, state, at: Instant::now() }, nanoseconds(pause));
         Ok(())
@@ -216,7 +218,8 @@ impl MachineHandle {
 
     fn connect_backup(&self, protecting: &Protecting, place: &BackupPlace) -> Result<Link, crate::protection::Error> {
         let runs = self.ram_runs().map_err(|refusal| crate::protection::Error::Refused(refusal.message))?;
-        let begin = Begin::new(protecting.look(|core| core.term()), runs, protecting.order.stripes);
+        let sizes = protecting.disks().iter().map(|disk| disk.disk().topology().size_bytes).collect();
+        let begin = Begin::new(protecting.look(|core| core.term()), runs, protecting.order.stripes, sizes);
         Link::open(&place.socket, &begin, |wire: UnixStream| protecting.keep(place.node, wire))
     }
 }
@@ -224,12 +227,13 @@ impl MachineHandle {
 /// Sends the newest epoch, again and again. Ends with the protection.
 fn send_epochs(protecting: &Protecting, node: Node, link: &mut Link) -> Result<(), crate::protection::Error> {
     let (mut base, mut refused) = (None, false);
-    let mut sent_last = None;
+    let mut sent_last = disks::copy(protecting, node, link)?;
     while let Some(epoch) = protecting.wait_for_newer(node, sent_last) {
         let began = Instant::now();
         let image = epoch.frozen.image();
         // After a restart of the guest, RAM has nothing in common with what was.
         let from = base.filter(|(_, layer)| image.descends_from(*layer));
+        disks::send_writes(protecting, node, epoch.version.epoch, link)?;
         let offer = Offer { version: epoch.version, image, state: &epoch.state };
         let (reply, sent) = link.send(&offer, from)?;
         match reply {
@@ -239,7 +243,9 @@ fn send_epochs(protecting: &Protecting, node: Node, link: &mut Link) -> Result<(
                 protecting.acknowledged(node, version, sent, began.elapsed());
             }
             Reply::Fenced(term) => protecting.change(|core| core.saw_term(term)),
-            Reply::NeedsAll if refused => return Err(crate::protection::Error::NoBase(epoch.version.epoch)),
+            Reply::NeedsAll if refused || protecting.has_disks() => {
+                return Err(crate::protection::Error::NoBase(epoch.version.epoch));
+            }
             Reply::NeedsAll => (base, refused) = (None, true),
         }
     }

@@ -18,6 +18,7 @@ use queztl_parallel_transfer::Target;
 
 use super::Error;
 use super::digest::Digest;
+use super::disks::DiskFiles;
 use crate::migration::target::Memory;
 use crate::snapshot::Snapshot;
 
@@ -27,6 +28,9 @@ pub(super) struct Stage {
     state: Vec<u8>,
     content: Content,
     digest: Digest,
+    /// What was written to disks, and, if it is all of the memory, the disks that this is to.
+    writes: Vec<Vec<u8>>,
+    disks: Option<DiskFiles>,
 }
 
 enum Content {
@@ -51,7 +55,12 @@ impl Stage {
             true => Content::All(Memory::new(ram_bytes)?),
             false => Content::Changes { pieces: Mutex::default(), bytes: AtomicU64::new(0), limit: ram_bytes },
         };
-        Ok(Stage { version, state, content, digest: Digest::default() })
+        Ok(Stage { version, state, content, digest: Digest::default(), writes: Vec::new(), disks: None })
+    }
+
+    /// With changes of disks that were checked; of these disks, or those of the copy.
+    pub fn with_disks(self, disks: Option<DiskFiles>, writes: Vec<Vec<u8>>) -> Stage {
+        Stage { disks, writes, ..self }
     }
 
     pub fn digest(&self) -> u64 {
@@ -87,10 +96,12 @@ impl Target for Stage {
     }
 }
 
-/// A whole epoch: memory, with the log on top of it, and state.
+/// A whole epoch: memory and disks, with the logs on top of them, and state.
 pub(super) struct Copy {
     memory: Memory,
     log: Vec<Piece>,
+    disks: DiskFiles,
+    writes: Vec<Vec<u8>>,
     state: Vec<u8>,
 }
 
@@ -101,17 +112,24 @@ impl Copy {
     /// Changes to nothing; then there is no copy.
     pub fn commit(before: Option<Copy>, stage: Stage) -> Result<Copy, Error> {
         match stage.content {
-            Content::All(memory) => Ok(Copy { memory, log: Vec::new(), state: stage.state }),
+            Content::All(memory) => Ok(Copy {
+                memory,
+                log: Vec::new(),
+                disks: stage.disks.unwrap_or_default(),
+                writes: stage.writes,
+                state: stage.state,
+            }),
             Content::Changes { pieces, .. } => {
                 let mut copy = before.ok_or(Error::NoCopy)?;
                 copy.log.extend(pieces.into_inner().unwrap_or_else(PoisonError::into_inner));
+                copy.writes.extend(stage.writes);
                 copy.state = stage.state;
                 Ok(copy)
             }
         }
     }
 
-    /// Writes the log into the memory. After an error it can be tried again.
+    /// Writes the logs into memory and disks. After an error it can be tried again.
     pub fn fold(&mut self) -> Result<(), Error> {
         for Piece { offset, content } in &self.log {
             let written = match content {
@@ -121,12 +139,15 @@ impl Copy {
             written.map_err(Error::Copy)?;
         }
         self.log.clear();
+        self.writes.iter().try_for_each(|writes| self.disks.apply(writes))?;
+        self.writes.clear();
         Ok(())
     }
 
     /// What a machine is made from. After an error it can be tried again.
     pub fn snapshot(&mut self, shape: Shape) -> Result<Snapshot, Error> {
         self.fold()?;
+        self.disks.settle()?;
         let memory = MemoryImage::of_file(self.memory.0.try_clone().map_err(Error::Copy)?, shape)?;
         Ok(Snapshot::from_parts(&self.state, memory)?)
     }

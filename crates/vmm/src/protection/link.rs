@@ -11,7 +11,7 @@ use queztl_qhp::{Connection, Options, Priority};
 
 use super::Error;
 use super::digest::Digest;
-use super::wire::{BEGIN, Begin, COMMIT, Commit, EPOCH, Epoch, Reply, STRIPE};
+use super::wire::{BEGIN, Begin, COMMIT, Commit, DISK, DiskPart, EPOCH, Epoch, Reply, STRIPE};
 use crate::migration::memory::send_image;
 use crate::migration::wire::{PATIENCE, Stripe, decode, refusal};
 
@@ -25,6 +25,8 @@ pub(crate) struct Link {
     _stripes: Vec<Connection>,
     sender: transfer::Sender<Stripe>,
     round: u64,
+    /// What was sent of disks for the next epoch.
+    disk_bytes: u64,
 }
 
 /// What a backup has: an epoch, and the layer of memory that ends with it.
@@ -52,13 +54,25 @@ impl Link {
         let stripes = (0..begin.stripes).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
         let streams = stripes.iter().map(|stripe| Stripe::new(stripe.open(STRIPE, Priority::Bulk)));
         let sender = transfer::Sender::new(streams.collect());
-        Ok(Link { calls, _stripes: stripes, sender, round: 0 })
+        Ok(Link { calls, _stripes: stripes, sender, round: 0, disk_bytes: 0 })
+    }
+
+    /// Brings changes of disks over; those of an epoch come before it.
+    pub fn disk(&mut self, part: DiskPart, bytes: &[u8]) -> Result<(), Error> {
+        if part == DiskPart::Epoch {
+            self.disk_bytes += bytes.len() as u64;
+        }
+        let head = encode(&part)?;
+        let parts: [&[u8]; 3] = [&head, b"\n", bytes];
+        self.calls.call(DISK, Priority::Bulk, &parts, Some(COMMIT_PATIENCE)).map_err(refusal)?;
+        Ok(())
     }
 
     /// Brings an epoch over: what has changed since `base`, or all there is.
     pub fn send(&mut self, offer: &Offer<'_>, base: Option<Base>) -> Result<(Reply, transfer::Sent), Error> {
         self.round += 1;
-        let head = Epoch { version: offer.version, base: base.map(|(epoch, _)| epoch), round: self.round };
+        let disk_bytes = std::mem::take(&mut self.disk_bytes);
+        let head = Epoch { version: offer.version, base: base.map(|(epoch, _)| epoch), round: self.round, disk_bytes };
         let head = encode(&head)?;
         self.calls.tell(EPOCH, Priority::High, &[&head, b"\n", offer.state])?;
         let digest = Digest::default();

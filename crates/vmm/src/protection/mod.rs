@@ -4,6 +4,7 @@
 //!  primary (runs)                                              backup (`Start::Backup`), one of n
 //!  connect, BEGIN {term, RAM}                   ──────────>    nothing is kept of an earlier connection's half epochs
 //!  each epoch: frozen, goes on
+//!     DISK: what was written to disks           ──────────>    kept for the epoch that follows
 //!     EPOCH {term, epoch, base} and the state   ──────────>    a stage beside the copy
 //!     what has changed since `base`             ══stripes══>   into the stage, digest summed up
 //!     COMMIT {term, epoch, digest}              ──────────>    whole? [`Member`] decides; the stage becomes a part of the copy
@@ -15,7 +16,8 @@
 //! - frames that the guest sent in an epoch leave only when as many backups as the rule in force says have that epoch whole
 //!   ([`Owner`] decides, [`Outlet`] obeys): an owner that was followed finds too few who acknowledge;
 //! - a copy is always one whole epoch: changes are staged beside it, and become part of it in one step;
-//! - a backup that has promised a term takes nothing of an owner of a lower one.
+//! - a backup that has promised a term takes nothing of an owner of a lower one;
+//! - disks and memory of a copy are of the same epoch.
 //!
 //! What is not held back: the socket device and the consoles, which are for whoever looks after the machine.
 //!
@@ -25,6 +27,7 @@
 
 mod copy;
 mod digest;
+pub(crate) mod disks;
 mod link;
 mod standby;
 mod wire;
@@ -37,7 +40,7 @@ use queztl_guest_memory::ImageError;
 
 pub(crate) use link::{Link, Offer};
 pub use standby::{Promotion, stand_by};
-pub(crate) use wire::{Begin, Reply};
+pub(crate) use wire::{Begin, DiskPart, Reply};
 pub use words::{Word, WordAnswer, say};
 
 /// Why an epoch cannot be brought over, or a copy not be used.
@@ -67,6 +70,10 @@ pub enum Error {
     NotPromised { term: Term, promised: Term },
     #[error("the copy cannot be kept: {0}")]
     Copy(io::Error),
+    #[error("the copy of a disk, {path:?}, fails: {source}")]
+    Disk { path: std::path::PathBuf, source: io::Error },
+    #[error("a disk cannot be read, so that it cannot be copied: {0}")]
+    Read(io::Error),
     #[error("the socket {path:?} fails: {source}")]
     Socket { path: std::path::PathBuf, source: io::Error },
     #[error("the process of the backup refuses: {0}")]

@@ -7,6 +7,7 @@
 
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use queztl_qhp::{Connection, Incoming, Options};
 
 use super::Error;
 use super::copy::{Copy, Stage};
-use super::wire::{BEGIN, Begin, COMMIT, Commit, EPOCH, Epoch, Reply, STRIPE, VERSION};
+use super::disks::{self, DiskFiles};
+use super::wire::{BEGIN, Begin, COMMIT, Commit, DISK, DiskPart, EPOCH, Epoch, Reply, STRIPE, VERSION};
 use super::words::{self, Word, WordAnswer};
 use crate::config::MachineConfig;
 use crate::migration::MAX_STRIPES;
@@ -29,6 +31,8 @@ use crate::snapshot::Snapshot;
 const TURN: Duration = Duration::from_millis(200);
 /// How long one that has connected may take to say what for: others wait meanwhile.
 const GREETING: Duration = Duration::from_secs(10);
+/// Most bytes that an epoch changes disks by, with what describes the changes.
+const MAX_EPOCH_BYTES: u64 = 4 << 30;
 /// The code of a refusal.
 const REFUSED: u32 = 2;
 
@@ -41,6 +45,8 @@ pub struct Promotion {
 /// What the threads share.
 struct Backup {
     ram_bytes: u64,
+    /// Where the disks belong that the machine writes to.
+    disks: Vec<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -66,7 +72,8 @@ pub fn stand_by(folder: &Folder, config: &MachineConfig, term: Term) -> Result<P
     let words = listen(folder.backup())?;
     let primaries = listen(folder.incoming())?;
     let ram_bytes = config.ram_bytes + config.hotplug_bytes;
-    let backup = Arc::new(Backup { ram_bytes, state: Mutex::new(State::new(term)) });
+    let disks = config.disks.iter().filter(|disk| !disk.read_only).map(|disk| disk.path.clone()).collect();
+    let backup = Arc::new(Backup { ram_bytes, disks, state: Mutex::new(State::new(term)) });
     let body = {
         let backup = backup.clone();
         move || backup.take_primaries(&primaries)
@@ -169,6 +176,11 @@ impl Backup {
                     return Err(error);
                 }
             };
+        if begin.disks.len() != self.disks.len() {
+            let error = Error::Protocol("it has another number of disks that are written to");
+            stream.reset(REFUSED, &error.to_string());
+            return Err(error);
+        }
         self.admit(begin.term, handle)?;
         stream.finish(b"{}")?;
         let mut stripes = Vec::new();
@@ -178,7 +190,7 @@ impl Backup {
             self.lock().wires.push(handle);
             stripes.push(Connection::server(wire, options())?);
         }
-        Ok(Some(Session { term: begin.term, calls, stripes, shape }))
+        Ok(Some(Session { term: begin.term, calls, stripes, shape, disks: Disks::new(begin.disks) }))
     }
 
     fn check(&self, text: &[u8]) -> Result<(Begin, Shape), Error> {
@@ -215,16 +227,21 @@ impl Backup {
 
     /// Takes epochs until the connection ends.
     fn serve(&self, session: Session) -> Result<(), Error> {
-        let Session { term, calls, stripes, shape } = session;
+        let Session { term, calls, stripes, shape, mut disks } = session;
         let mut receiver = None;
         loop {
             let Incoming { service, mut stream, .. } = calls.accept(None)?;
+            let message = stream.message(Some(PATIENCE))?;
+            let end = message.iter().position(|byte| *byte == b'\n').ok_or(Error::Protocol("a message has no head"))?;
+            if service == DISK {
+                disks.take(decode(&message[..end])?, &message[end + 1..], &self.disks)?;
+                stream.finish(b"")?;
+                continue;
+            }
             if service != EPOCH {
                 return Err(Error::Protocol("it asks for something that is no epoch"));
             }
-            let message = stream.message(Some(PATIENCE))?;
-            let end = message.iter().position(|byte| *byte == b'\n').ok_or(Error::Protocol("an epoch has no head"))?;
-            let Epoch { version, base, round } = decode(&message[..end])?;
+            let Epoch { version, base, round, disk_bytes } = decode(&message[..end])?;
             if version.term != term {
                 return Err(Error::Protocol("an epoch is of another term"));
             }
@@ -232,7 +249,9 @@ impl Backup {
                 Some(receiver) => receiver,
                 none => none.insert(transfer::Receiver::new(streams(&stripes)?, self.ram_bytes)),
             };
+            let (files, writes) = disks.of_epoch(disk_bytes, base.is_none())?;
             let stage = Stage::new(version, message[end + 1..].to_vec(), base.is_none(), self.ram_bytes)?;
+            let stage = stage.with_disks(files, writes);
             receiver.round(round, &stage)?;
             let Incoming { service, mut stream, .. } = calls.accept(Some(PATIENCE))?;
             if service != COMMIT {
@@ -264,6 +283,52 @@ struct Session {
     calls: Connection,
     stripes: Vec<Connection>,
     shape: Shape,
+    disks: Disks,
+}
+
+/// What has come of disks.
+struct Disks {
+    sizes: Vec<u64>,
+    /// Disks as a whole, that are to become a part of the copy.
+    whole: Option<DiskFiles>,
+    /// For the next epoch.
+    writes: Vec<Vec<u8>>,
+    bytes: u64,
+}
+
+impl Disks {
+    fn new(sizes: Vec<u64>) -> Disks {
+        Disks { sizes, whole: None, writes: Vec::new(), bytes: 0 }
+    }
+
+    fn take(&mut self, part: DiskPart, bytes: &[u8], homes: &[PathBuf]) -> Result<(), Error> {
+        disks::check(&self.sizes, bytes)?;
+        if part == DiskPart::Whole {
+            let files = match &mut self.whole {
+                Some(files) => files,
+                none => none.insert(DiskFiles::new(homes, &self.sizes)?),
+            };
+            return files.apply(bytes);
+        }
+        self.bytes += bytes.len() as u64;
+        if self.bytes > MAX_EPOCH_BYTES {
+            return Err(Error::Protocol("an epoch writes too much to disks"));
+        }
+        self.writes.push(bytes.to_vec());
+        Ok(())
+    }
+
+    /// What belongs to an epoch of which so much was sent; one that begins anew has the disks as a whole.
+    fn of_epoch(&mut self, bytes: u64, is_all: bool) -> Result<(Option<DiskFiles>, Vec<Vec<u8>>), Error> {
+        if bytes != std::mem::take(&mut self.bytes) {
+            return Err(Error::Protocol("changes of disks are missing"));
+        }
+        let whole = if is_all { self.whole.take() } else { None };
+        if is_all && !self.sizes.is_empty() && whole.is_none() {
+            return Err(Error::Protocol("an epoch that begins anew has no disks"));
+        }
+        Ok((whole, std::mem::take(&mut self.writes)))
+    }
 }
 
 impl State {

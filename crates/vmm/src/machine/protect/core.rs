@@ -1,6 +1,6 @@
 //! What the threads of a protection share: the owner's decisions, the newest epoch, the backups.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -14,12 +14,21 @@ use super::super::lock;
 use super::super::snapshot::nanoseconds;
 use super::{INTERVALS, SHARE};
 use crate::control::{BackupFigures, ProtectOrder, Protection, ProtectionMode, ProtectionState, RegisterWish};
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::block::journal::Write;
 use crate::devices::virtio::net::outlet::Outlet;
+
+/// So much that is written to a disk ends an epoch, in bytes.
+const MUCH_BYTES: u64 = 8 << 20;
+/// Between two looks at how much that is.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A protection from its beginning to its end.
 pub(in super::super) struct Protecting {
     pub order: ProtectOrder,
     outlets: Vec<Arc<Outlet>>,
+    /// The disks that the guest writes to.
+    disks: Mutex<Vec<Arc<Block>>>,
     core: Mutex<Core>,
     changed: Condvar,
 }
@@ -32,8 +41,18 @@ pub(in super::super) struct Sealed {
     pub at: Instant,
 }
 
+/// What an epoch wrote to disks.
+pub(in super::super) struct DiskLog {
+    epoch: Epoch,
+    /// For each of them.
+    pub disks: Vec<Vec<Write>>,
+    bytes: u64,
+}
+
 pub(in super::super) struct Core {
     owner: Owner,
+    /// Of the epochs that some backup lacks, the oldest first.
+    logs: VecDeque<Arc<DiskLog>>,
     register: Register,
     /// How many acknowledgements are wished.
     acks: usize,
@@ -62,12 +81,19 @@ struct Backup {
     had_copy: bool,
     /// Since when there has been an epoch that it lacks.
     lacks_since: Option<Instant>,
+    /// It is being given the disks, and takes part in no epochs.
+    copies_disks: bool,
+    /// Epochs up to this one are of no use to it: they were cut before it had all of the disks.
+    begins_after: Option<Epoch>,
+    /// What epochs after this one write to disks is kept for it.
+    has_disks: Option<Epoch>,
 }
 
 impl Protecting {
-    pub fn new(order: ProtectOrder, outlets: Vec<Arc<Outlet>>) -> Protecting {
+    pub fn new(order: ProtectOrder, outlets: Vec<Arc<Outlet>>, disks: Vec<Arc<Block>>) -> Protecting {
         let core = Core {
             owner: Owner::new(&order.register, order.base),
+            logs: VecDeque::new(),
             register: order.register.clone(),
             acks: order.acks,
             mode: order.mode,
@@ -80,7 +106,7 @@ impl Protecting {
             cost: Duration::ZERO,
             figures: Protection { epoch: order.base, ..Protection::default() },
         };
-        Protecting { order, outlets, core: Mutex::new(core), changed: Condvar::new() }
+        Protecting { order, outlets, disks: Mutex::new(disks), core: Mutex::new(core), changed: Condvar::new() }
     }
 
     pub fn look<T>(&self, look: impl FnOnce(&Core) -> T) -> T {
@@ -136,7 +162,9 @@ impl Protecting {
         if !core.owner.is_fenced() {
             self.outlets.iter().for_each(|outlet| outlet.open());
         }
+        core.logs.clear();
         drop(core);
+        self.disks().iter().for_each(|disk| disk.journal().stop());
         self.changed.notify_all();
     }
 
@@ -156,6 +184,12 @@ impl Protecting {
         core.owner.cut();
         let version = core.owner.version();
         core.figures.epoch = version.epoch;
+        let disks: Vec<Vec<Write>> = self.disks().iter().map(|disk| disk.journal().take()).collect();
+        if disks.iter().any(|writes| !writes.is_empty()) {
+            let bytes = disks.iter().flatten().map(Write::bytes).sum();
+            core.logs.push_back(Arc::new(DiskLog { epoch: version.epoch, disks, bytes }));
+        }
+        core.forget_logs();
         self.outlets.iter().for_each(|outlet| outlet.begin(version.epoch + 1));
         version
     }
@@ -194,7 +228,7 @@ impl Protecting {
         let waited =
             core.newest.as_ref().filter(|_| !core.is_done()).map_or(Duration::ZERO, |newest| newest.at.elapsed());
         drop(core);
-        let bytes = self.outlets.iter().map(|outlet| outlet.waiting().bytes).max().unwrap_or(0);
+        let bytes = self.outlets.iter().map(|outlet| outlet.waiting().bytes).max().unwrap_or(0).max(self.disk_bytes());
         let late = waited.as_secs_f64() * 1e3 / self.order.patience_ms.max(1) as f64;
         late.max(bytes as f64 / self.order.buffer_bytes.max(1) as f64)
     }
@@ -205,10 +239,8 @@ impl Protecting {
 
     /// Whether as much output waits as may.
     pub fn is_full(&self) -> bool {
-        self.outlets.iter().any(|outlet| {
-            let waiting = outlet.waiting();
-            waiting.bytes.saturating_mul(4) >= self.order.buffer_bytes.saturating_mul(3)
-        })
+        let waiting = self.outlets.iter().map(|outlet| outlet.waiting().bytes).max().unwrap_or(0);
+        waiting.max(self.disk_bytes()).saturating_mul(4) >= self.order.buffer_bytes.saturating_mul(3)
     }
 
     /// From one cut to the next.
@@ -224,10 +256,12 @@ impl Protecting {
         let mut core = lock(&self.core);
         while !core.ended {
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            // An epoch that writes much is a short one.
+            let disks = self.disks();
+            if left.is_zero() || disks.iter().any(|disk| disk.journal().bytes() >= MUCH_BYTES) {
                 return;
             }
-            core = self.wait(core, left);
+            core = self.wait(core, if disks.is_empty() { left } else { left.min(LOOK) });
         }
     }
 
@@ -257,7 +291,93 @@ impl Protecting {
             backup.lacks_from(Instant::now());
             core.backups.insert(node, backup);
             core.owner.forget(node);
+            core.forget_logs();
         });
+    }
+
+    pub fn disks(&self) -> Vec<Arc<Block>> {
+        lock(&self.disks).clone()
+    }
+
+    pub fn has_disks(&self) -> bool {
+        !lock(&self.disks).is_empty()
+    }
+
+    /// What is written to disks is remembered from now on, until the end.
+    pub fn remember_writes(&self) {
+        self.disks().iter().for_each(|disk| disk.journal().start());
+    }
+
+    /// Goes on with other disks, if these are others: what was written to them meanwhile is not known, so all backups begin
+    /// anew.
+    pub fn renew_disks(&self, disks: Vec<Arc<Block>>) -> bool {
+        let before = self.disks();
+        let same = before.len() == disks.len() && before.iter().zip(&disks).all(|(old, new)| Arc::ptr_eq(old, new));
+        if same {
+            return false;
+        }
+        *lock(&self.disks) = disks;
+        self.remember_writes();
+        self.change(|core| {
+            core.backups.values().for_each(Backup::hang_up);
+            core.logs.clear();
+        });
+        true
+    }
+
+    /// A backup is being given the disks.
+    pub fn begin_disks(&self, node: Node) {
+        self.change(|core| {
+            if let Some(backup) = core.backups.get_mut(&node) {
+                backup.copies_disks = true;
+            }
+        });
+    }
+
+    /// From now on, what is written to disks is kept for a backup: all of the epoch that is being made, too.
+    pub fn keep_writes(&self, node: Node) {
+        let mut core = lock(&self.core);
+        let epoch = core.owner.version().epoch;
+        if let Some(backup) = core.backups.get_mut(&node) {
+            backup.has_disks = Some(epoch);
+        }
+    }
+
+    /// A backup has been given the disks, of no one moment: the epochs after this one make them whole.
+    pub fn end_disks(&self, node: Node) -> Epoch {
+        self.change(|core| {
+            let epoch = core.owner.version().epoch;
+            if let Some(backup) = core.backups.get_mut(&node) {
+                (backup.copies_disks, backup.begins_after) = (false, Some(epoch));
+            }
+            epoch
+        })
+    }
+
+    /// Waits for the next cut.
+    pub fn wait_for_cut(&self) -> Result<(), crate::protection::Error> {
+        let mut core = lock(&self.core);
+        let before = core.owner.version().epoch;
+        while core.owner.version().epoch == before {
+            if core.ended {
+                return Err(crate::protection::Error::Protocol("the protection has ended"));
+            }
+            core = self.wait(core, LOOK);
+        }
+        Ok(())
+    }
+
+    /// What a backup lacks of the writes up to an epoch.
+    pub fn writes_for(&self, node: Node, epoch: Epoch) -> Vec<Arc<DiskLog>> {
+        let core = lock(&self.core);
+        let from = core.backups.get(&node).and_then(|backup| backup.has_disks);
+        core.logs.iter().filter(|log| Some(log.epoch) > from && log.epoch <= epoch).cloned().collect()
+    }
+
+    /// Writes to disks that some backup lacks.
+    fn disk_bytes(&self) -> u64 {
+        let running: u64 = self.disks().iter().map(|disk| disk.journal().bytes()).sum();
+        running + lock(&self.core).logs.iter().map(|log| log.bytes).sum::<u64>()
     }
 
     /// The newest epoch, once it is newer than `sent`; `None` at the end.
@@ -293,12 +413,14 @@ impl Protecting {
             figures.data_bytes += sent.data_bytes;
             figures.wire_bytes += sent.wire_bytes;
             if let Some(backup) = core.backups.get_mut(&node) {
+                backup.has_disks = backup.has_disks.map(|_| version.epoch);
                 backup.figures.epoch = Some(version.epoch);
                 backup.figures.round_trip_ns = nanoseconds(took);
                 backup.had_copy = true;
                 // What it lacks was cut after it had begun to be sent this one.
                 backup.lacks_since = (!is_newest).then(|| Instant::now().checked_sub(took)).flatten();
             }
+            core.forget_logs();
         });
     }
 
@@ -390,6 +512,12 @@ impl Core {
         Some(wish)
     }
 
+    /// Forgets what no backup lacks.
+    fn forget_logs(&mut self) {
+        let oldest = self.backups.values().filter_map(|backup| backup.has_disks).min();
+        self.logs.retain(|log| oldest.is_some_and(|oldest| log.epoch > oldest));
+    }
+
     /// Whether the next epoch can follow the newest.
     fn is_done(&self) -> bool {
         let Some(newest) = &self.newest else { return true };
@@ -397,7 +525,10 @@ impl Core {
             Release::UpTo(epoch) if self.counts() => epoch >= newest.version.epoch,
             // While copies are made, each epoch goes to all that are there.
             _ => {
-                self.backups.values().filter(|b| b.is_connected).all(|b| b.figures.epoch >= Some(newest.version.epoch))
+                let newest = Some(newest.version.epoch);
+                let waits =
+                    |backup: &&Backup| backup.is_connected && !backup.copies_disks && backup.begins_after < newest;
+                self.backups.values().filter(waits).all(|backup| backup.figures.epoch >= newest)
             }
         }
     }

@@ -12,6 +12,7 @@
 mod config;
 mod dma;
 mod handler;
+pub(crate) mod journal;
 mod metrics;
 mod request;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tests;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use queztl_storage::{Disk, Topology};
 
@@ -29,10 +31,13 @@ use super::{ActivateError, Activation, Interrupt, VirtQueue, VirtioDevice};
 use super::{device_type, feature, lock, read_config_bytes};
 use crate::confine;
 use handler::{BlockHandler, Means};
+use journal::{Journal, JournaledQueue};
 use metrics::Metrics;
 pub use metrics::{DiskFigures, LATENCY_BUCKETS, Times};
 
 const QUEUE_SIZE: u16 = 256;
+/// How long the disk's thread may take to read something beside the guest.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 /// Most queues of one disk.
 pub const MAX_QUEUES: u16 = 16;
 /// Most bytes of a serial number (§5.2.6, VIRTIO_BLK_T_GET_ID).
@@ -121,6 +126,7 @@ pub struct Block {
     queues: u16,
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
+    journal: Arc<Journal>,
 }
 
 struct State {
@@ -166,7 +172,14 @@ impl BlockConfig {
         serial[..text.len()].copy_from_slice(text);
         let queues = self.queues.clamp(1, MAX_QUEUES);
         let state = Mutex::new(State { disk: self.disk, active: None });
-        Ok(Arc::new(Block { state, serial, queues, limiter: self.limiter, metrics: Arc::default() }))
+        Ok(Arc::new(Block {
+            state,
+            serial,
+            queues,
+            limiter: self.limiter,
+            metrics: Arc::default(),
+            journal: Arc::default(),
+        }))
     }
 }
 
@@ -174,6 +187,29 @@ impl Block {
     /// What the disk has done so far.
     pub fn figures(&self) -> DiskFigures {
         self.metrics.figures()
+    }
+
+    /// What is remembered of the disk's writes: of this one, and of those that replace it.
+    pub(crate) fn journal(&self) -> Arc<Journal> {
+        self.journal.clone()
+    }
+
+    /// Reads the disk beside the guest.
+    ///
+    /// # Errors
+    /// It cannot be read, or not now: the machine stands still.
+    pub(crate) fn read(&self, offset_bytes: u64, length: usize) -> io::Result<Vec<u8>> {
+        let state = self.state();
+        if state.active.is_some() {
+            drop(state);
+            return self.journal.read(offset_bytes, length, READ_LIMIT);
+        }
+        // Nobody has a queue, and nobody opens one before the lock is let go.
+        let disk = state.disk.clone();
+        let queue = confine::on_launcher(move || disk.open_queue(1));
+        let mut data = vec![0; length];
+        journal::read(&mut *queue.map_err(io::Error::other)?, offset_bytes, &mut data)?;
+        Ok(data)
     }
 
     /// The disk at the moment.
@@ -244,8 +280,10 @@ impl Block {
         };
         let means = |number: usize| {
             let entries: u32 = terms.sizes.iter().skip(number).step_by(count).map(|size| u32::from(*size)).sum();
+            let queue = disk.open_queue(entries + request::MAX_SEGMENTS).map_err(ActivateError::Disk)?;
+            let (journal, size_bytes) = (self.journal.clone(), limits.topology.size_bytes);
             Ok(Means {
-                disk: disk.open_queue(entries + request::MAX_SEGMENTS).map_err(ActivateError::Disk)?,
+                disk: Box::new(JournaledQueue::new(queue, journal, size_bytes)),
                 limits,
                 throttle: Throttle::new(self.limiter.clone()).map_err(ActivateError::Thread)?,
                 spin: Spin::new(spins),
@@ -291,6 +329,8 @@ impl VirtioDevice for Block {
         };
         let mut state = self.state();
         let means = self.prepare(&state.disk, &terms)?;
+        let wake = queues.first().map_or(Ok(()), |queue| self.journal.set_wake(queue.kick_fd()));
+        wake.map_err(ActivateError::Thread)?;
         let workers = spawn(queues, means, &terms.interrupt, false).map_err(ActivateError::Thread)?;
         state.active = Some(Active { workers, terms });
         Ok(())
