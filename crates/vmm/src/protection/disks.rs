@@ -24,7 +24,7 @@ pub(crate) const PIECE_BYTES: usize = 1 << 20;
 /// Changes are gathered up to this before they are sent, in bytes.
 pub(crate) const PART_BYTES: usize = 2 << 20;
 /// Zeroes that are written where a file cannot have holes, at once.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 const HEAD_BYTES: usize = 21;
 
 /// Puts a change into a message.
@@ -180,7 +180,7 @@ mod tests {
     fn what_is_sent_is_what_the_file_gets() {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join("disk");
-        let mut files = DiskFiles::new(&[home.clone()], &[4 << 20]).unwrap();
+        let mut files = DiskFiles::new(std::slice::from_ref(&home), &[4 << 20]).unwrap();
         let long = vec![5; PIECE_BYTES + 512];
         let bytes = message(&[
             data(0, &[1; 1024]),

@@ -64,11 +64,14 @@ struct Reads {
     wake: Option<OwnedFd>,
 }
 
+/// Who waits for what was read.
+type Reply = SyncSender<io::Result<Vec<u8>>>;
+
 #[derive(Debug)]
 struct ReadOrder {
     offset_bytes: u64,
     length: usize,
-    reply: SyncSender<io::Result<Vec<u8>>>,
+    reply: Reply,
 }
 
 #[derive(Debug, Default)]
@@ -212,7 +215,7 @@ pub(super) struct JournaledQueue {
     journal: Arc<Journal>,
     size_bytes: u64,
     /// What is read beside the guest.
-    flights: HashMap<u64, (Vec<u8>, SyncSender<io::Result<Vec<u8>>>)>,
+    flights: HashMap<u64, (Vec<u8>, Reply)>,
     next: u64,
 }
 
