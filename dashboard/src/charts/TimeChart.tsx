@@ -18,6 +18,8 @@ interface Props {
   show: (value: number) => string;
   /** What the top stands for at least. */
   atLeast: number;
+  /** Values are bytes: the axis has steps of powers of two. */
+  binary: boolean;
   /** The range to show, also where there are no values. */
   from: number;
   to: number;
@@ -29,7 +31,7 @@ const HEIGHT = 190;
 /** Told apart also by those who see no red or green (Okabe and Ito). */
 const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9'];
 
-export function TimeChart({ title, times, series, show, atLeast, from, to, group, onSelect }: Props) {
+export function TimeChart({ title, times, series, show, atLeast, binary, from, to, group, onSelect }: Props) {
   const { ref: measured, width } = useElementSize<HTMLDivElement>();
   const holder = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot>(undefined);
@@ -46,6 +48,7 @@ export function TimeChart({ title, times, series, show, atLeast, from, to, group
       dark,
       group,
       atLeast,
+      binary,
       labels: labels.split('\n'),
       range: () => [now.current.from, now.current.to],
       show: (value) => now.current.show(value),
@@ -53,7 +56,7 @@ export function TimeChart({ title, times, series, show, atLeast, from, to, group
     });
     plot.current = new uPlot(options, [[], ...labels.split('\n').map(() => [])], holder.current);
     return () => plot.current?.destroy();
-  }, [width, dark, group, labels, atLeast]);
+  }, [width, dark, group, labels, atLeast, binary]);
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: a new chart needs its data too, and a new range a new look.
   useEffect(() => {
@@ -77,18 +80,31 @@ export function TimeChart({ title, times, series, show, atLeast, from, to, group
   );
 }
 
+const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
+
 interface Wishes {
   width: number;
   dark: boolean;
   group: string;
   atLeast: number;
+  binary: boolean;
   labels: string[];
   range: () => [number, number];
   show: (value: number) => string;
   onSelect: (from: number, to: number) => void;
 }
 
-function chartOptions({ width, dark, group, atLeast, labels, range, show, onSelect }: Wishes): uPlot.Options {
+function chartOptions({
+  width,
+  dark,
+  group,
+  atLeast,
+  binary,
+  labels,
+  range,
+  show,
+  onSelect,
+}: Wishes): uPlot.Options {
   const ink = dark ? '#c1c5ca' : '#495057';
   const grid = { stroke: dark ? '#ffffff18' : '#00000014', width: 1 };
   const value = (_: uPlot, number: number | null) => (number == null ? '–' : show(number));
@@ -100,7 +116,13 @@ function chartOptions({ width, dark, group, atLeast, labels, range, show, onSele
     scales: { x: { range }, y: { range: (_, __, most) => [0, Math.max((most ?? 0) * 1.1, atLeast)] } },
     axes: [
       { stroke: ink, grid },
-      { stroke: ink, grid, size: 76, values: (_, ticks) => ticks.map(show) },
+      {
+        stroke: ink,
+        grid,
+        size: 76,
+        ...(binary && { incrs: POWERS }),
+        values: (_, ticks) => ticks.map(show),
+      },
     ],
     series: [
       { value: (_, time) => (time == null ? '–' : new Date(time * 1000).toLocaleTimeString()) },

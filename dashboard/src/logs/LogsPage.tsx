@@ -56,7 +56,9 @@ function Records({ records }: { records: LogRecord[] }) {
       <Text size="sm" c="dimmed" role="status">
         {records.length > SHOWN
           ? `the last ${SHOWN} of ${records.length} records`
-          : `${records.length} records`}
+          : records.length === 1
+            ? 'one record'
+            : `${records.length} records`}
         , since the daemon has started; a machine’s own logs are on its page
       </Text>
       <Table.ScrollContainer minWidth={720} scrollAreaProps={{ viewportProps: { tabIndex: 0 } }}>
@@ -73,7 +75,7 @@ function Records({ records }: { records: LogRecord[] }) {
               <Table.Tr key={record.number}>
                 <Table.Td style={{ whiteSpace: 'nowrap' }}>{clock(record.at)}</Table.Td>
                 <Table.Td>
-                  <Badge variant="light" color={COLOURS[record.level]}>
+                  <Badge variant="light" color={COLOURS[record.level]} miw={64}>
                     {record.level}
                   </Badge>
                 </Table.Td>

@@ -21,6 +21,8 @@ interface Chart {
   show: (value: number) => string;
   /** What the top stands for at least, so that noise looks like noise. */
   atLeast: number;
+  /** In bytes. */
+  binary?: boolean;
   lines: [label: string, of: (sample: Sample) => number | null | undefined][];
 }
 
@@ -29,6 +31,7 @@ const CHARTS: Chart[] = [
     title: 'Memory',
     show: bytes,
     atLeast: 2 ** 24,
+    binary: true,
     lines: [
       ['held by the host', (one) => one.resident_bytes],
       ['given up to the balloon', (one) => one.balloon_bytes],
@@ -39,6 +42,7 @@ const CHARTS: Chart[] = [
     title: 'Disk throughput',
     show: rate,
     atLeast: 2 ** 12,
+    binary: true,
     lines: [
       ['read', (one) => one.disk_read_bytes_per_second],
       ['written', (one) => one.disk_written_bytes_per_second],
@@ -57,6 +61,7 @@ const CHARTS: Chart[] = [
     title: 'Network',
     show: rate,
     atLeast: 2 ** 12,
+    binary: true,
     lines: [
       ['to the guest', (one) => one.net_received_bytes_per_second],
       ['from the guest', (one) => one.net_sent_bytes_per_second],
@@ -175,6 +180,7 @@ function History({ chart, samples, ...range }: HistoryProps) {
       title={chart.title}
       show={chart.show}
       atLeast={chart.atLeast}
+      binary={chart.binary ?? false}
       times={times}
       series={series}
       group="vm"
