@@ -197,8 +197,8 @@ test('logs of the daemon, of who changed what, and of a machine’s process are 
   await visit('Logs');
   const records = page.getByRole('table', { name: 'Records' });
   await page.getByText('Audit', { exact: true }).click();
-  await page.getByLabel('Find in the logs').fill('POST clones');
-  await expect(records.getByRole('row').nth(1)).toContainText('/clones');
+  await page.getByLabel('Find in the logs').fill('POST vms');
+  await expect(records.getByRole('row').nth(1)).toContainText('/v1/vms');
   await expect(page).toHaveURL(/of=audit/);
   await page.reload();
   await expect(records.getByRole('row').nth(1)).toContainText('method=POST');
@@ -208,10 +208,10 @@ test('logs of the daemon, of who changed what, and of a machine’s process are 
 
   await page.goto(`${new URL(page.url()).origin}/vms/one?tab=log`);
   await page.getByText('Hypervisor', { exact: true }).click();
-  await expect(page.locator('code[aria-label=Log]')).toContainText('the machine starts');
+  await expect(page.locator('pre[aria-label=Log]')).toContainText('the machine starts');
   await page.getByText('Guest', { exact: true }).click();
   await page.getByLabel('Find in the log').fill('Linux version');
-  await expect(page.locator('code[aria-label=Log]')).toContainText('Linux version');
+  await expect(page.locator('pre[aria-label=Log]')).toContainText('Linux version');
   await expectAccessible(page);
 });
 
