@@ -26,7 +26,7 @@ check daemon-was-started systemctl is-active queztl.service
 
 check spawn queztl-hv spawn one --ram 128M
 # A guest of a guest takes its time to boot.
-shell exec 'for i in $(seq 20); do queztl-hv exec one -- true && exit; done; exit 1'
+shell exec 'for i in $(seq 7); do queztl-hv exec one -- true && exit; done; exit 1'
 shell own-group "test -n \"\$(cat $groups/*/cgroup.procs)\""
 shell service-is-the-daemon-alone 'test $(wc -l </sys/fs/cgroup/system.slice/queztl.service/cgroup.procs) = 1'
 check quota queztl-hv limits one --cpu-quota 30 --cpu-weight 50

@@ -162,6 +162,9 @@ pub struct Sample {
     pub disk_reads_per_second: f64,
     /// Writes to all disks.
     pub disk_writes_per_second: f64,
+    /// How long requests of all disks took, in seconds; not given where none ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_latency_seconds: Option<f64>,
     /// Bytes to the guest by all networks.
     pub net_received_bytes_per_second: f64,
     /// Bytes from the guest by all networks.

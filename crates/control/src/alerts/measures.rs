@@ -191,6 +191,7 @@ mod tests {
             disk_written_bytes_per_second: 0.0,
             disk_reads_per_second: 0.0,
             disk_writes_per_second: 0.0,
+            disk_latency_seconds: None,
             net_received_bytes_per_second: 0.0,
             net_sent_bytes_per_second: 0.0,
         }

@@ -91,7 +91,7 @@ impl Default for Limits {
             ping_interval: Duration::from_secs(20),
             guest_tasks: 128,
             file_bytes: 16 << 30,
-            agent_time: Duration::from_secs(5),
+            agent_time: Duration::from_secs(15),
             shutdown_time: Duration::from_secs(5),
         }
     }

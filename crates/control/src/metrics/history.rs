@@ -80,9 +80,22 @@ pub(super) fn between(before: Option<&Reading>, now: &Reading) -> Option<Sample>
         disk_written_bytes_per_second: disks(|disk| disk.written_bytes),
         disk_reads_per_second: disks(|disk| disk.reads),
         disk_writes_per_second: disks(|disk| disk.writes),
+        disk_latency_seconds: mean_latency(old, new),
         net_received_bytes_per_second: nets(|net| net.received_bytes),
         net_sent_bytes_per_second: nets(|net| net.sent_bytes),
     })
+}
+
+/// The mean time of the requests between two readings of one run, of all disks, in seconds; `None` without requests.
+fn mean_latency(old: &VmMetrics, new: &VmMetrics) -> Option<f64> {
+    let sum = |metrics: &VmMetrics| {
+        metrics.disks.iter().map(requests).fold((0_u64, 0_u64), |(count, ns), (more, longer)| {
+            (count.saturating_add(more), ns.saturating_add(longer))
+        })
+    };
+    let ((old_count, old_ns), (count, ns)) = (sum(old), sum(new));
+    let count = count.checked_sub(old_count).filter(|count| *count > 0)?;
+    Some(ns.checked_sub(old_ns)? as f64 / count as f64 / 1e9)
 }
 
 /// Fewer requests between two readings say nothing about a disk.
@@ -156,6 +169,20 @@ mod tests {
         assert_eq!(latencies(Some(&reading(5, 0)), &reading(6, 60_000_000)), []);
         assert_eq!(latencies(Some(&reading(25, 0)), &reading(5, 0)), []);
         assert_eq!(latencies(None, &reading(25, 0)), []);
+    }
+
+    #[test]
+    fn a_samples_latency_is_the_mean_over_all_disks() {
+        let at = |second, counts: [u64; 2]| {
+            let mut reading = reading(1, second, 0, 0);
+            for (disk, count) in reading.metrics.disks.iter_mut().zip(counts) {
+                disk.read_latency = queztl_api::Histogram { buckets: vec![count], sum_ns: count * 2_000_000 };
+            }
+            reading
+        };
+        let sample = |before, now| between(Some(&at(0, before)), &at(1, now)).unwrap();
+        assert_eq!(sample([5, 0], [5, 0]).disk_latency_seconds, None);
+        assert_eq!(sample([5, 0], [6, 3]).disk_latency_seconds, Some(0.002));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub struct Target {
     pub vsock: Option<PathBuf>,
 
     /// How long to wait for an agent: a guest may still boot
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(..=86_400))]
     wait: u32,
 
     /// How long the agent may show no sign of life

@@ -58,6 +58,12 @@ const CHARTS: Chart[] = [
     ],
   },
   {
+    title: 'Disk latency',
+    show: seconds,
+    atLeast: 0.0001,
+    lines: [['mean of all requests', (one) => one.disk_latency_seconds]],
+  },
+  {
     title: 'Network',
     show: rate,
     atLeast: 2 ** 12,
