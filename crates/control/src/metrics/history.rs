@@ -88,11 +88,9 @@ pub(super) fn between(before: Option<&Reading>, now: &Reading) -> Option<Sample>
 
 /// The mean time of the requests between two readings of one run, of all disks, in seconds; `None` without requests.
 fn mean_latency(old: &VmMetrics, new: &VmMetrics) -> Option<f64> {
-    let sum = |metrics: &VmMetrics| {
-        metrics.disks.iter().map(requests).fold((0_u64, 0_u64), |(count, ns), (more, longer)| {
-            (count.saturating_add(more), ns.saturating_add(longer))
-        })
-    };
+    let add =
+        |(count, ns): (u64, u64), (more, longer): (u64, u64)| (count.saturating_add(more), ns.saturating_add(longer));
+    let sum = |metrics: &VmMetrics| metrics.disks.iter().map(requests).fold((0, 0), add);
     let ((old_count, old_ns), (count, ns)) = (sum(old), sum(new));
     let count = count.checked_sub(old_count).filter(|count| *count > 0)?;
     Some(ns.checked_sub(old_ns)? as f64 / count as f64 / 1e9)
