@@ -2,11 +2,13 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 
 use queztl_guest_memory::{Table, Zeroed};
 
 /// 8-byte words of a chunk: 64 KiB.
 const CHUNK_WORDS: usize = 8 << 10;
+const _: () = assert!(CHUNK_WORDS * size_of::<u64>() <= 1 << 16);
 
 /// Values without destructors. What it gives is valid until [`Arena::clear`] or [`Arena::release`].
 #[derive(Default)]
@@ -17,10 +19,11 @@ pub(crate) struct Arena {
     used: usize,
 }
 
-/// Values in an [`Arena`].
+/// Values in an [`Arena`]. Blocks have several, and there are many blocks: no padding.
+#[repr(packed(2))]
 pub(crate) struct Slice<T> {
     start: *mut T,
-    len: usize,
+    len: u16,
     values: PhantomData<T>,
 }
 
@@ -36,22 +39,23 @@ impl Arena {
     /// Copies the values here.
     ///
     /// # Panics
-    /// They do not fit into a chunk.
+    /// They do not fit into a chunk, which also bounds their number.
     pub fn keep<T: Copy>(&mut self, values: &[T]) -> Slice<T> {
         const { assert!(align_of::<T>() <= align_of::<u64>()) };
         let start = self.words(size_of_val(values).div_ceil(size_of::<u64>())).cast::<T>();
         // SAFETY: the words are aligned, as many as the values need, and nobody else's.
         unsafe { start.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
-        Slice { start, len: values.len(), values: PhantomData }
+        Slice { start, len: values.len() as u16, values: PhantomData }
     }
 
     /// Moves the value here. It is never dropped.
-    pub fn keep_one<T>(&mut self, value: T) -> *mut T {
+    pub fn keep_one<T>(&mut self, value: T) -> NonNull<T> {
         const { assert!(align_of::<T>() <= align_of::<u64>() && !std::mem::needs_drop::<T>()) };
         let place = self.words(size_of::<T>().div_ceil(size_of::<u64>())).cast::<T>();
         // SAFETY: as in `keep`.
         unsafe { place.write(value) };
-        place
+        // SAFETY: it lies in a chunk.
+        unsafe { NonNull::new_unchecked(place) }
     }
 
     fn words(&mut self, count: usize) -> *mut u64 {
@@ -84,7 +88,7 @@ impl<T> Deref for Slice<T> {
     #[inline(always)]
     fn deref(&self) -> &[T] {
         // SAFETY: the values are there until the arena is cleared, which whoever keeps the slice sees to.
-        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+        unsafe { std::slice::from_raw_parts(self.start, usize::from(self.len)) }
     }
 }
 
@@ -92,7 +96,7 @@ impl<T> DerefMut for Slice<T> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and nobody else has them.
-        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start, usize::from(self.len)) }
     }
 }
 

@@ -4,10 +4,10 @@
 //! is decoded. It is found by the guest-physical address of its first byte, so it survives changes of address space, and
 //! it is valid as long as the generation of its page is the one it was decoded at ([`queztl_guest_memory::PageTracker`]).
 
-use std::collections::HashMap;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use iced_x86::Instruction;
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use queztl_guest_memory::{Table, Zeroed};
 
 use crate::arena::{Arena, Slice, table};
@@ -19,8 +19,10 @@ use crate::translator::Translation;
 pub(crate) const MAX_INSTRUCTIONS: usize = 64;
 /// Blocks kept before all are dropped; with their operations about 100 MiB at the very most.
 const MAX_BLOCKS: usize = 1 << 16;
-const TABLE: usize = 1 << 15;
+/// Chains that blocks are found by, and remembered branch targets, at most and at first.
+const CHAINS: usize = 1 << 15;
 const JUMPS: usize = 1 << 14;
+const FIRST_SPREAD: usize = 1 << 9;
 
 /// The generation of one page at the time its bytes were decoded.
 #[derive(Clone, Copy)]
@@ -47,31 +49,54 @@ impl PageStamp {
 }
 
 /// The second page of a block whose last instruction runs into it.
-#[derive(Clone, Copy)]
 pub(crate) struct SecondPage {
     /// Guest-physical address of the page.
     pub gpa: u64,
     pub stamp: PageStamp,
 }
 
-/// A decoded run of instructions.
+/// A decoded run of instructions. A guest's kernel makes tens of thousands of them, of a handful of instructions each.
 pub(crate) struct Block {
     pub ops: Slice<Op>,
-    /// The instructions, which slow operations point to.
-    pub instructions: Slice<Instruction>,
+    /// The bytes it was decoded from; short of what `ops` do not have, translating decodes them again.
+    pub code: Slice<u8>,
     pub key: u64,
     pub stamp: PageStamp,
-    pub second: Option<SecondPage>,
+    pub second: Option<NonNull<SecondPage>>,
     /// Where the block's two ends lead, if that is in the same page and has been met.
     pub links: [*mut Block; 2],
     /// Instructions in the block.
-    pub count: u32,
+    pub count: u16,
     /// Flags that may be read before the block sets them, in the notation of [`iced_x86::RflagsBits`].
-    pub live_flags: u32,
+    pub live_flags: u16,
     pub translation: Translation,
+    /// The next block of its chain.
+    pub next: *mut Block,
 }
 
+const _: () = assert!(size_of::<Block>() == 96);
+
 impl Block {
+    /// What it was decoded from, as if it were at its guest-physical address.
+    pub fn instructions(&self) -> impl Iterator<Item = Instruction> {
+        let ip = self.gpa();
+        let mut decoder = Decoder::with_ip(self.code_size().bitness(), &self.code, ip, DecoderOptions::NONE);
+        std::iter::from_fn(move || decoder.can_decode().then(|| decoder.decode()))
+    }
+
+    fn code_size(&self) -> CodeSize {
+        match self.key & 3 {
+            0 => CodeSize::Bits16,
+            1 => CodeSize::Bits32,
+            _ => CodeSize::Bits64,
+        }
+    }
+
+    pub fn second(&self) -> Option<&SecondPage> {
+        // SAFETY: it lies in the cache's arena, as the block does.
+        self.second.map(|second| unsafe { second.as_ref() })
+    }
+
     /// Whether the decoded bytes are still what lies in memory. A block with a second page is looked up anew each time
     /// instead, since that page may be mapped elsewhere.
     #[inline(always)]
@@ -143,13 +168,17 @@ unsafe impl Zeroed for Jump {}
 
 /// All blocks of one CPU.
 pub(crate) struct BlockCache {
-    /// Direct-mapped front of `index`.
-    table: Table<*mut Block>,
-    index: HashMap<u64, *mut Block, std::hash::BuildHasherDefault<KeyHasher>>,
-    blocks: Vec<*mut Block>,
-    /// Where they lie, with their operations and instructions.
-    arena: Arena,
+    /// Where chains of blocks begin. Of this table and of `jumps`, the first `spread` entries are used, as many as there are
+    /// blocks: hashes leave no page untouched, and a guest that only keeps time has few blocks.
+    chains: Table<*mut Block>,
     jumps: Table<Jump>,
+    /// A power of two.
+    spread: usize,
+    /// The last used slot of `jumps`.
+    jump_mask: usize,
+    blocks: Vec<*mut Block>,
+    /// Where they lie, with what they are made of.
+    arena: Arena,
     /// The block that is running, for code that overwrites itself.
     pub running: *mut Block,
     /// Blocks decoded since the start.
@@ -163,11 +192,12 @@ pub(crate) struct BlockCache {
 impl Default for BlockCache {
     fn default() -> Self {
         BlockCache {
-            table: table(TABLE),
-            index: HashMap::default(),
+            chains: table(CHAINS),
+            jumps: table(JUMPS),
+            spread: FIRST_SPREAD,
+            jump_mask: FIRST_SPREAD - 1,
             blocks: Vec::new(),
             arena: Arena::default(),
-            jumps: table(JUMPS),
             running: std::ptr::null_mut(),
             decoded: 0,
             cleared: 0,
@@ -177,20 +207,28 @@ impl Default for BlockCache {
 }
 
 impl BlockCache {
-    fn clear(&mut self) {
-        self.table.fill(std::ptr::null_mut());
-        self.jumps.fill(NO_JUMP);
-        self.clear_lists();
+    /// Drops all blocks; takes time in proportion to their number.
+    pub fn forget(&mut self) {
+        self.forget_jumps();
+        for block in self.blocks.drain(..) {
+            // SAFETY: the list holds live blocks; the chains' references to this one go here, others go with all blocks, and
+            // those of the jumps went above.
+            let chain = Self::chain_of(unsafe { (*block).key }) & (self.spread - 1);
+            self.chains[chain] = std::ptr::null_mut();
+        }
+        self.running = std::ptr::null_mut();
+        self.cleared += 1;
+        self.arena.clear();
     }
 
     /// Drops all blocks and gives all memory back.
     pub fn release(&mut self) {
-        self.table.release();
+        self.forget();
+        self.chains.release();
         self.jumps.release();
-        self.clear_lists();
         self.arena.release();
-        self.index.shrink_to_fit();
         self.blocks.shrink_to_fit();
+        (self.spread, self.jump_mask) = (FIRST_SPREAD, FIRST_SPREAD - 1);
     }
 
     /// Blocks in the cache.
@@ -198,35 +236,14 @@ impl BlockCache {
         self.blocks.len()
     }
 
-    /// Drops all blocks, of which the tables know none any more.
-    fn clear_lists(&mut self) {
-        self.index.clear();
-        self.jumps_remembered = false;
-        self.running = std::ptr::null_mut();
-        self.cleared += 1;
-        self.blocks.clear();
-        self.arena.clear();
+    /// How many places of a table blocks are worth to be spread over, a power of two.
+    pub fn spread(&self) -> usize {
+        self.spread
     }
 
-    /// Drops all blocks; takes time in proportion to their number where they are few.
-    pub fn forget(&mut self) {
-        const FEW: usize = 64;
-        if self.blocks.len() > FEW {
-            return self.clear();
-        }
-        self.index.clear();
-        self.running = std::ptr::null_mut();
-        self.cleared += 1;
-        let linked = self.jumps_remembered;
-        for block in self.blocks.drain(..) {
-            // SAFETY: the list holds live blocks; the table's reference to this one goes here, other references went above
-            // or, for the jumps, below.
-            self.table[Self::slot(unsafe { (*block).key })] = std::ptr::null_mut();
-        }
-        self.arena.clear();
-        if linked {
-            self.jumps.fill(NO_JUMP);
-            self.jumps_remembered = false;
+    fn forget_jumps(&mut self) {
+        if std::mem::take(&mut self.jumps_remembered) {
+            self.jumps[..=self.jump_mask].fill(NO_JUMP);
         }
     }
 
@@ -238,28 +255,51 @@ impl BlockCache {
         }
     }
 
-    fn slot(key: u64) -> usize {
-        (key ^ (key >> 15)) as usize % TABLE
+    /// The chain of a key, before the table's size is taken into account.
+    fn chain_of(key: u64) -> usize {
+        (key ^ (key >> 15)) as usize
     }
 
     /// The valid block for `key`.
     #[inline]
     pub fn get(&mut self, key: u64) -> Option<*mut Block> {
-        let slot = Self::slot(key);
-        let mut block = self.table[slot];
-        // SAFETY: pointers in the table lead to live blocks.
-        if block.is_null() || unsafe { (*block).key } != key {
-            block = *self.index.get(&key)?;
-            self.table[slot] = block;
+        let mut block = self.chains[Self::chain_of(key) & (self.spread - 1)];
+        // SAFETY: chains are of live blocks.
+        while !block.is_null() && unsafe { (*block).key } != key {
+            // SAFETY: as above.
+            block = unsafe { (*block).next };
         }
         // SAFETY: as above.
-        unsafe { (*block).is_valid() }.then_some(block)
+        (!block.is_null() && unsafe { (*block).is_valid() }).then_some(block)
     }
 
     /// Sees to it that there is room for another block; all others may go for that.
     pub fn make_room(&mut self) {
         if self.blocks.len() >= MAX_BLOCKS {
-            self.clear();
+            self.forget();
+        }
+        if self.blocks.len() >= self.spread && self.spread < CHAINS {
+            self.forget_jumps();
+            self.spread *= 2;
+            self.jump_mask = self.spread.min(JUMPS) - 1;
+            self.chains[..self.spread].fill(std::ptr::null_mut());
+            for index in 0..self.blocks.len() {
+                self.chain(self.blocks[index]);
+            }
+        }
+    }
+
+    /// Puts a block into its chain, in place of any other with its key.
+    fn chain(&mut self, block: *mut Block) {
+        // SAFETY: the callers pass live blocks, of which chains are; the place is in the table or in one of them.
+        unsafe {
+            let key = (*block).key;
+            let mut place: *mut *mut Block = &mut self.chains[Self::chain_of(key) & (self.spread - 1)];
+            while !(*place).is_null() && (**place).key != key {
+                place = &raw mut (**place).next;
+            }
+            (*block).next = if (*place).is_null() { std::ptr::null_mut() } else { (**place).next };
+            *place = block;
         }
     }
 
@@ -268,25 +308,29 @@ impl BlockCache {
         self.arena.keep(parts)
     }
 
+    /// The same for one value.
+    pub fn keep_one<T>(&mut self, part: T) -> NonNull<T> {
+        self.arena.keep_one(part)
+    }
+
     /// Takes in a block in place of any other with its key, after [`BlockCache::make_room`].
     pub fn insert(&mut self, block: Block) -> *mut Block {
         self.decoded += 1;
-        let key = block.key;
-        let block = self.arena.keep_one(block);
+        let block = self.arena.keep_one(block).as_ptr();
         self.blocks.push(block);
-        self.index.insert(key, block);
-        self.table[Self::slot(key)] = block;
+        self.chain(block);
         block
     }
 
-    fn jump_slot(rip: u64) -> usize {
-        (rip ^ (rip >> 14)) as usize % JUMPS
+    #[inline(always)]
+    fn jump_slot(&self, rip: u64) -> usize {
+        (rip ^ (rip >> 14)) as usize & self.jump_mask
     }
 
     /// The block at `rip` if it was met before under the same translation.
     #[inline(always)]
     pub fn jump(&self, rip: u64, set: u64, epoch: u32) -> Option<*mut Block> {
-        let jump = &self.jumps[Self::jump_slot(rip)];
+        let jump = &self.jumps[self.jump_slot(rip)];
         // SAFETY: pointers in the table lead to live blocks.
         (jump.rip == rip && jump.set == set && jump.epoch == epoch && unsafe { (*jump.block).is_valid() })
             .then_some(jump.block)
@@ -294,25 +338,8 @@ impl BlockCache {
 
     pub fn remember_jump(&mut self, rip: u64, set: u64, epoch: u32, block: *mut Block) {
         self.jumps_remembered = true;
-        self.jumps[Self::jump_slot(rip)] = Jump { rip, set, epoch, block };
-    }
-}
-
-/// Keys are well spread once multiplied.
-#[derive(Default)]
-pub(crate) struct KeyHasher(u64);
-
-impl std::hash::Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        let slot = self.jump_slot(rip);
+        self.jumps[slot] = Jump { rip, set, epoch, block };
     }
 }
 

@@ -297,8 +297,8 @@ impl Cpu {
     fn single(&mut self) -> Pass {
         let Ok(block) = self.find_block(true) else { return Pass::Raised };
         // SAFETY: the block has just been found; it lives until another is built.
-        let insn = unsafe { (*block).instructions.first() };
-        let mut watch = self.watch(insn);
+        let insn = unsafe { (*block).instructions().next() };
+        let mut watch = self.watch(insn.as_ref());
         let is_int1 = insn.is_some_and(|insn| insn.mnemonic() == Mnemonic::Int1);
         let shadow = std::mem::take(&mut self.interrupt_shadow);
         self.trap_pending = self.rflags_system & rflags::TF != 0;

@@ -5,7 +5,6 @@ use iced_x86::{FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register}
 use super::MAX_LENGTH;
 use super::flags;
 use super::operands::*;
-use crate::arena::Slice;
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::fault::Exception;
 use crate::op::{Flow, Op, check, offset};
@@ -16,7 +15,7 @@ use crate::system::operand::Touch;
 /// Computes an address that is not the common kind (address size below 64 bits, or segments that count) into
 /// [`slot::ADDRESS`]. `imm` points to the instruction, `dst` holds the access, `disp` its size.
 extern "C" fn address(cpu: &mut Cpu, op: &Op) -> Flow {
-    // SAFETY: the block that owns this operation owns the instruction.
+    // SAFETY: it lies in the arena of the blocks, as the operation does.
     let insn = unsafe { &*(op.imm as *const Instruction) };
     // Addresses relative to the instruction pointer are relative to the next instruction.
     cpu.next_rip = op.ip(cpu).wrapping_add(insn.len() as u64);
@@ -27,7 +26,7 @@ extern "C" fn address(cpu: &mut Cpu, op: &Op) -> Flow {
 
 /// Runs an instruction that has no operation of its own.
 extern "C" fn slow(cpu: &mut Cpu, op: &Op) -> Flow {
-    // SAFETY: the block that owns this operation owns the instruction.
+    // SAFETY: it lies in the arena of the blocks, as the operation does.
     let insn = unsafe { &*(op.imm as *const Instruction) };
     cpu.rip = op.ip(cpu);
     cpu.next_rip = cpu.rip.wrapping_add(insn.len() as u64);
@@ -65,7 +64,7 @@ pub(super) struct Builder<'a> {
     pub rip: u64,
     pub code: CodeSize,
     pub ops: Vec<Op>,
-    pub instructions: Slice<Instruction>,
+    pub instructions: Vec<Instruction>,
 }
 
 impl Builder<'_> {
@@ -110,7 +109,7 @@ impl Builder<'_> {
             return false;
         }
         let mut op = Op::new(slow, start);
-        op.imm = self.pointer(index);
+        op.imm = self.keep(&insn);
         // Only for what a fault is called: the address is not computed from the operation.
         let segment = if has_memory(&insn) { memory_segment(&insn, self.code) } else { Register::None };
         op.segment = segment_slot(segment);
@@ -137,8 +136,9 @@ impl Builder<'_> {
         true
     }
 
-    fn pointer(&self, index: usize) -> u64 {
-        (&raw const self.instructions[index]) as u64
+    /// Keeps an instruction for an operation that needs all of it: few do, and it is larger than they are.
+    fn keep(&mut self, insn: &Instruction) -> u64 {
+        self.cpu.blocks.keep_one(*insn).as_ptr() as u64
     }
 
     fn operands(&self, insn: &Instruction) -> Operands {
@@ -261,9 +261,8 @@ impl Builder<'_> {
             self.plain_address(insn, op);
             return;
         }
-        let index = self.instructions.iter().position(|other| other.ip() == insn.ip()).unwrap_or(0);
         let mut before = Op::new(address, op.start);
-        before.imm = self.pointer(index);
+        before.imm = self.keep(insn);
         before.disp = access_size(insn);
         before.dst = u8::from(writes_memory(insn));
         before.segment = segment_slot(memory_segment(insn, self.code));

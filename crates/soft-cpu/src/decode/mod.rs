@@ -51,7 +51,7 @@ impl Cpu {
 
     fn second_page_holds(&mut self, block: *mut Block, linear: u64) -> Outcome<bool> {
         // SAFETY: the cache returned a live block.
-        let Some(second) = (unsafe { (*block).second }) else { return Ok(true) };
+        let Some(second) = (unsafe { (*block).second() }) else { return Ok(true) };
         let gpa = self.fetch_address((linear & PAGE_MASK).wrapping_add(PAGE))?;
         Ok(gpa == second.gpa && second.stamp_holds())
     }
@@ -69,18 +69,28 @@ impl Cpu {
             instructions = decode(&bytes, rip, self.code_size, 1);
         }
         self.blocks.make_room();
-        let instructions = self.blocks.keep(&instructions);
         let code = self.code_size;
         let mut builder =
             Builder { cpu: self, rip, code, ops: Vec::with_capacity(instructions.len() + 2), instructions };
-        let live_flags = builder.lower();
+        let live_flags = builder.lower() as u16;
         let Builder { ops, instructions, .. } = builder;
         let ops = self.blocks.keep(&ops);
-        let count = instructions.len().max(1) as u32;
-        let links = [std::ptr::null_mut(); 2];
-        let key = key(gpa, code, single);
-        let translation = Translation::Counting(0);
-        Ok(self.blocks.insert(Block { ops, instructions, key, stamp, second, links, count, live_flags, translation }))
+        let count = instructions.len().max(1) as u16;
+        let len = instructions.iter().map(Instruction::len).sum::<usize>();
+        let bytes = self.blocks.keep(&bytes.buffer[..len]);
+        let second = second.map(|second| self.blocks.keep_one(second));
+        Ok(self.blocks.insert(Block {
+            ops,
+            code: bytes,
+            key: key(gpa, code, single),
+            stamp,
+            second,
+            links: [std::ptr::null_mut(); 2],
+            count,
+            live_flags,
+            translation: Translation::Counting(0),
+            next: std::ptr::null_mut(),
+        }))
     }
 
     /// Copies the code bytes from `gpa` to the end of its page, after making sure that every later write to them will

@@ -42,6 +42,7 @@ pub(super) mod cc {
 /// A two-operand instruction `op reg, r/m` by its opcode.
 pub(super) mod opcode {
     pub const ADD: u8 = 0x03;
+    pub const AND: u8 = 0x23;
     pub const XOR: u8 = 0x33;
     pub const CMP: u8 = 0x3b;
     pub const MOV_LOAD: u8 = 0x8b;

@@ -50,8 +50,8 @@ pub(super) struct Translated {
 
 /// Translates `block`; `None` if it is of a kind that stays interpreted.
 pub(super) fn translate(block: *mut Block, pool: &NativePool, base: u64, context: Context) -> Option<Translated> {
-    // SAFETY: the caller passes a live block; nothing changes its instructions.
-    let instructions = unsafe { &(*block).instructions };
+    // SAFETY: the caller passes a live block; nothing changes its code.
+    let instructions: Vec<Instruction> = unsafe { (*block).instructions().collect() };
     let first = instructions.first()?;
     // SAFETY: as above.
     let offset = (unsafe { (*block).gpa() } % PAGE) as i32;
@@ -66,7 +66,7 @@ pub(super) fn translate(block: *mut Block, pool: &NativePool, base: u64, context
         stubs: Vec::new(),
         encoder: Encoder::try_new(64).ok()?,
     };
-    let (facts, live) = facts(instructions, pool);
+    let (facts, live) = facts(&instructions, pool);
     let needs = facts.iter().filter_map(|f| f.in_place).fold(0, |needs, in_place| needs | in_place.needs);
     let [far, checked, hot, near] = emitter.entries(needs, live == 0);
     let last = instructions.len() - 1;
@@ -160,7 +160,7 @@ impl Emitter<'_> {
     fn entries(&mut self, needs: u8, kills: bool) -> [usize; 4] {
         let offset = self.offset;
         // SAFETY: the block is live.
-        let (first, second) = unsafe { ((*self.block).stamp, (*self.block).second) };
+        let (first, second) = unsafe { ((*self.block).stamp, (*self.block).second()) };
         let stamps: Vec<_> = [Some(first), second.map(|second| second.stamp)].into_iter().flatten().collect();
         let far = self.asm.here();
         self.asm.op_mem(true, &[super::asm::opcode::XOR], host::RAX, place::JUMP_TAG);
@@ -221,7 +221,7 @@ impl Emitter<'_> {
         };
         // SAFETY: the cache returned a live block.
         let target = unsafe { &*target };
-        target.is_linkable() && target.live_flags == 0 && !target.instructions.iter().any(|insn| !is_plain(insn))
+        target.is_linkable() && target.live_flags == 0 && target.instructions().all(|insn| is_plain(&insn))
     }
 
     fn instruction(&mut self, insn: &Instruction, facts: &Facts, factory: &mut InstructionInfoFactory) -> Option<()> {

@@ -7,7 +7,7 @@ use queztl_guest_memory::Table;
 
 use super::asm::{Asm, Mem, Patch, cc, group, host, opcode};
 use super::flags::{Flags, Recipe};
-use super::frame::{JUMP_FOLD, JUMP_MASK, JUMP_SHIFT, Jump, NO_JUMP, NOT_LOADED, SLOTS, place};
+use super::frame::{JUMP_FOLD, JUMP_SHIFT, Jump, NO_JUMP, NOT_LOADED, SLOTS, place};
 use super::registers::{Home, home, number, state};
 use super::thunks::{Thunks, exit};
 use crate::arena::table;
@@ -330,7 +330,7 @@ impl Emitter<'_> {
         asm.mov_32(host::RCX, host::RAX);
         // shr ecx, JUMP_FOLD; xor ecx, eax; shl ecx, JUMP_SHIFT
         asm.raw(&[0xc1, 0xe9, JUMP_FOLD, 0x31, 0xc1, 0xc1, 0xe1, JUMP_SHIFT]);
-        asm.group_imm(false, group::AND, host::RCX, JUMP_MASK);
+        asm.op_mem(false, &[opcode::AND], host::RCX, place::JUMP_MASK);
         asm.op_mem(true, &[opcode::ADD], host::RCX, place::JUMPS);
         asm.op_mem(true, &[opcode::XOR], host::RAX, place::JUMP_TAG);
         asm.op_mem(true, &[opcode::CMP], host::RAX, Mem::Base(host::RCX, offset_of!(Jump, key) as i32));

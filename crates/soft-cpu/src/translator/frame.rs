@@ -19,8 +19,9 @@ pub(crate) struct Frame {
     pub page_ip: u64,
     /// Mixed into remembered jump targets, so that those of another privilege or address space do not match.
     pub jump_tag: u64,
-    /// The table of remembered jump targets.
+    /// The table of remembered jump targets, and [`jump_mask`] for as much of it as is used.
     pub jumps: *const Jump,
+    pub jump_mask: u32,
     /// [`crate::Control`]'s word.
     pub attention: *const AtomicU32,
     /// The CPU itself.
@@ -44,6 +45,7 @@ impl Default for Frame {
             page_ip: 0,
             jump_tag: 0,
             jumps: std::ptr::null(),
+            jump_mask: 0,
             attention: std::ptr::null(),
             this: std::ptr::null_mut(),
             host_rsp: 0,
@@ -79,13 +81,21 @@ pub(super) const SLOTS: usize = 1 << 16;
 /// How far an address is folded onto itself: no two instructions in as many bytes as there are slots collide.
 pub(super) const JUMP_FOLD: u8 = JUMPS.trailing_zeros() as u8;
 
-/// The slot of `rip`; generated code computes the same.
-pub(super) fn jump_slot(rip: u64) -> usize {
-    (rip ^ (rip >> JUMP_FOLD)) as usize % JUMPS
+/// The slot of `rip` under a [`jump_mask`]; generated code computes the same.
+pub(super) fn jump_slot(rip: u64, mask: u32) -> usize {
+    (rip ^ (rip >> JUMP_FOLD)) as usize & (jump_slots(mask) - 1)
 }
 
-/// Byte offset mask of a slot.
-pub(super) const JUMP_MASK: i32 = ((JUMPS - 1) * size_of::<Jump>()) as i32;
+/// How many slots are used under a [`jump_mask`].
+pub(super) fn jump_slots(mask: u32) -> usize {
+    mask as usize / size_of::<Jump>() + 1
+}
+
+/// Byte offset mask of a slot where the first `slots` are used, a power of two.
+pub(super) fn jump_mask(slots: usize) -> u32 {
+    ((slots.min(JUMPS) - 1) * size_of::<Jump>()) as u32
+}
+
 pub(super) const JUMP_SHIFT: u8 = size_of::<Jump>().trailing_zeros() as u8;
 const _: () = assert!(size_of::<Jump>().is_power_of_two() && PAGE == 4096);
 
@@ -102,6 +112,7 @@ pub(super) mod place {
         PAGE_IP: frame.page_ip;
         JUMP_TAG: frame.jump_tag;
         JUMPS: frame.jumps;
+        JUMP_MASK: frame.jump_mask;
         ATTENTION: frame.attention;
         THIS: frame.this;
         HOST_RSP: frame.host_rsp;

@@ -47,9 +47,10 @@ use crate::code_space::CodeSpace;
 use crate::cpu::{CodeSize, Cpu, slot};
 use crate::mmu::{PAGE, PAGE_MASK};
 use crate::op::{Flow, Op};
+use block::Translated;
 use emit::{Context, Link, Site, Slots};
 pub(crate) use frame::Frame;
-use frame::{JUMPS, Jump, NO_JUMP, NOT_LOADED, jump_slot};
+use frame::{JUMPS, Jump, NO_JUMP, NOT_LOADED, jump_mask, jump_slot, jump_slots};
 use thunks::{Enter, Thunks, exit};
 
 /// Executions after which translating a block pays, for [`Cpu::set_translator`].
@@ -61,16 +62,54 @@ const ALIGN: usize = 16;
 /// Tags have 15 bits: with the sign of the address in the highest bit, no two tags make the same key.
 const TAGS: u64 = 1 << 15;
 
-/// Where the translation of a block may be entered.
+/// Where the translation of a block may be entered: the last of its entries, and how many bytes the others lie before it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entries {
-    far: *const u8,
-    checked: *const u8,
-    /// For flags that are in the host's only, if the block does not read them.
-    hot: Option<*const u8>,
     near: *const u8,
+    far_before: u16,
+    checked_before: u16,
+    hot_before: u16,
+    /// Whether it may be entered with flags that are in the host's only: it does not read them.
+    is_hot: bool,
     needs: u8,
 }
+
+impl Entries {
+    /// `None` if they lie further apart than entries do.
+    fn new(base: *const u8, translated: &Translated) -> Option<Entries> {
+        let before = |entry: usize| u16::try_from(translated.near.checked_sub(entry)?).ok();
+        Some(Entries {
+            // SAFETY: the offset lies within the code at `base`, as the caller has placed it.
+            near: unsafe { base.add(translated.near) },
+            far_before: before(translated.far)?,
+            checked_before: before(translated.checked)?,
+            hot_before: translated.hot.map_or(Some(0), before)?,
+            is_hot: translated.hot.is_some(),
+            needs: translated.needs,
+        })
+    }
+
+    fn before_near(&self, bytes: u16) -> *const u8 {
+        // SAFETY: the distances are those of entries of one piece of code.
+        unsafe { self.near.sub(usize::from(bytes)) }
+    }
+
+    fn far(&self) -> *const u8 {
+        self.before_near(self.far_before)
+    }
+
+    fn checked(&self) -> *const u8 {
+        self.before_near(self.checked_before)
+    }
+
+    /// For flags that are in the host's only.
+    fn hot(&self) -> Option<*const u8> {
+        self.is_hot.then(|| self.before_near(self.hot_before))
+    }
+}
+
+// There is one in each block.
+const _: () = assert!(size_of::<Translation>() == 16);
 
 /// Whether a block has been translated.
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +144,8 @@ pub(crate) struct Translator {
     sites: Vec<Site>,
     links: Vec<Link>,
     jumps: Table<Jump>,
-    /// Some of `jumps` may be in use.
-    jumps_remembered: bool,
+    /// How many of `jumps` may be in use: the first ones.
+    jumps_used: usize,
     slots: Slots,
     last_tag: u64,
     /// [`crate::block::BlockCache::cleared`] when the present code was begun.
@@ -144,7 +183,7 @@ impl Default for Translator {
             sites: Vec::new(),
             links: Vec::new(),
             jumps: table(JUMPS),
-            jumps_remembered: false,
+            jumps_used: 0,
             slots: Slots::default(),
             last_tag: 0,
             cleared: 0,
@@ -157,9 +196,8 @@ impl Default for Translator {
 impl Translator {
     /// Empties `jumps`, without touching memory that is empty.
     fn forget_jumps(&mut self) {
-        if std::mem::take(&mut self.jumps_remembered) {
-            self.jumps.fill(NO_JUMP);
-        }
+        let used = std::mem::take(&mut self.jumps_used);
+        self.jumps[..used].fill(NO_JUMP);
     }
 }
 
@@ -288,15 +326,7 @@ impl Cpu {
         // SAFETY: the caller passes a live block.
         statistics.instructions += u64::from(unsafe { (*block).count });
         statistics.code_bytes += translated.code.len() as u64;
-        // SAFETY: the offsets lie within the code just placed.
-        let at = |offset: usize| unsafe { base.add(offset) };
-        Some(Entries {
-            far: at(translated.far),
-            checked: at(translated.checked),
-            hot: translated.hot.map(at),
-            near: at(translated.near),
-            needs: translated.needs,
-        })
+        Entries::new(base, &translated)
     }
 
     /// How often all code was dropped: links are numbered anew each time.
@@ -368,9 +398,9 @@ impl Cpu {
         // SAFETY: both blocks are live: code and links go when blocks do.
         let same_page = unsafe { (*link.block).gpa() / PAGE == (*target).gpa() / PAGE && (*link.block).is_valid() };
         let entry = match (link.backward, link.hot) {
-            (true, true) => entries.hot,
-            (false, true) => entries.hot.map(|_| entries.near),
-            (true, false) => Some(entries.checked),
+            (true, true) => entries.hot(),
+            (false, true) => entries.is_hot.then_some(entries.near),
+            (true, false) => Some(entries.checked()),
             (false, false) => Some(entries.near),
         };
         if let (true, Some(machine), Some(entry)) = (same_page, &mut self.translator.machine, entry) {
@@ -380,13 +410,24 @@ impl Cpu {
 
     /// Remembers the code for the present `rip`, in `slot` or in the table.
     pub(crate) fn remember_target(&mut self, entries: Entries, slot: Option<u32>) {
-        let jump = Jump { key: self.rip ^ self.jump_tag(), code: entries.far };
+        let jump = Jump { key: self.rip ^ self.jump_tag(), code: entries.far() };
         match slot {
             Some(slot) => self.translator.slots.set(slot, jump),
             None => {
-                self.translator.jumps_remembered = true;
-                self.translator.jumps[jump_slot(self.rip)] = jump;
+                self.spread_jumps();
+                let translator = &mut self.translator;
+                translator.jumps_used = jump_slots(self.frame.jump_mask);
+                translator.jumps[jump_slot(self.rip, self.frame.jump_mask)] = jump;
             }
+        }
+    }
+
+    /// Uses as much of the table of remembered jumps as there are blocks to jump to.
+    fn spread_jumps(&mut self) {
+        let mask = jump_mask(self.blocks.spread());
+        if self.frame.jump_mask != mask {
+            self.translator.forget_jumps();
+            self.frame.jump_mask = mask;
         }
     }
 
