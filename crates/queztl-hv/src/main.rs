@@ -71,7 +71,8 @@ fn execute(mut cli: Cli, started: Instant) -> Result<Status, Failure> {
         _ => log_to_stderr(cli.verbose),
     }
     match cli.command {
-        Command::Vmm { directory, lock_fd } => vmm::run(&directory, lock_fd, cli.verbose, started),
+        Command::Vmm { directory: Some(directory), lock_fd, .. } => vmm::run(&directory, lock_fd, cli.verbose, started),
+        Command::Vmm { .. } => vmm::serve_as_zygote(cli.verbose),
         Command::Run(args) => run::run(*args, started),
         Command::Kernel { command } => kernel::execute(command),
         Command::Machine(command) => verbs::execute(command),

@@ -20,7 +20,7 @@ pub(crate) struct Arena {
 }
 
 /// Values in an [`Arena`]. Blocks have several, and there are many blocks: no padding.
-#[repr(packed(2))]
+#[repr(C, packed(2))]
 pub(crate) struct Slice<T> {
     start: *mut T,
     len: u16,

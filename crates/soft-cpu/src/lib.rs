@@ -43,3 +43,10 @@ pub use run::Exit;
 pub use shared::Shared;
 pub use state::State;
 pub use translator::{TRANSLATION_THRESHOLD, TranslatorStatistics};
+
+/// Builds the tables that every CPU of the process reads, which the first one would do otherwise: half a megabyte each for
+/// decoding and encoding instructions. Starts no thread.
+pub fn prepare() {
+    decode::prepare();
+    translator::prepare();
+}

@@ -58,6 +58,8 @@ impl Cpu {
         let blocks = self.blocks.len();
         self.blocks.release();
         self.release_translations();
+        self.flush_tlb_all();
+        self.tlbs.release();
         #[cfg(target_env = "gnu")]
         // SAFETY: the call has no conditions.
         unsafe {

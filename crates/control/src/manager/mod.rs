@@ -29,6 +29,7 @@ use crate::cgroup::Groups;
 use crate::metrics::Figures;
 use crate::operations::Operations;
 use crate::store::Store;
+use crate::supervisor::Spawner;
 use crate::vms::config::BootFiles;
 pub(crate) use machines::Machines;
 pub use open::OpenError;
@@ -75,6 +76,7 @@ pub(crate) struct Core {
     pub operations: Operations,
     pub figures: Figures,
     pub groups: Groups,
+    pub spawner: Spawner,
     pub alerts: Alerts,
     /// Our own kernel and root file system, once they have been looked for.
     own_boot: Mutex<Option<BootFiles>>,

@@ -13,6 +13,7 @@ use crate::cgroup::Groups;
 use crate::metrics::Figures;
 use crate::operations::Operations;
 use crate::store::{Store, StoreError, VMS};
+use crate::supervisor::Spawner;
 use crate::vms::{Machine, make_folder};
 
 /// The longest home, bytes: the name of a socket in a machine's directory below it has at most 107.
@@ -68,6 +69,7 @@ fn open(config: Config, runtime: Handle) -> Result<Arc<Core>, OpenError> {
     let store = Store::open(&config.home)?;
     let alerts = Alerts::open(&config.telemetry, &store).map_err(OpenError::Telemetry)?;
     let core = Arc::new(Core {
+        spawner: Spawner::new(&config.program),
         config,
         store,
         machines: Machines::default(),

@@ -14,6 +14,7 @@ use queztl_api::{OnCrash, OperationKind, Problem, Timestamp};
 use queztl_vmm::process::{ExitReport, Folder, ProcessId};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::Spawner;
 use super::ends::unseen;
 use crate::manager::Core;
 use crate::vms::lifecycle::{Command, Observation};
@@ -117,15 +118,15 @@ fn runner(folder: &Folder) -> Option<(ProcessId, OwnedFd)> {
 }
 
 /// Ends the process of a machine that is no longer to be, if there is one.
-pub(crate) fn end_unknown(directory: &Path) -> Result<(), Problem> {
+pub(crate) fn end_unknown(spawner: &Spawner, directory: &Path) -> Result<(), Problem> {
     let Some((process, pidfd)) = runner(&Folder::new(directory)) else { return Ok(()) };
     super::kill(&pidfd)?;
     let deadline = Instant::now() + ANSWER_LIMIT;
     while Folder::new(directory).runner().ok().flatten().is_some() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }
-    // If it was a child of ours, the kernel can forget it.
-    super::ends::reap(&pidfd);
+    // If it was begun here, the kernel can forget it.
+    spawner.end_of(process.pid);
     tracing::info!(pid = process.pid, "the process of a machine that was never whole was ended");
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Processes end.
 
-use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 
 use queztl_api::{Ending, EndingReason, EventKind, Timestamp, VmState};
 use queztl_vmm::config::Outcome;
 use queztl_vmm::process::{ExitReport, Folder, ProcessId, last_line};
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -34,13 +34,13 @@ impl Core {
                 Err(error) => return tracing::error!(vm = machine.id, %error, "a process cannot be watched"),
             }
             let work = core.clone();
-            core.runtime.spawn_blocking(move || work.ended(&machine, process, Some(&pidfd)));
+            core.runtime.spawn_blocking(move || work.ended(&machine, process));
         });
     }
 
     /// Takes note of the end of a machine's process, and does what its crash policy says.
-    pub(crate) fn ended(self: &Arc<Self>, machine: &Arc<Machine>, process: ProcessId, pidfd: Option<&OwnedFd>) {
-        let status = pidfd.and_then(reap);
+    pub(crate) fn ended(self: &Arc<Self>, machine: &Arc<Machine>, process: ProcessId) {
+        let status = self.spawner.end_of(process.pid);
         let report = ExitReport::read(&machine.folder.exit()).ok().flatten();
         let report = report.filter(|report| report.process == process);
         let wished = {
@@ -86,17 +86,11 @@ impl Core {
     }
 }
 
-/// Lets the kernel forget the process if it was our child, and tell how it ended.
-pub(super) fn reap(pidfd: &OwnedFd) -> Option<WaitIdStatus> {
-    use std::os::fd::AsFd;
-    waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok().flatten()
-}
-
 /// How a run ended, from the process's own report, from the kernel, and from what somebody had asked for.
 fn ending(
     folder: &Folder,
     report: Option<&ExitReport>,
-    status: Option<WaitIdStatus>,
+    status: Option<ExitStatus>,
     wished: Option<EndingReason>,
 ) -> Ending {
     let (reason, message) = match (report, wished) {
@@ -138,11 +132,11 @@ fn reported(report: &ExitReport) -> (EndingReason, String) {
 }
 
 /// What is to be said of a process that has left no report.
-fn vanished(folder: &Folder, status: Option<WaitIdStatus>) -> (EndingReason, String) {
-    if let Some(signal) = status.and_then(|status| status.terminating_signal()) {
+fn vanished(folder: &Folder, status: Option<ExitStatus>) -> (EndingReason, String) {
+    if let Some(signal) = status.and_then(|status| status.signal()) {
         return (EndingReason::ProcessFailed, format!("its process was ended by signal {signal}"));
     }
-    let confined = status.and_then(|status| status.exit_status()) == Some(CONFINEMENT_STATUS.into());
+    let confined = status.and_then(|status| status.code()) == Some(CONFINEMENT_STATUS.into());
     let reason = if confined { EndingReason::Confinement } else { EndingReason::ProcessFailed };
     let last = last_line(&folder.log()).unwrap_or_else(|| "its log says nothing".to_owned());
     (reason, format!("its process vanished without a report: {last}"))

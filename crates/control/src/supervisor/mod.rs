@@ -21,7 +21,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 pub(crate) use adopt::end_unknown;
 pub(crate) use freeze::{fork, snapshot};
-pub(crate) use spawn::spawn;
+pub(crate) use spawn::Spawner;
 
 /// How the machine is, if its process answers.
 pub(crate) fn status(folder: &Folder) -> Option<Status> {

@@ -73,7 +73,7 @@ impl Core {
 
     /// Forgets a machine that was never whole.
     pub(crate) fn remove_incomplete(&self, record: &VmRecord) -> Result<(), Problem> {
-        crate::supervisor::end_unknown(&super::machine::directory(&self.config.home, &record.id))?;
+        crate::supervisor::end_unknown(&self.spawner, &super::machine::directory(&self.config.home, &record.id))?;
         let forgotten = self.store.write(|change| {
             change.remove(VMS, &record.id)?;
             if change.get(VM_NAMES, record.name.as_str())?.as_ref() == Some(&record.id) {

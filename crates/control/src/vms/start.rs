@@ -71,7 +71,7 @@ impl Core {
         let file = self.machine_file(&record, start)?;
         self.note_start(machine)?;
         self.prepare_groups();
-        let spawned = supervisor::spawn(&self.config.program, &machine.folder, file, &memory);
+        let spawned = self.spawner.spawn(&machine.folder, file, &memory);
         drop(memory);
         let (process, pidfd) = match spawned {
             Ok(spawned) => spawned,

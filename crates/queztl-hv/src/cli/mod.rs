@@ -113,12 +113,16 @@ pub enum Command {
     #[command(hide = true)]
     Vmm {
         /// Holds machine.json, and gets sockets, logs and exit.json
-        #[arg(value_name = "DIR")]
-        directory: PathBuf,
+        #[arg(value_name = "DIR", required_unless_present = "zygote")]
+        directory: Option<PathBuf>,
 
         /// Number of an open descriptor of DIR/vmm.lock that has the lock already
         #[arg(long, value_name = "FD")]
         lock_fd: Option<i32>,
+
+        /// Begin processes of machines for the daemon at standard input
+        #[arg(long, conflicts_with_all = ["directory", "lock_fd"])]
+        zygote: bool,
     },
 
     /// Print a completion script for a shell

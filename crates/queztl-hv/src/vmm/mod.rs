@@ -8,6 +8,7 @@
 //! since a thread keeps the rights it began with.
 
 mod detach;
+mod title;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -22,7 +23,7 @@ use queztl_vmm::machine::{Host, Networks, Terminal};
 use queztl_vmm::migration::{self, Arrival, Arrived};
 use queztl_vmm::process::console::{self, Hub};
 use queztl_vmm::process::sandbox::{self, Needs};
-use queztl_vmm::process::{ExitReport, FileError, Folder, Lock, LockError, LogFile, MachineFile, Start};
+use queztl_vmm::process::{ExitReport, FileError, Folder, Lock, LockError, LogFile, MachineFile, Start, zygote};
 use queztl_vmm::protection::{self, Promotion};
 use queztl_vmm::snapshot::{Identity, Snapshot};
 use tracing_subscriber::EnvFilter;
@@ -67,6 +68,23 @@ pub fn run(directory: &Path, lock_fd: Option<RawFd>, verbose: u8, started: Insta
         tracing::error!(%error, "the report of the machine's end cannot be written");
     }
     result.map(Status::from)
+}
+
+/// Begins processes of machines until the daemon at standard input is gone. Returns in each of them, too, when its machine
+/// has ended. See [`zygote`].
+pub fn serve_as_zygote(verbose: u8) -> Result<Status, Failure> {
+    let failed = |error| Failure::host(format!("no processes of machines can be begun here: {error}"));
+    // What ends whoever has started this, such as Ctrl-C, is not meant for it.
+    let _ = rustix::process::setsid();
+    queztl_vmm::accel::prepare();
+    match zygote::serve(rustix::stdio::stdin()).map_err(failed)? {
+        None => Ok(Status::Success),
+        Some(directory) => {
+            let started = Instant::now();
+            title::set(&directory);
+            run(&directory, Some(zygote::LOCK_FD), verbose, started)
+        }
+    }
 }
 
 /// Takes the machine, or takes over what the daemon has taken for this process.

@@ -20,6 +20,11 @@ pub(crate) use operands::{Operands, Shape, address_size};
 /// Longest instruction (SDM vol. 2A §2.3.11).
 const MAX_LENGTH: usize = 15;
 
+/// Decodes something, for which the library builds its tables.
+pub(crate) fn prepare() {
+    let _ = Decoder::with_ip(64, &[0x90], 0, DecoderOptions::NONE).decode();
+}
+
 /// The code bytes of a block: the rest of a page and, where an instruction needs it, the start of the next.
 struct Bytes {
     buffer: [u8; PAGE as usize + MAX_LENGTH],

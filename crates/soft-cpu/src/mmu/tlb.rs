@@ -15,13 +15,9 @@ pub(crate) const EXEC_ENTRIES: usize = 256;
 const NONE: u64 = u64::MAX;
 
 /// A tag that no page of a data slot has, even if a lookup compares page numbers only, by exclusive or: the page it
-/// belongs to lies in another slot.
+/// belongs to lies in another slot. All but one are zero, so that a set takes memory only where it has been used.
 const fn none(slot: usize) -> u64 {
-    if slot == ENTRIES - 1 { NONE - PAGE } else { NONE }
-}
-
-fn is_none(tag: u64) -> bool {
-    tag & !PAGE_MASK != 0
+    if slot == 0 { NONE } else { 0 }
 }
 
 /// Supervisor accesses; with SMAP, not to user pages.
@@ -145,17 +141,14 @@ impl<const WORDS: usize> Used<WORDS> {
 }
 
 impl TlbSet {
-    /// Writes an empty set, part by part: a thread would keep the stack that a whole one takes.
+    /// Makes zeroes an empty set, part by part: a thread would keep the stack that a whole one takes.
     ///
     /// # Safety
-    /// `place` is valid for writes and aligned.
+    /// `place` is valid for writes, aligned, and zero.
     unsafe fn write_empty(place: *mut TlbSet) {
         // SAFETY: as the caller promises; each part is written once and none is read.
         unsafe {
-            for slot in 0..ENTRIES {
-                (&raw mut (*place).entries[slot]).write(empty(slot));
-            }
-            (&raw mut (*place).kinds).write_bytes(0, 1);
+            (&raw mut (*place).entries[0]).write(empty(0));
             for slot in 0..EXEC_ENTRIES {
                 (&raw mut (*place).exec[slot]).write(EMPTY_EXEC);
             }
@@ -224,8 +217,8 @@ impl TlbSet {
         let (entries, kinds) = (&mut self.entries, &self.kinds);
         self.filled.retain(|slot| {
             let entry = &mut entries[slot];
-            let page = if is_none(entry.read) { entry.write } else { entry.read };
-            let stays = !is_none(page) && !dies(page, u64::from(kinds[slot]));
+            let page = if entry.read == none(slot) { entry.write } else { entry.read };
+            let stays = page != none(slot) && !dies(page, u64::from(kinds[slot]));
             if !stays {
                 *entry = empty(slot);
             }
@@ -280,6 +273,17 @@ impl TlbSet {
         }
     }
 
+    /// Gives the memory of an empty set's data entries back: they are zeroes, but for the first.
+    fn release(&mut self) {
+        let first = self.entries[1..].as_mut_ptr().cast::<u8>();
+        let end = self.entries.as_mut_ptr_range().end.cast::<u8>();
+        let start = first.wrapping_add(first.align_offset(PAGE as usize));
+        let bytes = (end as usize - start as usize) / PAGE as usize * PAGE as usize;
+        // SAFETY: the pages lie within the entries, all of which are zeroes, and are private memory of no file, which reads
+        // as zeroes afterwards.
+        unsafe { libc::madvise(start.cast(), bytes, libc::MADV_DONTNEED) };
+    }
+
     fn drop_writes(&mut self) {
         for &slot in &self.filled.slots {
             self.entries[usize::from(slot)].write = none(usize::from(slot));
@@ -294,7 +298,7 @@ pub(crate) struct Tlb {
 
 impl Tlb {
     pub fn new() -> Box<Tlb> {
-        let mut sets = Box::<[TlbSet]>::new_uninit_slice(SETS);
+        let mut sets = Box::<[TlbSet]>::new_zeroed_slice(SETS);
         for set in &mut sets {
             // SAFETY: the place is that of a set.
             unsafe { TlbSet::write_empty(set.as_mut_ptr()) };
@@ -310,6 +314,11 @@ impl Tlb {
     /// No set has a jump tag any more.
     pub fn forget_jump_tags(&mut self) {
         self.sets.iter_mut().for_each(|set| set.jump_tag = JumpTag::default());
+    }
+
+    /// Gives the memory of empty sets back.
+    pub fn release(&mut self) {
+        self.sets.iter_mut().for_each(TlbSet::release);
     }
 
     /// Drops every fast write path.
@@ -377,5 +386,49 @@ impl Cpu {
     /// Drops the translation of one linear address (INVLPG).
     pub(crate) fn flush_tlb_page(&mut self, address: u64) {
         self.tlbs.sets.iter_mut().for_each(|set| set.flush_page(address));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_empty(set: &TlbSet) -> bool {
+        let empty = |(slot, entry): (usize, &Entry)| {
+            (entry.read, entry.write, entry.addend, entry.host) == (none(slot), none(slot), 0, 0)
+        };
+        set.entries.iter().enumerate().all(empty)
+    }
+
+    #[test]
+    fn a_tag_of_no_page_is_missed_by_every_address_of_its_slot() {
+        for slot in 0..ENTRIES as u64 {
+            let tag = none(slot as usize);
+            for page in [slot * PAGE, (slot + ENTRIES as u64) * PAGE, (slot * PAGE) | (!0 << 47)] {
+                assert_eq!(TlbSet::slot(page), slot as usize);
+                assert!([page, page + PAGE - 1].iter().all(|address| address ^ tag >= PAGE), "{page:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_that_was_flushed_and_released_is_empty_and_fills_again() {
+        let mut tlb = Tlb::new();
+        let mut host = [0_u8; 1];
+        for set in &mut tlb.sets {
+            assert!(is_empty(set));
+            (0..3 * ENTRIES as u64).step_by(7).for_each(|page| {
+                set.fill(page * PAGE, host.as_mut_ptr(), Access::Write, GLOBAL);
+                set.fill(page * PAGE, host.as_mut_ptr(), Access::Read, GLOBAL);
+            });
+            assert!(!is_empty(set));
+            set.flush(false);
+        }
+        tlb.release();
+        for set in &mut tlb.sets {
+            assert!(is_empty(set));
+            set.fill(5 * PAGE, host.as_mut_ptr(), Access::Write, 0);
+            assert_eq!(set.entries[5].write, 5 * PAGE);
+        }
     }
 }

@@ -62,6 +62,11 @@ const ALIGN: usize = 16;
 /// Tags have 15 bits: with the sign of the address in the highest bit, no two tags make the same key.
 const TAGS: u64 = 1 << 15;
 
+/// Makes an encoder, for which the library builds its tables.
+pub(crate) fn prepare() {
+    let _ = iced_x86::Encoder::try_new(64);
+}
+
 /// Where the translation of a block may be entered: the last of its entries, and how many bytes the others lie before it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entries {

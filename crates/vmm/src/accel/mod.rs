@@ -25,6 +25,7 @@ use std::sync::Arc;
 use queztl_guest_memory::GuestRam;
 pub use queztl_soft_cpu::State;
 use queztl_soft_cpu::cpuid::CpuidResult;
+pub use queztl_soft_cpu::prepare;
 use queztl_soft_cpu::state::BadState;
 use vmm_sys_util::eventfd::EventFd;
 

@@ -24,6 +24,7 @@ mod log;
 pub mod sandbox;
 #[cfg(test)]
 mod tests;
+pub mod zygote;
 
 pub use crate::snapshot::Identity;
 pub use exit::{ExitReport, ProcessId};
