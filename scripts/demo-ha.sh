@@ -1,6 +1,7 @@
 #!/bin/sh
-# A host dies, and its machine goes on at another one. Two daemons in network namespaces of this host, a guest that counts
-# the lines it gets over one TCP connection, and a client outside that checks each count. Needs root, ip and nsenter.
+# A host dies, and its machine goes on at another one. Three daemons in network namespaces of this host are made a cluster that
+# agrees by etcd; a guest counts the lines it gets over one TCP connection, and a client outside checks each count. Needs root,
+# ip and nsenter; without etcd (Debian's etcd-server), a directory of this host takes its place.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -15,6 +16,8 @@ if [ ! -x "$hv" ]; then
 fi
 
 guest=10.77.0.2
+outside=10.77.0.1
+hosts="one two three"
 place=$(mktemp -d /tmp/qha.XXXXXX)
 kernels=${QUEZTL_HOME:-/var/lib/queztl}/kernels
 name=$(basename "$place")
@@ -37,13 +40,14 @@ clean_up() {
 	status=$?
 	trap - EXIT INT TERM
 	[ -z "${client:-}" ] || kill "$client" 2>/dev/null || true
+	[ -z "${etcd:-}" ] || kill "$etcd" 2>/dev/null || true
 	for host in $alive; do
 		on "$host" timeout 20 "$hv" delete --force counter >/dev/null 2>&1 || true
 	done
 	# shellcheck disable=SC2086 # one word for each process
 	[ -z "$daemons" ] || kill $daemons 2>/dev/null || true
 	sleep 1
-	for net in one two switch; do
+	for net in $hosts switch; do
 		ip netns del "$name-$net" 2>/dev/null || true
 	done
 	rm -rf "$place"
@@ -54,9 +58,13 @@ trap clean_up EXIT INT TERM
 add_network() {
 	ip netns add "$name-switch"
 	ip -n "$name-switch" link add br0 type bridge
-	ip -n "$name-switch" addr add 10.77.0.1/24 dev br0
+	ip -n "$name-switch" addr add "$outside/24" dev br0
+	ip -n "$name-switch" link set lo up
 	ip -n "$name-switch" link set br0 up
-	for host in one two; do
+	number=10
+	for host in $hosts; do
+		number=$((number + 1))
+		eval "address_$host=10.77.0.$number"
 		ip netns add "$name-$host"
 		ip -n "$name-switch" link add "to-$host" type veth peer name up0 netns "$name-$host"
 		ip -n "$name-switch" link set "to-$host" master br0 up
@@ -65,6 +73,7 @@ add_network() {
 		for port in br0 lo qtap0 up0; do
 			ip -n "$name-$host" link set "$port" up
 		done
+		ip -n "$name-$host" addr add "10.77.0.$number/24" dev br0
 		ip -n "$name-$host" link set qtap0 master br0
 		ip -n "$name-$host" link set up0 master br0
 	done
@@ -80,14 +89,55 @@ start_daemon() {
 	while [ ! -S "$place/$1/daemon.sock" ]; do sleep 0.1; done
 }
 
+# start_etcd: in the switch's namespace, so that it outlives the hosts.
+start_etcd() {
+	nsenter --net="/run/netns/$name-switch" etcd --data-dir "$place/etcd" \
+		--listen-client-urls "http://$outside:2379" --advertise-client-urls "http://$outside:2379" \
+		--listen-peer-urls "http://$outside:2380" --initial-advertise-peer-urls "http://$outside:2380" \
+		--initial-cluster "default=http://$outside:2380" >"$place/etcd.log" 2>&1 &
+	etcd=$!
+	tries=0
+	until nsenter --net="/run/netns/$name-switch" busybox wget -q -O /dev/null "http://$outside:2379/version" 2>/dev/null; do
+		tries=$((tries + 1))
+		[ "$tries" -lt 300 ] || {
+			echo "demo-ha: etcd does not start: $(tail -n 1 "$place/etcd.log")" >&2
+			exit 1
+		}
+		sleep 0.1
+	done
+}
+
+# make_cluster: host one is the founder, the others join with a token each.
+make_cluster() {
+	# shellcheck disable=SC2154 # set by add_network, and below
+	on one "$hv" node init --name one --listen "$address_one:7444" "$@"
+	for host in two three; do
+		eval "listen=\$address_$host:7444"
+		# shellcheck disable=SC2154 # by eval
+		on one "$hv" node token | on "$host" "$hv" node join - --name "$host" --listen "$listen"
+	done
+	until [ "$(on one "$hv" node list | grep -c ' ready ')" = 3 ]; do sleep 0.1; done
+	on one "$hv" node list
+}
+
 last() {
 	tail -n 1 "$place/counts"
 }
 
-say "two hosts and a switch, in network namespaces"
+say "three hosts and a switch, in network namespaces"
 add_network
-start_daemon one
-start_daemon two
+for host in $hosts; do start_daemon "$host"; done
+
+if command -v etcd >/dev/null; then
+	say "a cluster of them, which agrees by etcd"
+	start_etcd
+	make_cluster --coordinator "etcd://$outside:2379"
+	register=""
+else
+	say "a cluster of them; there is no etcd here (apt-get install etcd-server), so that a directory of this host is the register"
+	make_cluster
+	register="--register file:$place/register"
+fi
 
 say "a guest at host one that counts what it hears"
 on one "$hv" spawn counter --ram 128M --accel soft --net tap=qtap0 --append queztl.net=off
@@ -106,8 +156,9 @@ sleep 2
 	exit 1
 }
 
-say "host two keeps a copy"
-on one "$hv" protect counter --to "unix:$place/two/daemon.sock" --register "file:$place/register"
+say "two other hosts keep copies, one of which must have what the guest says before it is let out"
+# shellcheck disable=SC2086 # an option and its value, or nothing
+on one "$hv" protect counter --backups 2 --acks 1 $register
 sleep 2
 echo "counted so far: $(last)"
 
@@ -115,7 +166,7 @@ say "host one dies: kill -9 of its daemon and of all its machines"
 machine=$(on one "$hv" info counter -o json | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' | head -n 1)
 # shellcheck disable=SC2154 # set by start_daemon
 kill -9 "$daemon_one" "$machine"
-alive=two
+alive="two three"
 before=$(last)
 killed=$(($(date +%s%N) / 1000000))
 while [ "$(last)" = "$before" ]; do
@@ -128,7 +179,11 @@ done
 echo "the next answer came $(($(date +%s%N) / 1000000 - killed)) ms later: $(last) follows $before"
 
 sleep 2
-say "the machine is at host two"
-on two "$hv" list
+for host in two three; do
+	[ "$(on "$host" "$hv" info counter -o json | sed -n 's/^  "state": *"\([a-z]*\)".*/\1/p')" = running ] || continue
+	say "the machine is at host $host"
+	on "$host" "$hv" list
+	on "$host" "$hv" node list
+done
 awk '$1 != NR { print "count " NR " is missing: " $1; exit 1 }' "$place/counts"
 echo "all $(last) counts came, each once, on one connection"

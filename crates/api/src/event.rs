@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{AlertRule, VmState};
+use crate::{AlertRule, NodeState, VmState};
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -108,6 +108,23 @@ pub enum EventKind {
         alert: String,
         /// What was looked for.
         rule: AlertRule,
+    },
+    /// The cluster has another node.
+    NodeJoined {
+        /// The node's name.
+        node: String,
+    },
+    /// A node left the cluster, or was removed from it.
+    NodeLeft {
+        /// The node's name.
+        node: String,
+    },
+    /// A node is in another state now.
+    NodeChanged {
+        /// The node's name.
+        node: String,
+        /// Its state now.
+        state: NodeState,
     },
     /// The daemon has started.
     DaemonStarted,

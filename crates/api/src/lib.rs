@@ -18,6 +18,7 @@ mod log;
 mod metrics;
 mod migration;
 mod name;
+mod node;
 mod operation;
 mod page;
 mod problem;
@@ -43,6 +44,10 @@ pub use metrics::{
 };
 pub use migration::{MigrateRequest, MigrationReport, ReceiveRequest};
 pub use name::{MAX_NAME_BYTES, Name, NameError};
+pub use node::{
+    Admission, AdmissionRequest, AgreedChange, AgreedChanged, AgreedQuery, AgreedValue, DrainMove, DrainReport,
+    DrainStay, InitNode, JoinNode, Node, NodeHello, NodeState, NodeStatus, NodeToken, NodeTokenRequest,
+};
 pub use operation::{Operation, OperationKind, OperationState, Progress};
 pub use page::{MAX_PAGE, Page, PageQuery};
 pub use problem::{Code, FieldProblem, Problem};

@@ -9,7 +9,7 @@ use crate::{Name, VmSpec};
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
-    /// The other daemon: `https://host:port`, or `unix:/path` of one on the same host.
+    /// The other daemon: a node's name, `https://host:port`, or `unix:/path` of one on the same host.
     pub to: String,
     /// A token of that daemon with scope `admin`; needed over https.
     #[serde(default)]

@@ -52,6 +52,7 @@ pub enum OperationKind {
     Clone,
     Migrate,
     Receive,
+    Drain,
     Protect,
     Unprotect,
     KeepCopy,

@@ -7,13 +7,20 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProtectRequest {
-    /// The daemons that keep copies.
-    #[schema(min_items = 1, max_items = 8)]
+    /// The daemons that keep copies; nodes of the cluster are chosen where none are named.
+    #[serde(default)]
+    #[schema(max_items = 8)]
     pub backups: Vec<BackupAddress>,
+    /// How many nodes are chosen where none are named: those with the most free memory; one where it is left out.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 8)]
+    pub backup_count: Option<u32>,
     /// How many copies must have what the guest says before it is let out; all of them where it is left out.
     #[serde(default)]
     pub acks: Option<u32>,
-    /// Where the daemons agree on whose machine it is: `file:/directory`, which all of them see, or `etcd://host:port,host:port`.
+    /// Where the daemons agree on whose machine it is: `file:/directory`, which all of them see, or `etcd://host:port,host:port`;
+    /// the cluster's coordinator where it is left out.
+    #[serde(default)]
     pub register: String,
     /// What becomes of the guest when copies are out of reach.
     #[serde(default)]
@@ -59,6 +66,7 @@ impl ProtectRequest {
     pub fn new(backups: Vec<BackupAddress>, register: impl Into<String>) -> ProtectRequest {
         ProtectRequest {
             backups,
+            backup_count: None,
             acks: None,
             register: register.into(),
             mode: ProtectionMode::default(),
@@ -78,7 +86,7 @@ impl ProtectRequest {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackupAddress {
-    /// `https://host:port`, or `unix:/path` of one on the same host.
+    /// A node's name, `https://host:port`, or `unix:/path` of one on the same host.
     pub to: String,
     /// A token of that daemon with scope `admin`; needed over https.
     #[serde(default)]

@@ -1,12 +1,14 @@
 //! Requests and their answers, whatever they are about.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use queztl_api::Problem;
+use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
@@ -30,6 +32,17 @@ pub struct Options {
     pub token: Option<String>,
     /// PEM file with the certificates to trust, rather than the host's usual authorities.
     pub authority: Option<PathBuf>,
+    /// How a node of a cluster meets another one, rather than by token and authority.
+    pub node: Option<NodeTls>,
+}
+
+/// TLS with a node of a cluster.
+#[derive(Debug, Clone)]
+pub struct NodeTls {
+    /// Whom to trust, and who is calling.
+    pub config: Arc<ClientConfig>,
+    /// The name that the node's certificate is for, whatever its address.
+    pub server_name: String,
 }
 
 /// A client of one daemon. Methods can be called from several tasks at once.
@@ -37,6 +50,7 @@ pub struct Client {
     address: Address,
     authorization: Option<HeaderValue>,
     connector: Option<TlsConnector>,
+    server_name: Option<String>,
     idle: Mutex<Option<Connection>>,
 }
 
@@ -52,9 +66,10 @@ impl Client {
     /// # Errors
     /// Certificates that cannot be read, a token with impossible characters.
     pub fn new(address: Address, options: Options) -> Result<Client, Error> {
-        let connector = match &address {
-            Address::Unix(_) => None,
-            Address::Https { .. } => Some(tls::connector(options.authority.as_deref())?),
+        let connector = match (&address, &options.node) {
+            (Address::Unix(_), _) => None,
+            (Address::Https { .. }, Some(node)) => Some(TlsConnector::from(node.config.clone())),
+            (Address::Https { .. }, None) => Some(tls::connector(options.authority.as_deref())?),
         };
         let bearer = |token: String| {
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| Error::Token)?;
@@ -62,7 +77,8 @@ impl Client {
             Ok::<_, Error>(value)
         };
         let authorization = options.token.map(bearer).transpose()?;
-        Ok(Client { address, authorization, connector, idle: Mutex::new(None) })
+        let server_name = options.node.map(|node| node.server_name);
+        Ok(Client { address, authorization, connector, server_name, idle: Mutex::new(None) })
     }
 
     /// Where the daemon is.
@@ -100,6 +116,15 @@ impl Client {
         value: &impl Serialize,
     ) -> Result<T, Error> {
         self.answer(self.request(Method::POST, path, Some(json(value, path)?))?, path, ANSWER).await
+    }
+
+    /// A POST that has no answer but its success, and needs no idempotency key.
+    pub(crate) async fn tell(&self, path: &Path, value: &impl Serialize) -> Result<(), Error> {
+        let telling = async {
+            let response = self.send(self.request(Method::POST, path, Some(json(value, path)?))?, path).await?;
+            body::whole(response.into_body(), path.as_str()).await.map(drop)
+        };
+        tokio::time::timeout(ANSWER, telling).await.unwrap_or(Err(Error::Silent(ANSWER)))
     }
 
     /// A POST that says all by its path.
@@ -151,7 +176,7 @@ impl Client {
 
     /// A new connection, for a WebSocket.
     pub(crate) async fn connect(&self) -> Result<Box<dyn Io>, Error> {
-        connection::connect(&self.address, self.connector.as_ref()).await
+        connection::connect(&self.address, self.connector.as_ref(), self.server_name.as_deref()).await
     }
 
     /// The start of every request.

@@ -23,8 +23,12 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// Connects to a daemon.
-pub async fn connect(address: &Address, connector: Option<&TlsConnector>) -> Result<Box<dyn Io>, Error> {
+/// Connects to a daemon, whose certificate is for `server_name`, or for the address's host.
+pub async fn connect(
+    address: &Address,
+    connector: Option<&TlsConnector>,
+    server_name: Option<&str>,
+) -> Result<Box<dyn Io>, Error> {
     let named = || address.to_string();
     let absent = |source| Error::Connect { address: named(), source };
     let connecting = async {
@@ -36,7 +40,7 @@ pub async fn connect(address: &Address, connector: Option<&TlsConnector>) -> Res
             Address::Https { host, port } => {
                 let refused = |source| Error::Tls { address: named(), source };
                 let connector = connector.ok_or_else(|| refused(io::Error::other("no certificates")))?;
-                let name = tls::server_name(host).map_err(refused)?;
+                let name = tls::server_name(server_name.unwrap_or(host)).map_err(refused)?;
                 let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(absent)?;
                 // Small messages go at once; without it they would only be slower.
                 let _ = stream.set_nodelay(true);

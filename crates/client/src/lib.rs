@@ -33,7 +33,7 @@ mod tests;
 mod tls;
 
 pub use address::{Address, AddressError};
-pub use client::{ANSWER, Client, Options};
+pub use client::{ANSWER, Client, NodeTls, Options};
 pub use error::Error;
 pub use routes::Parts;
 pub use stream::{Events, Message, Session, SessionSink, SessionSource};

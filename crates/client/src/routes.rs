@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use queztl_api::{
-    Alert, BackupPromise, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken,
-    CreateVm, DashboardLogin, DashboardRequest, Event, ExecRequest, ExecResult, Image, ImportImage, Info,
-    MigrateRequest, Name, NewToken, Operation, Page, PromiseRequest, ProtectRequest, Protection, ReceiveRequest,
-    ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
+    Admission, AdmissionRequest, AgreedChange, AgreedChanged, AgreedQuery, AgreedValue, Alert, BackupPromise,
+    BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken, CreateVm, DashboardLogin,
+    DashboardRequest, Event, ExecRequest, ExecResult, Image, ImportImage, Info, InitNode, JoinNode, MigrateRequest,
+    Name, NewToken, Node, NodeHello, NodeStatus, NodeToken, NodeTokenRequest, Operation, Page, PromiseRequest,
+    ProtectRequest, Protection, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
+    Token, UpdateVm, Vm, VmMetrics,
 };
 use serde::de::DeserializeOwned;
 
@@ -22,6 +24,72 @@ const MAX_ITEMS: usize = 1_000_000;
 impl Client {
     pub async fn info(&self) -> Result<Info, Error> {
         self.get(&Path::new(&["info"])).await
+    }
+
+    /// The nodes of the daemon's cluster, by name; none if it is in none.
+    pub async fn nodes(&self) -> Result<Vec<Node>, Error> {
+        self.list(&Path::new(&["nodes"])).await
+    }
+
+    /// Makes a cluster of which the daemon is the founder.
+    pub async fn init_node(&self, request: &InitNode) -> Result<(), Error> {
+        self.tell(&Path::new(&["node", "init"]), request).await
+    }
+
+    /// Makes the daemon a node of another one's cluster.
+    pub async fn join_node(&self, request: &JoinNode) -> Result<(), Error> {
+        self.tell(&Path::new(&["node", "join"]), request).await
+    }
+
+    /// A token for one new node.
+    pub async fn node_token(&self, request: &NodeTokenRequest) -> Result<NodeToken, Error> {
+        self.post_secret(&Path::new(&["node", "token"]), request).await
+    }
+
+    /// Without `force` only once nothing depends on the node.
+    pub async fn leave_cluster(&self, force: bool) -> Result<(), Error> {
+        let path = Path::new(&["node"]);
+        self.remove(&if force { path.with("force", true) } else { path }).await
+    }
+
+    /// What the daemon says of itself as a node.
+    pub async fn node_status(&self) -> Result<NodeStatus, Error> {
+        self.get(&Path::new(&["node"])).await
+    }
+
+    /// Removes a node that is gone for good.
+    pub async fn remove_node(&self, node: &str) -> Result<(), Error> {
+        self.remove(&Path::new(&["nodes", node])).await
+    }
+
+    /// Empties a node. Its result is a [`queztl_api::DrainReport`].
+    pub async fn drain_node(&self, node: &str) -> Result<Operation, Error> {
+        self.ask(&Path::new(&["nodes", node, "drain"])).await
+    }
+
+    /// The node takes machines again.
+    pub async fn ready_node(&self, node: &str) -> Result<(), Error> {
+        self.remove(&Path::new(&["nodes", node, "drain"])).await
+    }
+
+    /// Asks a founder for a certificate, with a token's secret.
+    pub async fn admission(&self, request: &AdmissionRequest) -> Result<Admission, Error> {
+        self.post_secret(&Path::new(&["cluster", "admission"]), request).await
+    }
+
+    /// Tells the founder where this node is.
+    pub async fn hello(&self, hello: &NodeHello) -> Result<(), Error> {
+        self.tell(&Path::new(&["cluster", "hello"]), hello).await
+    }
+
+    /// What the nodes have agreed on, at the founder.
+    pub async fn agreed(&self, query: &AgreedQuery) -> Result<Vec<AgreedValue>, Error> {
+        self.post_secret(&Path::new(&["cluster", "agreed"]), query).await
+    }
+
+    /// Changes it.
+    pub async fn agree(&self, change: &AgreedChange) -> Result<AgreedChanged, Error> {
+        self.post_secret(&Path::new(&["cluster", "agree"]), change).await
     }
 
     /// Opens the dashboard and gives a login for one browser.

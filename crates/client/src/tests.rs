@@ -247,7 +247,7 @@ async fn nobody_there_is_told_from_all_else() {
 
 #[test]
 fn a_token_with_a_line_break_is_refused() {
-    let options = Options { token: Some("a\nb".into()), authority: None };
+    let options = Options { token: Some("a\nb".into()), ..Options::default() };
     assert!(matches!(Client::new(Address::Unix("/s".into()), options), Err(Error::Token)));
 }
 

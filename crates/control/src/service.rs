@@ -6,14 +6,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use queztl_api::{
-    Alert, BackupPromise, BenchmarkRequest, BenchmarkRun, CloneRequest, ConvertImage, CreateImage, CreateToken,
-    CreateVm, Event, Image, ImportImage, LogRecord, MigrateRequest, Name, NewToken, Operation, Problem, PromiseRequest,
-    ProtectRequest, Protection, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
-    Token, UpdateVm, Vm, VmMetrics,
+    Admission, AdmissionRequest, AgreedChange, AgreedChanged, AgreedQuery, AgreedValue, Alert, BackupPromise,
+    BenchmarkRequest, BenchmarkRun, CloneRequest, Code, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image,
+    ImportImage, InitNode, JoinNode, LogRecord, MigrateRequest, Name, NewToken, Node, NodeHello, NodeStatus, NodeToken,
+    NodeTokenRequest, Operation, Problem, PromiseRequest, ProtectRequest, Protection, ReceiveRequest, ResizeImage,
+    Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
 use queztl_telemetry::DeliveryFigures;
+use tokio::sync::watch;
 
 use crate::Signs;
+
+fn no_cluster() -> Problem {
+    Problem::new(Code::State, "this service knows no clusters")
+}
 
 /// Events from a place in their sequence on, in order; ends when the manager does.
 #[async_trait]
@@ -33,6 +39,20 @@ pub struct Endpoints {
     pub log: PathBuf,
     /// What its process had to say.
     pub process_log: PathBuf,
+}
+
+/// Where nodes of a cluster are greeted.
+#[derive(Clone)]
+pub struct NodePort {
+    pub listener: Arc<std::net::TcpListener>,
+    /// Asks for certificates of the cluster's nodes, and lets strangers in as far as the gate.
+    pub config: Arc<rustls::ServerConfig>,
+}
+
+impl std::fmt::Debug for NodePort {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("NodePort").field("listener", &self.listener).finish_non_exhaustive()
+    }
 }
 
 /// What the daemon knows of itself and its host.
@@ -110,6 +130,61 @@ pub trait Service: Send + Sync + 'static {
     async fn protect(&self, vm: &str, request: ProtectRequest) -> Result<Operation, Problem>;
     async fn protection(&self, vm: &str) -> Result<Protection, Problem>;
     async fn unprotect(&self, vm: &str) -> Result<Operation, Problem>;
+
+    /// Where nodes are to be greeted, now and later; none for a service that is never in a cluster.
+    fn node_port(&self) -> Option<watch::Receiver<Option<NodePort>>> {
+        None
+    }
+    /// The node whose certificate has this blake3, if it is a member of the cluster now.
+    async fn node_with(&self, _certificate: [u8; 32]) -> Option<Name> {
+        None
+    }
+    /// The nodes by name; none if this daemon is in no cluster.
+    async fn nodes(&self) -> Result<Vec<Node>, Problem> {
+        Ok(Vec::new())
+    }
+    async fn node_status(&self) -> Result<NodeStatus, Problem> {
+        Ok(NodeStatus::default())
+    }
+    async fn init_node(&self, _request: InitNode) -> Result<(), Problem> {
+        Err(no_cluster())
+    }
+    async fn join_node(&self, _request: JoinNode) -> Result<(), Problem> {
+        Err(no_cluster())
+    }
+    async fn node_token(&self, _request: NodeTokenRequest) -> Result<NodeToken, Problem> {
+        Err(no_cluster())
+    }
+    /// Without `force` only once nothing depends on this node.
+    async fn leave_cluster(&self, _force: bool) -> Result<(), Problem> {
+        Err(no_cluster())
+    }
+    async fn remove_node(&self, _node: &str) -> Result<(), Problem> {
+        Err(no_cluster())
+    }
+    /// Moves the node's machines away.
+    async fn drain_node(&self, _node: &str) -> Result<Operation, Problem> {
+        Err(no_cluster())
+    }
+    /// It takes machines again.
+    async fn ready_node(&self, _node: &str) -> Result<(), Problem> {
+        Err(no_cluster())
+    }
+    /// A daemon with a token asks for its certificate.
+    async fn admission(&self, _request: AdmissionRequest) -> Result<Admission, Problem> {
+        Err(no_cluster())
+    }
+    /// The node with this certificate says where it is.
+    async fn hello(&self, _certificate: [u8; 32], _hello: NodeHello) -> Result<(), Problem> {
+        Err(no_cluster())
+    }
+    /// What the nodes have agreed on, if it is kept here.
+    async fn agreed(&self, _query: AgreedQuery) -> Result<Vec<AgreedValue>, Problem> {
+        Err(no_cluster())
+    }
+    async fn agree(&self, _change: AgreedChange) -> Result<AgreedChanged, Problem> {
+        Err(no_cluster())
+    }
 
     async fn images(&self) -> Result<Vec<Image>, Problem>;
     async fn image(&self, name: &Name) -> Result<Image, Problem>;

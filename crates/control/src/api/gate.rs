@@ -14,7 +14,7 @@ use http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use queztl_api::{Code, PREFIX, Scope, Token};
+use queztl_api::{Code, Name, PREFIX, Scope, Token};
 
 use super::answer::{Failure, shown};
 use super::app::App;
@@ -32,6 +32,10 @@ pub enum Peer {
     Remote { address: IpAddr },
     /// A browser of this host, without TLS.
     Loopback { address: IpAddr },
+    /// Who has a certificate of the cluster's authority, of which this is the blake3, on the nodes' port.
+    Node { address: IpAddr, certificate: [u8; 32] },
+    /// Who has none there.
+    Stranger { address: IpAddr },
 }
 
 /// Who asks.
@@ -41,15 +45,25 @@ pub struct Caller {
     /// Its token, over TCP.
     pub token: Option<Token>,
     pub scope: Scope,
+    /// Its name, if it is a node.
+    pub node: Option<Name>,
 }
 
 impl Caller {
     /// What tells this client from others: its user or its token.
     pub fn client(&self) -> String {
-        match (&self.peer, &self.token) {
-            (_, Some(token)) => format!("token {}", token.name),
-            (Peer::Local { uid, .. }, None) => format!("uid {uid}"),
-            (Peer::Remote { address } | Peer::Loopback { address }, None) => format!("address {address}"),
+        match (&self.peer, &self.token, &self.node) {
+            (_, Some(token), _) => format!("token {}", token.name),
+            (_, None, Some(node)) => format!("node {node}"),
+            (Peer::Local { uid, .. }, None, None) => format!("uid {uid}"),
+            (
+                Peer::Remote { address }
+                | Peer::Loopback { address }
+                | Peer::Node { address, .. }
+                | Peer::Stranger { address },
+                None,
+                None,
+            ) => format!("address {address}"),
         }
     }
 }
@@ -58,7 +72,10 @@ impl fmt::Display for Caller {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.peer {
             Peer::Local { uid, gid, pid } => write!(formatter, "uid {uid} gid {gid} pid {pid}"),
-            Peer::Remote { address } | Peer::Loopback { address } => {
+            Peer::Remote { address }
+            | Peer::Loopback { address }
+            | Peer::Node { address, .. }
+            | Peer::Stranger { address } => {
                 write!(formatter, "{} from {address}", self.client())
             }
         }
@@ -132,6 +149,8 @@ enum Shown {
     /// The kernel's word suffices.
     User,
     Secret(String),
+    /// The certificate of a node.
+    Certificate,
     /// What it asks for is anybody's.
     Nothing,
 }
@@ -139,18 +158,67 @@ enum Shown {
 async fn identify(app: &App, peer: Peer, shown: Shown) -> Result<Entered, Failure> {
     let secret = match shown {
         Shown::Nothing => return Ok(Entered::Anybody),
-        Shown::User => return Ok(Entered::As(Caller { peer, token: None, scope: Scope::Admin })),
+        Shown::User => return Ok(Entered::As(Caller { peer, token: None, scope: Scope::Admin, node: None })),
+        Shown::Certificate => return identify_node(app, peer).await,
         Shown::Secret(secret) if secret.len() > MAX_SECRET_BYTES => return Err(missing_token()),
         Shown::Secret(secret) => secret,
     };
     let token = app.service().authenticate(&secret).await?;
     let scope = token.scope;
-    Ok(Entered::As(Caller { peer, token: Some(token), scope }))
+    Ok(Entered::As(Caller { peer, token: Some(token), scope, node: None }))
+}
+
+/// A node is what the members say that its certificate is. What it may ask for has been looked at.
+async fn identify_node(app: &App, peer: Peer) -> Result<Entered, Failure> {
+    let Peer::Node { certificate, .. } = peer else { return Err(no_member()) };
+    let node = app.service().node_with(certificate).await.ok_or_else(no_member)?;
+    Ok(Entered::As(Caller { peer, token: None, scope: Scope::Admin, node: Some(node) }))
+}
+
+fn no_member() -> Failure {
+    let detail = "the certificate is of no member of this cluster: the node has left it, or was removed";
+    Failure::new(Code::Unauthenticated, detail)
+}
+
+/// What a node may ask another one for: machines on their way, copies, and how it is. Nothing that a person asks for.
+const FOR_NODES: [(Method, &str); 11] = [
+    (Method::POST, "/v1/incoming"),
+    (Method::DELETE, "/v1/incoming/{vm}"),
+    (Method::GET, "/v1/incoming/{vm}/stream"),
+    (Method::POST, "/v1/incoming/{vm}/promise"),
+    (Method::GET, "/v1/vms/{vm}"),
+    (Method::GET, "/v1/node"),
+    (Method::POST, "/v1/cluster/agreed"),
+    (Method::POST, "/v1/cluster/agree"),
+    (Method::POST, "/v1/nodes/{node}/drain"),
+    (Method::GET, "/v1/operations/{operation}"),
+    (Method::DELETE, "/v1/operations/{operation}"),
+];
+
+/// What somebody may ask for on the nodes' port.
+fn credentials_of_node(peer: Peer, request: &Request) -> Result<Shown, Failure> {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str).unwrap_or_default();
+    let is_node = matches!(peer, Peer::Node { .. });
+    match (path, is_node) {
+        // The token's secret, and the certificate that was given for it, are looked at by who has given them out.
+        ("/v1/cluster/admission", _) | ("/v1/cluster/hello", true) if request.method() == Method::POST => {
+            Ok(Shown::Nothing)
+        }
+        (_, false) => {
+            Err(Failure::new(Code::Unauthenticated, "this port is for nodes of the cluster: use another one"))
+        }
+        (path, true) if FOR_NODES.iter().any(|(method, known)| method == request.method() && *known == path) => {
+            Ok(Shown::Certificate)
+        }
+        (_, true) => Err(Failure::new(Code::Forbidden, "a node may not ask another one for this")),
+    }
 }
 
 fn credentials(peer: Peer, request: &Request) -> Result<Shown, Failure> {
-    if let Peer::Local { .. } = peer {
-        return Ok(Shown::User);
+    match peer {
+        Peer::Local { .. } => return Ok(Shown::User),
+        Peer::Node { .. } | Peer::Stranger { .. } => return credentials_of_node(peer, request),
+        Peer::Remote { .. } | Peer::Loopback { .. } => {}
     }
     if let Peer::Loopback { .. } = peer {
         dashboard::check_host(request.headers())?;
@@ -192,8 +260,8 @@ fn is_api(request: &Request) -> bool {
 /// Whether a request may be for the dashboard, which is there for browsers: over TCP.
 pub fn is_page(request: &Request) -> bool {
     let looks = matches!(*request.method(), Method::GET | Method::HEAD);
-    let local = matches!(request.extensions().get::<Peer>(), None | Some(Peer::Local { .. }));
-    looks && !local && !is_api(request) && request.uri().path() != dashboard::SESSION
+    let browsers = matches!(request.extensions().get::<Peer>(), Some(Peer::Remote { .. } | Peer::Loopback { .. }));
+    looks && browsers && !is_api(request) && request.uri().path() != dashboard::SESSION
 }
 
 fn word(scope: Scope) -> &'static str {

@@ -67,7 +67,7 @@ pub async fn once(State(app): State<App>, request: Request, next: Next) -> Respo
 
 /// The key as it is kept: with its client.
 fn key(value: &HeaderValue, request: &Request) -> Answer<String> {
-    if ["tokens", "dashboard"].iter().any(|last| request.uri().path() == format!("{PREFIX}/{last}")) {
+    if ["tokens", "dashboard", "node/token"].iter().any(|last| request.uri().path() == format!("{PREFIX}/{last}")) {
         return Err(Failure::new(Code::Malformed, "this takes no Idempotency-Key: secrets are not kept"));
     }
     let text = value.to_str().ok().filter(|text| !text.is_empty() && text.len() <= MAX_KEY_BYTES);

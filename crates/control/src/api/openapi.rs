@@ -22,6 +22,9 @@ use super::routes;
 /// The name of the security scheme.
 const TOKEN: &str = "token";
 
+/// Paths whose answers hold secrets, and are not kept.
+const SECRETS: [&str; 3] = ["/v1/tokens", "/v1/dashboard", "/v1/node/token"];
+
 /// What each route needs.
 #[derive(Debug, Default)]
 pub struct Scopes(HashMap<String, HashMap<Method, Scope>>);
@@ -59,7 +62,7 @@ pub fn complete(document: &mut OpenApi) -> Scopes {
     let mut scopes = Scopes::default();
     for (path, item) in &mut document.paths.paths {
         for (method, http, operation) in operations(item) {
-            add_common(operation, method == HttpMethod::Post && path != "/v1/tokens" && path != "/v1/dashboard");
+            add_common(operation, method == HttpMethod::Post && !SECRETS.contains(&path.as_str()));
             let scope = scope(operation).unwrap_or(Scope::Admin);
             scopes.0.entry(path.clone()).or_default().insert(http, scope);
         }

@@ -47,6 +47,7 @@ struct Source {
 
 impl Core {
     pub(crate) fn clone_vm(self: &Arc<Self>, vm: &str, request: CloneRequest) -> Result<Operation, Problem> {
+        self.check_takes_machines()?;
         if !(1..=MAX_CLONES).contains(&request.count) {
             return Err(Problem::invalid("count", format!("is from 1 to {MAX_CLONES}")));
         }

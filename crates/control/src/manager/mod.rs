@@ -26,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::alerts::Alerts;
 use crate::cgroup::Groups;
+use crate::cluster::Cluster;
 use crate::metrics::Figures;
 use crate::operations::Operations;
 use crate::store::Store;
@@ -78,6 +79,7 @@ pub(crate) struct Core {
     pub groups: Groups,
     pub spawner: Spawner,
     pub alerts: Alerts,
+    pub cluster: Cluster,
     /// Our own kernel and root file system, once they have been looked for.
     own_boot: Mutex<Option<BootFiles>>,
     pub runtime: Handle,
@@ -133,6 +135,11 @@ impl Core {
 }
 
 impl Manager {
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// Runs a call that may wait.
     async fn call<T: Send + 'static>(
         &self,

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::{Config, Core, Machines, Manager};
 use crate::alerts::Alerts;
 use crate::cgroup::Groups;
+use crate::cluster::Cluster;
 use crate::metrics::Figures;
 use crate::operations::Operations;
 use crate::store::{Store, StoreError, VMS};
@@ -77,6 +78,7 @@ fn open(config: Config, runtime: Handle) -> Result<Arc<Core>, OpenError> {
         figures: Figures::default(),
         groups: Groups::default(),
         alerts,
+        cluster: Cluster::default(),
         own_boot: Mutex::default(),
         runtime,
         closed: watch::Sender::new(false),
@@ -91,6 +93,8 @@ impl Core {
         make_folder(&self.config.home.join("vms"))?;
         make_folder(&crate::images::folder(&self.config.home))?;
         self.store.write(|change| Ok(change.event(EventKind::DaemonStarted, "the daemon has started")?))?;
+        // Machines on their way, and copies of machines, are of its nodes.
+        self.open_cluster()?;
         for (_, record) in self.store.list(VMS)? {
             if !record.complete && !record.arriving {
                 self.remove_incomplete(&record)?;

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use queztl_api::{
-    Alert, BackupPromise, BenchmarkRequest, BenchmarkRun, CloneRequest, Code, ConvertImage, CreateImage, CreateToken,
-    CreateVm, Event, Image, ImportImage, LogRecord, MigrateRequest, Name, NewToken, Operation, Problem, PromiseRequest,
-    ProtectRequest, Protection, ReceiveRequest, ResizeImage, Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp,
-    Token, UpdateVm, Vm, VmMetrics,
+    Admission, AdmissionRequest, AgreedChange, AgreedChanged, AgreedQuery, AgreedValue, Alert, BackupPromise,
+    BenchmarkRequest, BenchmarkRun, CloneRequest, Code, ConvertImage, CreateImage, CreateToken, CreateVm, Event, Image,
+    ImportImage, InitNode, JoinNode, LogRecord, MigrateRequest, Name, NewToken, Node, NodeHello, NodeStatus, NodeToken,
+    NodeTokenRequest, Operation, Problem, PromiseRequest, ProtectRequest, Protection, ReceiveRequest, ResizeImage,
+    Sample, Snapshot, SnapshotRequest, StopRequest, Timestamp, Token, UpdateVm, Vm, VmMetrics,
 };
 
 use super::Manager;
@@ -140,6 +141,69 @@ impl Service for Manager {
     async fn unprotect(&self, vm: &str) -> Result<Operation> {
         let vm = vm.to_owned();
         self.call(move |core| core.end_protection(&vm)).await
+    }
+
+    fn node_port(&self) -> Option<tokio::sync::watch::Receiver<Option<crate::NodePort>>> {
+        Some(self.core.cluster.port())
+    }
+
+    async fn node_with(&self, certificate: [u8; 32]) -> Option<Name> {
+        self.call(move |core| Ok(core.node_with(&certificate))).await.ok().flatten()
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>> {
+        self.call(|core| Ok(core.nodes())).await
+    }
+
+    async fn node_status(&self) -> Result<NodeStatus> {
+        self.call(|core| Ok(core.node_status())).await
+    }
+
+    async fn init_node(&self, request: InitNode) -> Result<()> {
+        self.call(|core| core.init_node(request)).await
+    }
+
+    async fn join_node(&self, request: JoinNode) -> Result<()> {
+        self.call(|core| core.join_node(request)).await
+    }
+
+    async fn node_token(&self, request: NodeTokenRequest) -> Result<NodeToken> {
+        self.call(|core| core.node_token(request)).await
+    }
+
+    async fn leave_cluster(&self, force: bool) -> Result<()> {
+        self.call(move |core| core.leave_cluster(force)).await
+    }
+
+    async fn remove_node(&self, node: &str) -> Result<()> {
+        let node = node.to_owned();
+        self.call(move |core| core.remove_node(&node)).await
+    }
+
+    async fn drain_node(&self, node: &str) -> Result<Operation> {
+        let node = node.to_owned();
+        self.call(move |core| core.drain(&node)).await
+    }
+
+    async fn ready_node(&self, node: &str) -> Result<()> {
+        let node = node.to_owned();
+        self.call(move |core| core.set_draining(&node, false)).await
+    }
+
+    async fn admission(&self, request: AdmissionRequest) -> Result<Admission> {
+        self.call(|core| core.admission(request)).await
+    }
+
+    async fn hello(&self, certificate: [u8; 32], hello: NodeHello) -> Result<()> {
+        self.call(move |core| core.hello(&certificate, &hello)).await
+    }
+
+    async fn agreed(&self, query: AgreedQuery) -> Result<Vec<AgreedValue>> {
+        self.call(move |core| core.agreed(&query)).await
+    }
+
+    async fn agree(&self, change: AgreedChange) -> Result<AgreedChanged> {
+        self.call(move |core| core.agree(&change)).await
     }
 
     async fn images(&self) -> Result<Vec<Image>> {

@@ -21,6 +21,7 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 impl Core {
     /// Makes ready for a machine: a process that waits for it. The operation ends when the machine runs here, or will not.
     pub(crate) fn receive(self: &Arc<Self>, request: ReceiveRequest) -> Result<Operation, Problem> {
+        self.check_takes_machines()?;
         config::check(&request.spec)?;
         let disks = request.spec.disks.iter().enumerate().map(|(index, disk)| {
             let source = match (&disk.path, &disk.image) {

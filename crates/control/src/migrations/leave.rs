@@ -34,7 +34,7 @@ impl Core {
         if !(1..=100).contains(&request.max_rounds) {
             return Err(Problem::invalid("max_rounds", "is from 1 to 100"));
         }
-        let client = Arc::new(client(&self.config.home, &request)?);
+        let client = Arc::new(self.client_of(&address(&request))?);
         let machine = self.machines.find(vm)?;
         self.check_movable(&machine)?;
         if machine.record().protection.is_some() {
@@ -63,7 +63,7 @@ impl Core {
     /// has given up, or handed the machine over, or is in doubt.
     pub(crate) fn recover_departure(self: &Arc<Self>, machine: &Arc<Machine>) -> Result<(), Problem> {
         let Some(request) = machine.record().leaving else { return Ok(()) };
-        let client = client(&self.config.home, &request)?;
+        let client = self.client_of_known(&address(&request))?;
         // Whatever it is now: nobody else knows of it yet.
         let claim = machine.claim(OperationKind::Migrate, Command::Restore)?;
         let work = machine.clone();
@@ -262,9 +262,9 @@ fn ended_as_moved(machine: &Machine, last: Migration) -> Result<Migration, Probl
     }
 }
 
-fn client(home: &std::path::Path, request: &MigrateRequest) -> Result<Client, Problem> {
+fn address(request: &MigrateRequest) -> BackupAddress {
     let MigrateRequest { to, token, authority, .. } = request.clone();
-    crate::protections::client(home, &BackupAddress { to, token, authority })
+    BackupAddress { to, token, authority }
 }
 
 /// What the other daemon says.

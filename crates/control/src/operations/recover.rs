@@ -42,6 +42,7 @@ fn end_of(kind: OperationKind) -> Result<serde_json::Value, Problem> {
         OperationKind::Create
         | OperationKind::Clone
         | OperationKind::Receive
+        | OperationKind::Drain
         | OperationKind::KeepCopy
         | OperationKind::Snapshot
         | OperationKind::ImportImage

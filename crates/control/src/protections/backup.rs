@@ -9,8 +9,8 @@ use queztl_distributed_ram::{Candidate, Outcome, Phase, Promise, Version};
 use queztl_vmm::process::Start;
 use queztl_vmm::protection::{Word, WordAnswer, say};
 
+use super::Signs;
 use super::register::{self, Entry, Store};
-use super::{Signs, client};
 use crate::manager::Core;
 use crate::vms::{Claim, Machine};
 
@@ -225,7 +225,7 @@ impl Watch {
     }
 
     fn ask_daemon(&self, peer: &BackupPeer, request: &PromiseRequest, patience: Duration) -> Option<BackupPromise> {
-        let client = client(&self.core.config.home, &peer.address).ok()?;
+        let client = self.core.client_of(&peer.address).ok()?;
         let asked = async { tokio::time::timeout(patience, client.promise(&self.machine.id, request)).await };
         self.core.runtime.block_on(asked).ok()?.ok()
     }

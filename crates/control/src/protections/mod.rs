@@ -18,6 +18,7 @@
 
 mod backup;
 mod begin;
+mod choose;
 mod owner;
 mod register;
 mod signs;
@@ -56,7 +57,7 @@ pub(crate) fn client(home: &std::path::Path, address: &BackupAddress) -> Result<
     });
     let file = file.transpose().map_err(|error| Problem::new(Code::Host, format!("a file cannot be made: {error}")))?;
     let authority = file.as_ref().map(|file| file.path().to_path_buf());
-    let client = Client::new(to, Options { token: address.token.clone(), authority });
+    let client = Client::new(to, Options { token: address.token.clone(), authority, ..Options::default() });
     client.map_err(|error| Problem::invalid("to", error.to_string()))
 }
 

@@ -15,7 +15,7 @@ use queztl_vmm::control::{self, BackupPlace, Client as Process, ProtectOrder, Re
 
 use super::register::{self, Entry, Store};
 use super::signs::SIGNS;
-use super::{Guarded, client, there};
+use super::{Guarded, there};
 use crate::manager::Core;
 use crate::migrations::Relay;
 use crate::supervisor;
@@ -34,6 +34,7 @@ const LOOK: Duration = Duration::from_millis(100);
 impl Core {
     /// Begins to copy a machine to other daemons.
     pub(crate) fn protect(self: &Arc<Self>, vm: &str, request: ProtectRequest) -> Result<Protection, Problem> {
+        let request = self.complete(request)?;
         check(&request)?;
         let machine = self.machines.find(vm)?;
         machine.admit(Command::Snapshot)?;
@@ -178,7 +179,7 @@ impl Warden {
         let beat = Duration::from_millis(guarded.request.silence_ms.into()) / SIGNS;
         let _runtime = core.runtime.enter();
         for (node, address) in guarded.places() {
-            let client = Arc::new(client(&core.config.home, address)?);
+            let client = Arc::new(core.client_of_known(address)?);
             let socket = machine.folder.path().join(socket(node));
             let relay = Relay::start(&socket, client.clone(), machine.id.clone(), Some(beat))?;
             relays.insert(node, relay);

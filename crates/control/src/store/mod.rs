@@ -31,7 +31,8 @@ use tokio::sync::watch;
 
 use lock::Lock;
 pub(crate) use tables::{
-    ALERTS, Answered, BENCHMARKS, IDEMPOTENCY, IMAGES, LAYERS, OPERATIONS, SNAPSHOTS, TOKENS, Table, VM_NAMES, VMS,
+    AGREED, ALERTS, Answered, BENCHMARKS, IDEMPOTENCY, IMAGES, INVITATIONS, LAYERS, OPERATIONS, SNAPSHOTS, TOKENS,
+    Table, VM_NAMES, VMS,
 };
 
 /// The version of what is in the tables.
@@ -189,6 +190,19 @@ impl Store {
             let result = change(&mut change_in)?;
             let last = change_in.last_event;
             transaction.commit().map_err(StoreError::from)?;
+            self.last_event.send_if_modified(|known| std::mem::replace(known, last) != last);
+            Ok(result)
+        })
+    }
+
+    /// The same for changes that only the store can refuse.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Change<'_>) -> Result<T>) -> Result<T> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.begin(|transaction| {
+            let mut change_in = Change { transaction: &transaction, last_event: *self.last_event.borrow() };
+            let result = change(&mut change_in)?;
+            let last = change_in.last_event;
+            transaction.commit()?;
             self.last_event.send_if_modified(|known| std::mem::replace(known, last) != last);
             Ok(result)
         })

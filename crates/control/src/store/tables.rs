@@ -7,6 +7,7 @@ use redb::{TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::Result;
+use crate::cluster::Invitation;
 use crate::images::ImageRecord;
 use crate::operations::OperationRecord;
 use crate::snapshots::{LayerRecord, SnapshotRecord};
@@ -55,6 +56,10 @@ pub(crate) const TOKENS: Table<TokenRecord> = Table::new("tokens");
 pub(crate) const ALERTS: Table<Alert> = Table::new("alerts");
 /// Runs of benchmarks by identifier, which grows with time.
 pub(crate) const BENCHMARKS: Table<BenchmarkRun> = Table::new("benchmarks");
+/// What the nodes of this daemon's cluster have agreed on, where it is kept here.
+pub(crate) const AGREED: Table<String> = Table::new("agreed");
+/// Tokens for new nodes, by the hash of their secret.
+pub(crate) const INVITATIONS: Table<Invitation> = Table::new("invitations");
 /// Answers by idempotency key.
 pub(crate) const IDEMPOTENCY: Table<Answered> = Table::new("idempotency");
 
@@ -81,6 +86,8 @@ pub(super) fn make(transaction: &WriteTransaction) -> Result<()> {
         TOKENS.name,
         ALERTS.name,
         BENCHMARKS.name,
+        AGREED.name,
+        INVITATIONS.name,
         IDEMPOTENCY.name,
     ];
     for name in names {

@@ -23,6 +23,7 @@ const MAX_VMS: usize = 10_000;
 
 impl Core {
     pub(crate) fn create(self: &Arc<Self>, request: CreateVm) -> Result<Operation, Problem> {
+        self.check_takes_machines()?;
         config::check(&request.spec)?;
         config::check_files(&request.spec)?;
         let record = blank(&request.name, request.spec)?;

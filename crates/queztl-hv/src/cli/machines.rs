@@ -8,6 +8,7 @@ use queztl_api::Name;
 use queztl_vmm::config::{AccelChoice, Pages, RateLimit};
 
 use super::Command;
+use super::node::{NODE_EXAMPLES, NodeArgs};
 use super::output::OutputArg;
 use super::protection::{ProtectArgs, ProtectionArgs, UnprotectArgs};
 use crate::topology::{self, PinArg};
@@ -145,6 +146,7 @@ impl MachineCommand {
             MachineCommand::Unprotect(verb) => &mut verb.daemon,
             MachineCommand::Operations(verb) => &mut verb.daemon,
             MachineCommand::Token(verb) => &mut verb.daemon,
+            MachineCommand::Node(verb) => &mut verb.daemon,
         }
     }
 }
@@ -251,6 +253,10 @@ pub enum MachineCommand {
 
     /// End a machine's protection; it goes on
     Unprotect(Verb<UnprotectArgs>),
+
+    /// Make a cluster of daemons, join one, look at its nodes, empty them, leave
+    #[command(after_help = NODE_EXAMPLES)]
+    Node(Verb<NodeArgs>),
 
     /// List the daemon's work, wait for it or cancel it
     Operations(Verb<OperationsArgs>),
@@ -691,8 +697,8 @@ pub struct MigrateArgs {
     #[command(flatten)]
     pub vm: OneVm,
 
-    /// The other daemon: https://host:port, or unix:/path/of/socket on the same host
-    #[arg(long, value_name = "ADDRESS")]
+    /// The other daemon: a node's name, https://host:port, or unix:/path/of/socket on the same host
+    #[arg(long, value_name = "NODE|ADDRESS", add = ArgValueCandidates::new(names::nodes))]
     pub to: String,
 
     /// File with a token of that daemon, scope admin; needed over https

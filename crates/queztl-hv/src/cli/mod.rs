@@ -5,6 +5,7 @@ mod daemon;
 mod image;
 mod kernel;
 mod machines;
+mod node;
 mod output;
 mod protection;
 mod run;
@@ -24,6 +25,7 @@ pub use machines::{
     OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand,
     SnapshotsArgs, StopArgs, SuiteArg, TokenCommand, TopArgs, Verb, Vms, hand_down,
 };
+pub use node::NodeCommand;
 pub use output::{OutputArg, OutputFormat};
 pub use protection::{Interval, ProtectArgs, ProtectMode, ProtectionArgs, UnprotectArgs};
 pub use run::RunArgs;

@@ -3,19 +3,26 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
+use clap_complete::ArgValueCandidates;
 
 use super::machines::OneVm;
 use super::output::OutputArg;
 use crate::values;
+use crate::verbs::names;
 
 #[derive(Debug, Args)]
 pub struct ProtectArgs {
     #[command(flatten)]
     pub vm: OneVm,
 
-    /// Daemons that keep copies: https://host:port, or unix:/path/of/socket on the same host
-    #[arg(long, value_name = "ADDRESS[,ADDRESS…]", value_delimiter = ',', required = true)]
+    /// Daemons that keep copies: nodes' names, https://host:port, or unix:/path/of/socket on the same host [default: nodes of
+    /// the cluster, as --backups says]
+    #[arg(long, value_name = "NODE|ADDRESS[,…]", value_delimiter = ',', add = ArgValueCandidates::new(names::nodes))]
     pub to: Vec<String>,
+
+    /// How many nodes keep copies; the ready ones with the most free memory are chosen [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8), conflicts_with = "to")]
+    pub backups: Option<u32>,
 
     /// File with a token of those daemons, scope admin; needed over https
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -26,8 +33,9 @@ pub struct ProtectArgs {
     pub to_ca: Option<PathBuf>,
 
     /// Where all daemons agree on whose machine it is: file:/directory, which all of them see, or etcd://host:port,host:port
+    /// [default: the cluster's coordinator]
     #[arg(long, value_name = "ADDRESS")]
-    pub register: String,
+    pub register: Option<String>,
 
     /// Copies that must have what the guest says before it is let out [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]

@@ -24,6 +24,7 @@ mod limits;
 mod list;
 mod migrate;
 pub mod names;
+mod nodes;
 mod operations;
 mod protection;
 mod rows;
@@ -84,6 +85,7 @@ pub fn execute(command: MachineCommand) -> Result<Status, Failure> {
             with(verb, async |session, args| benchmarks::benchmark(session, args.command).await)
         }
         MachineCommand::Dashboard(verb) => with(verb, async |session, args| dashboard::dashboard(session, &args).await),
+        MachineCommand::Node(verb) => with(verb, async |session, args| nodes::node(session, args.command).await),
         MachineCommand::Token(verb) => with(verb, async |session, args| tokens::token(session, args.command).await),
     }
 }

@@ -19,6 +19,14 @@ pub fn vms() -> Vec<CompletionCandidate> {
     })
 }
 
+/// The nodes of the cluster, with their states.
+pub fn nodes() -> Vec<CompletionCandidate> {
+    ask(async |session| {
+        let nodes = session.client.nodes().await.ok()?;
+        Some(nodes.into_iter().map(|node| (node.name.to_string(), word(&node.state))).collect())
+    })
+}
+
 /// The images of the store.
 pub fn images() -> Vec<CompletionCandidate> {
     ask(async |session| {

@@ -25,6 +25,7 @@ pub async fn protect(session: &Session, args: ProtectArgs) -> Result<Status, Fai
     let authority = args.to_ca.as_deref().map(read).transpose()?;
     let address = |to: String| BackupAddress { to, token: token.clone(), authority: authority.clone() };
     let request = ProtectRequest {
+        backup_count: args.backups,
         acks: args.acks,
         mode: match args.mode {
             ProtectMode::Pause => ProtectionMode::Pause,
@@ -44,7 +45,7 @@ pub async fn protect(session: &Session, args: ProtectArgs) -> Result<Status, Fai
         stripes: args.stripes,
         lease_ms: args.lease,
         silence_ms: args.silence,
-        ..ProtectRequest::new(args.to.into_iter().map(address).collect(), args.register)
+        ..ProtectRequest::new(args.to.into_iter().map(address).collect(), args.register.unwrap_or_default())
     };
     let begun = session.client.protect(&args.vm.vm, &request).await.map_err(failure)?;
     wait::finish(&session.client, begun).await?;

@@ -1,7 +1,8 @@
 //! What the daemon's things look like in tables.
 
 use queztl_api::{
-    Alert, BenchmarkRun, Disk, Event, EventKind, Image, NetKind, Operation, Snapshot, Token, Vm, VmState,
+    Alert, BenchmarkRun, Disk, Event, EventKind, Image, NetKind, Node, NodeStatus, Operation, Snapshot, Token, Vm,
+    VmState,
 };
 use serde::Serialize;
 
@@ -189,6 +190,43 @@ impl Row for Operation {
 
     fn name(&self) -> String {
         self.id.clone()
+    }
+}
+
+impl Row for Node {
+    const NONE: &'static str =
+        "this daemon is in no cluster: queztl-hv node init makes one, queztl-hv node join joins one";
+    const HEADS: &'static [&'static str] = &["NAME", "STATE", "ADDRESS", "VMS", "VCPUS", "MEMORY", "FREE", "SEEN"];
+    const MORE: &'static [&'static str] = &["VERSION", "VM-MEMORY", "PROTECTIONS", "COPIES", "ROLE", "AGE"];
+
+    fn cells(&self) -> Vec<String> {
+        let told = |cell: &dyn Fn(&NodeStatus) -> String| self.status.as_ref().map(cell).unwrap_or_default();
+        let role = match (self.this, self.founder) {
+            (true, true) => "this,founder",
+            (true, false) => "this",
+            (false, true) => "founder",
+            (false, false) => "",
+        };
+        vec![
+            self.name.to_string(),
+            word(&self.state),
+            self.address.clone(),
+            told(&|status| status.vms.to_string()),
+            told(&|status| format!("{}/{}", status.vcpus, status.cpus)),
+            told(&|status| size(status.memory_bytes)),
+            told(&|status| size(status.memory_available_bytes)),
+            self.seen_at.map(age).unwrap_or_default(),
+            told(&|status| status.version.clone()),
+            told(&|status| size(status.vm_memory_bytes)),
+            told(&|status| status.protections.to_string()),
+            told(&|status| status.copies.to_string()),
+            role.to_owned(),
+            age(self.joined_at),
+        ]
+    }
+
+    fn name(&self) -> String {
+        self.name.to_string()
     }
 }
 

@@ -57,7 +57,7 @@ impl Session {
             }
         };
         let authority = args.ca.clone().or_else(|| variable("QUEZTL_CA").map(PathBuf::from));
-        let options = Options { token: token(args.token_file.as_deref())?, authority };
+        let options = Options { token: token(args.token_file.as_deref())?, authority, ..Options::default() };
         let client = Client::new(address, options).map_err(failure)?;
         Ok(Session { client, home })
     }
@@ -148,6 +148,7 @@ fn who_knows(detail: &str) -> &'static str {
         ("snapshot", "; queztl-hv snapshots VM shows those there are"),
         ("operation", "; queztl-hv operations shows those of the last day"),
         ("token", "; queztl-hv token list shows those there are"),
+        ("node", "; queztl-hv node list shows those there are"),
     ];
     let kind = detail.strip_prefix("there is no ").unwrap_or_default();
     lists.iter().find(|(name, _)| kind.starts_with(name)).map_or("", |(_, hint)| hint)

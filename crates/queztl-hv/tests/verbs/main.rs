@@ -4,6 +4,7 @@
 mod common;
 
 mod clones;
+mod cluster;
 mod console;
 mod daemon;
 mod home;

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -36,7 +37,10 @@ impl From<Peer> for Origin {
     fn from(peer: Peer) -> Origin {
         match peer {
             Peer::Local { uid, .. } => Origin::User(uid),
-            Peer::Remote { address } | Peer::Loopback { address } => Origin::Address(address),
+            Peer::Remote { address }
+            | Peer::Loopback { address }
+            | Peer::Node { address, .. }
+            | Peer::Stranger { address } => Origin::Address(address),
         }
     }
 }
@@ -64,6 +68,7 @@ pub async fn accept(bound: Bound, router: Router, limits: Arc<Limits>, mut stopp
                             Some(acceptor) => {
                                 let greeted = tokio::time::timeout(limits.handshake_time, acceptor.accept(stream)).await;
                                 if let Ok(Ok(stream)) = greeted {
+                                    let peer = with_certificate(peer, stream.get_ref().1.peer_certificates());
                                     serve(stream, peer, router, &limits, stopping).await;
                                 }
                             }
@@ -101,6 +106,11 @@ impl Bound {
                 let _ = stream.set_nodelay(true);
                 Ok((Box::new(stream), Peer::Remote { address: address.ip().to_canonical() }))
             }
+            Bound::Nodes { listener, .. } => {
+                let (stream, address) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok((Box::new(stream), Peer::Stranger { address: address.ip().to_canonical() }))
+            }
             Bound::Loopback { listener } => {
                 let (stream, address) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
@@ -112,8 +122,18 @@ impl Bound {
     fn acceptor(&self) -> Option<tokio_rustls::TlsAcceptor> {
         match self {
             Bound::Unix { .. } | Bound::Loopback { .. } => None,
-            Bound::Tls { acceptor, .. } => Some(acceptor.clone()),
+            Bound::Tls { acceptor, .. } | Bound::Nodes { acceptor, .. } => Some(acceptor.clone()),
         }
+    }
+}
+
+/// Somebody on the nodes' port who has shown a certificate; TLS has seen that the authority has signed it.
+fn with_certificate(peer: Peer, certificates: Option<&[CertificateDer<'_>]>) -> Peer {
+    match (peer, certificates.and_then(<[_]>::first)) {
+        (Peer::Stranger { address }, Some(certificate)) => {
+            Peer::Node { address, certificate: *blake3::hash(certificate).as_bytes() }
+        }
+        _ => peer,
     }
 }
 

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use super::app::router;
 use super::config::{Limits, Listen, ServeConfig};
 use super::dashboard::Dashboard;
-use crate::Service;
+use crate::{NodePort, Service};
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,11 @@ enum Bound {
         listener: TcpListener,
         acceptor: TlsAcceptor,
     },
+    /// For nodes of the cluster.
+    Nodes {
+        listener: TcpListener,
+        acceptor: TlsAcceptor,
+    },
     /// For browsers of this host.
     Loopback {
         listener: TcpListener,
@@ -69,6 +74,7 @@ pub struct Server {
     limits: Limits,
     dashboard: Arc<Dashboard>,
     opened: mpsc::UnboundedReceiver<TcpListener>,
+    nodes: Option<watch::Receiver<Option<NodePort>>>,
     stop: watch::Sender<bool>,
 }
 
@@ -106,15 +112,16 @@ impl Server {
         let (stop, stopping) = watch::channel(false);
         let (dashboard, opened) = Dashboard::new(config.dashboard);
         let dashboard = Arc::new(dashboard);
+        let nodes = service.node_port();
         let router = router(service, config.limits.clone(), dashboard.clone(), stopping);
-        Ok(Server { bound, router, limits: config.limits, dashboard, opened, stop })
+        Ok(Server { bound, router, limits: config.limits, dashboard, opened, nodes, stop })
     }
 
     /// The TCP addresses it listens on; tells the port where any was asked for.
     pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
         let addresses = self.bound.iter().filter_map(|bound| match bound {
             Bound::Tls { listener, .. } => listener.local_addr().ok(),
-            Bound::Unix { .. } | Bound::Loopback { .. } => None,
+            Bound::Unix { .. } | Bound::Loopback { .. } | Bound::Nodes { .. } => None,
         });
         addresses.collect()
     }
@@ -122,11 +129,15 @@ impl Server {
     /// Answers until `shutdown` is over. Then nobody new is taken, streams are closed, and requests under way get
     /// [`Limits::shutdown_time`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Server { bound, router, limits, dashboard, mut opened, stop } = self;
+        let Server { bound, router, limits, dashboard, mut opened, mut nodes, stop } = self;
         dashboard.reopen();
         let limits = Arc::new(limits);
         let mut listeners = JoinSet::new();
         let listen = |bound| connection::accept(bound, router.clone(), limits.clone(), stop.subscribe());
+        let mut node_door = NodeDoor::default();
+        if let Some(nodes) = &mut nodes {
+            nodes.mark_changed();
+        }
         for bound in bound {
             listeners.spawn(listen(bound));
         }
@@ -137,11 +148,54 @@ impl Server {
                 Some(listener) = opened.recv() => {
                     listeners.spawn(listen(Bound::Loopback { listener }));
                 }
+                port = changed(&mut nodes) => {
+                    if let Some((bound, stopping)) = node_door.change(port) {
+                        listeners.spawn(connection::accept(bound, router.clone(), limits.clone(), stopping));
+                    }
+                }
+                // Those that have ended are forgotten.
+                Some(_) = listeners.join_next() => {}
             }
         }
+        node_door.close();
         stop.send_replace(true);
         let ended = async { while listeners.join_next().await.is_some() {} };
         // What has not ended by then is cut off.
         let _ = tokio::time::timeout(limits.shutdown_time, ended).await;
     }
+}
+
+/// The nodes' port, which opens when the daemon joins a cluster and closes when it leaves.
+#[derive(Default)]
+struct NodeDoor(Option<watch::Sender<bool>>);
+
+impl NodeDoor {
+    /// Closes what was open; gives what is open now, and what ends it.
+    fn change(&mut self, port: Option<NodePort>) -> Option<(Bound, watch::Receiver<bool>)> {
+        self.close();
+        let port = port?;
+        let listener = port.listener.try_clone().and_then(TcpListener::from_std);
+        let listener = listener.inspect_err(|error| tracing::error!(%error, "the nodes' port cannot be served"));
+        let (stop, stopping) = watch::channel(false);
+        self.0 = Some(stop);
+        Some((Bound::Nodes { listener: listener.ok()?, acceptor: TlsAcceptor::from(port.config) }, stopping))
+    }
+
+    fn close(&mut self) {
+        if let Some(stop) = self.0.take() {
+            stop.send_replace(true);
+        }
+    }
+}
+
+/// Where nodes are to be greeted, when that has changed.
+async fn changed(nodes: &mut Option<watch::Receiver<Option<NodePort>>>) -> Option<NodePort> {
+    if let Some(receiver) = nodes {
+        if receiver.changed().await.is_ok() {
+            return receiver.borrow_and_update().clone();
+        }
+        // The service is gone; its port is too.
+        *nodes = None;
+    }
+    std::future::pending().await
 }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
@@ -18,11 +19,13 @@ use crate::Signs;
 use crate::api::answer::{Accepted, Answer, Json};
 use crate::api::app::App;
 use crate::api::extract::{Key, Segments};
-use crate::api::gate::Caller;
+use crate::api::gate::{Caller, Peer};
 use crate::api::socket::{self, Inbox, Upgrade};
 
 /// Pieces under way to the source.
 const PIECES_UNDER_WAY: usize = 8;
+/// How often it is looked whether a node still is one.
+const MEMBERSHIP: Duration = Duration::from_secs(1);
 /// What is read at once.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -90,9 +93,18 @@ pub async fn incoming_stream(
         tokio::select! {
             () = socket::run(&app, socket, receive, Bytes::new(to, signs)) => {}
             () = forward(from, send) => {}
+            () = removed(&app, &caller) => {}
         }
         drop(place);
     }))
+}
+
+/// Is over when the node at the other end is no member any more.
+async fn removed(app: &App, caller: &Caller) {
+    let Peer::Node { certificate, .. } = caller.peer else { return std::future::pending().await };
+    while app.service().node_with(certificate).await.is_some() {
+        tokio::time::sleep(MEMBERSHIP).await;
+    }
 }
 
 /// What the source sends.

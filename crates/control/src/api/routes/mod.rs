@@ -15,6 +15,7 @@ mod incoming;
 mod journal;
 mod log;
 mod metrics;
+mod nodes;
 mod operations;
 mod protection;
 mod snapshots;
@@ -50,6 +51,17 @@ pub fn quick() -> OpenApiRouter<App> {
         .routes(routes!(incoming::incoming_stream))
         .routes(routes!(incoming::promise_copy))
         .routes(routes!(protection::get_protection, protection::protect_vm, protection::unprotect_vm))
+        .routes(routes!(nodes::list_nodes))
+        .routes(routes!(nodes::remove_node))
+        .routes(routes!(nodes::drain_node, nodes::ready_node))
+        .routes(routes!(nodes::node_status, nodes::leave_cluster))
+        .routes(routes!(nodes::init_node))
+        .routes(routes!(nodes::join_node))
+        .routes(routes!(nodes::node_token))
+        .routes(routes!(nodes::admission))
+        .routes(routes!(nodes::hello))
+        .routes(routes!(nodes::agreed))
+        .routes(routes!(nodes::agree))
         .routes(routes!(images::list_images, images::create_image))
         .routes(routes!(images::import_image))
         .routes(routes!(images::get_image, images::delete_image))

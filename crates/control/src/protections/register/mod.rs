@@ -64,8 +64,10 @@ pub(super) enum StoreError {
     File { path: PathBuf, source: std::io::Error },
     #[error("the register {path:?} holds something else: {source}")]
     Content { path: PathBuf, source: serde_json::Error },
-    #[error("the register in etcd at {servers} fails: {source}")]
-    Etcd { servers: String, source: std::io::Error },
+    #[error("the register is out of reach: {0}")]
+    Etcd(#[from] crate::etcd::EtcdError),
+    #[error("the register holds something else: {source}")]
+    Value { source: serde_json::Error },
 }
 
 /// The store that an address names.

@@ -59,58 +59,12 @@ fn a_file_that_is_something_else_is_no_register() {
     assert!(store.swap("group", None, &Entry::new(Register::new(0), 1000)).is_err());
 }
 
-/// An etcd of its own, which ends with it.
-struct Etcd {
-    child: std::process::Child,
-    address: String,
-    _folder: tempfile::TempDir,
-}
-
-impl Etcd {
-    fn start() -> Option<Etcd> {
-        let folder = tempfile::tempdir().unwrap();
-        let [client, peer] = [(), ()].map(|()| {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            format!("127.0.0.1:{}", listener.local_addr().unwrap().port())
-        });
-        let [client_url, peer_url] = [&client, &peer].map(|address| format!("http://{address}"));
-        let child = std::process::Command::new("etcd")
-            .arg("--data-dir")
-            .arg(folder.path())
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("default={peer_url}")])
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn();
-        match child {
-            Ok(child) => Some(Etcd { child, address: client, _folder: folder }),
-            Err(_) => {
-                eprintln!("skipped: there is no etcd here; Debian's package is etcd-server");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn etcd_conforms() {
-    let Some(etcd) = Etcd::start() else { return };
+    let Some(etcd) = crate::etcd::fixture::Server::start() else { return };
     // One that is not there does no harm.
     let one = EtcdStore::new(&format!("127.0.0.1:1,{}", etcd.address)).unwrap();
     let other = EtcdStore::new(&etcd.address).unwrap();
-    let started = std::time::Instant::now();
-    while let Err(error) = other.read("group") {
-        assert!(started.elapsed().as_secs() < 60, "{error}");
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
     conforms(&one, &other);
 }
 
