@@ -17,6 +17,7 @@ const VERBS: Record<Operation['kind'], string> = {
   clone: 'Clone',
   migrate: 'Move',
   receive: 'Receive',
+  drain: 'Empty',
   protect: 'Protect',
   unprotect: 'Unprotect',
   'keep-copy': 'Keep a copy of',

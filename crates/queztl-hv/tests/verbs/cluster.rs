@@ -89,6 +89,7 @@ fn a_machine_is_protected_by_nodes_that_the_cluster_chooses() {
     let machine = a.pid(&["info", "one"]);
     a.daemons().into_iter().for_each(kill);
     kill(machine);
+    eventually("the next daemon answers", || a.output(&["list"]).status.success());
     eventually("the copy goes on", || b.state("one") == "running");
     eventually("the old owner forgets", || a.says(&["list", "-o", "name"]).is_empty());
 }
@@ -107,6 +108,8 @@ fn a_daemon_that_is_killed_while_it_joins_is_a_node_or_none() {
         std::thread::sleep(Duration::from_millis(5 + 12 * round));
         b.daemons().into_iter().for_each(kill);
         joining.wait().unwrap();
+        // Until it is gone, the one that was killed may still be met.
+        eventually("the next daemon answers", || b.output(&["list"]).status.success());
         if nodes(&b).iter().any(|(name, _)| name == "b") || b.path().join("cluster").exists() {
             break;
         }
