@@ -109,7 +109,7 @@ impl Client {
         self.post_json(path, Some(json(value, path)?), ANSWER + wait).await
     }
 
-    /// The same without an idempotency key, where the daemon must not keep the answer: it holds a secret.
+    /// The same without an idempotency key, where the daemon must not keep the answer, since it holds a secret, or need not.
     pub(crate) async fn post_secret<T: DeserializeOwned>(
         &self,
         path: &Path,

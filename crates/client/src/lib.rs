@@ -4,7 +4,7 @@
 //! - one method for each route, with the types of `queztl-api`; what the daemon refuses arrives as its [`Problem`];
 //! - a connection is kept for the next request and made anew when the daemon has closed it; a request that changes something
 //!   carries an idempotency key, so that one sent a second time is not carried out twice (but for the making of tokens, whose
-//!   answer the daemon must not keep);
+//!   answer the daemon must not keep, and for what may be done twice);
 //! - nothing that the daemon sends is read without a bound, and a daemon that does not answer is told after [`ANSWER`];
 //! - a token never travels over a connection without encryption: addresses are Unix sockets or `https`.
 //!

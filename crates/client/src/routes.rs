@@ -178,9 +178,10 @@ impl Client {
         self.remove(&Path::new(&["incoming", id])).await
     }
 
-    /// Has a copy that is kept there serve no owner of a lower term.
+    /// Has a copy that is kept there serve no owner of a lower term. Twice is as good as once, and while a machine waits for
+    /// it nobody is to write an answer to a disk: it has no idempotency key.
     pub async fn promise(&self, id: &str, request: &PromiseRequest) -> Result<BackupPromise, Error> {
-        self.post(&Path::new(&["incoming", id, "promise"]), request).await
+        self.post_secret(&Path::new(&["incoming", id, "promise"]), request).await
     }
 
     /// The operation ends when the first copies are whole.

@@ -1,5 +1,7 @@
 //! The nodes as others see them: in lists, by name, and by what is left of their memory.
 
+use std::sync::Arc;
+
 use queztl_api::{
     AgreedChange, AgreedChanged, AgreedQuery, AgreedValue, BackupAddress, Code, Name, Node, NodeState, Problem,
     Timestamp,
@@ -64,6 +66,18 @@ impl Core {
         joined.meet(member.name.as_str(), &member.address)
     }
 
+    /// The same for a question that must not wait for a handshake: with a node, a connection is kept.
+    pub(crate) fn kept_client_of(&self, address: &BackupAddress) -> Result<Arc<Client>, Problem> {
+        let member = self.cluster.joined().filter(|_| is_name(&address.to)).and_then(|joined| {
+            let member = joined.member(&address.to)?;
+            Some((joined, member))
+        });
+        match member {
+            Some((joined, member)) => joined.client_of(&member),
+            None => self.client_of(address).map(Arc::new),
+        }
+    }
+
     /// The same for what was begun with a node that may have left since: then nobody answers.
     pub(crate) fn client_of_known(&self, address: &BackupAddress) -> Result<Client, Problem> {
         let gone = |problem: Problem| match is_name(&address.to) {
@@ -121,7 +135,7 @@ impl Core {
         Ok(AgreedChanged { changed })
     }
 
-    fn keeper(&self) -> Result<std::sync::Arc<Joined>, Problem> {
+    fn keeper(&self) -> Result<Arc<Joined>, Problem> {
         let joined = self.cluster.need()?;
         if joined.etcd.is_some() || joined.founder.is_some() {
             return Err(Problem::new(

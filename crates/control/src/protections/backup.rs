@@ -225,7 +225,7 @@ impl Watch {
     }
 
     fn ask_daemon(&self, peer: &BackupPeer, request: &PromiseRequest, patience: Duration) -> Option<BackupPromise> {
-        let client = self.core.client_of(&peer.address).ok()?;
+        let client = self.core.kept_client_of(&peer.address).ok()?;
         let asked = async { tokio::time::timeout(patience, client.promise(&self.machine.id, request)).await };
         self.core.runtime.block_on(asked).ok()?.ok()
     }
