@@ -10,6 +10,7 @@ pub mod block;
 pub mod clones;
 pub mod cpu;
 pub mod handoff;
+pub mod hosts;
 pub mod image;
 pub mod machine;
 pub mod monitor;

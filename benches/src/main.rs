@@ -11,6 +11,8 @@ use queztl_bench::api::{self, ApiArgs};
 use queztl_bench::block::{self, BlockArgs};
 use queztl_bench::clones::{self, ClonesArgs};
 use queztl_bench::cpu::{self, CpuArgs};
+use queztl_bench::hosts::migration::{self, MigrationArgs};
+use queztl_bench::hosts::protection::{self, ProtectionArgs};
 use queztl_bench::overhead::{self, OverheadArgs};
 use queztl_bench::qhp::{self, QhpArgs};
 use queztl_bench::queztl_beside_this_program;
@@ -49,6 +51,10 @@ enum Comparison {
     Snapshots(SnapshotsArgs),
     /// Clones of a running Linux guest, through the daemon: time, CPU and memory of each
     Clones(ClonesArgs),
+    /// What protection costs a guest that writes, and how soon it goes on elsewhere
+    Protection(ProtectionArgs),
+    /// A guest that writes moves to another daemon, with QEMU
+    Migration(MigrationArgs),
     /// QHP with bare sockets and gRPC: round trips and throughput
     Qhp(QhpArgs),
     /// The daemon's API with a bare server: latency of requests, events a second
@@ -78,6 +84,8 @@ fn run(arguments: Arguments) -> Result<bool> {
         Comparison::Block(block) => block::run(&block)?,
         Comparison::Snapshots(snapshots) => snapshots::run(&snapshots, &queztl()?)?,
         Comparison::Clones(clones) => clones::run(&clones, &queztl()?)?,
+        Comparison::Protection(protection) => protection::run(&protection, &queztl()?)?,
+        Comparison::Migration(migration) => migration::run(&migration, &queztl()?)?,
         Comparison::Qhp(qhp) => qhp::run(&qhp)?,
         Comparison::Api(api) => api::run(&api)?,
     }

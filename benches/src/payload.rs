@@ -4,6 +4,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
 
 /// What the guest writes.
 pub const BYTE: u8 = b'!';
@@ -70,6 +73,71 @@ fn note() -> Vec<u8> {
     note.extend(b"Xen\0");
     note.extend(ADDRESS.to_le_bytes());
     note
+}
+
+/// A guest that fills its RAM, and then writes to one page after the other, with a byte to the serial port for each.
+#[derive(Debug, Clone, Copy)]
+pub struct Writer {
+    pub ram_mib: u64,
+    /// Pages that it writes in a second, by its time-stamp counter; 0 for as many as it can.
+    pub rate: u32,
+}
+
+/// Where its data begin.
+const DATA: u32 = 0x40_0000;
+
+impl Writer {
+    /// Its program.
+    ///
+    /// # Errors
+    /// There is too little RAM, or too much for 32 bits.
+    pub fn code(&self) -> Result<Vec<u8>> {
+        let ticks = if self.rate == 0 { 0 } else { ticks_per_second() / u64::from(self.rate) };
+        program(self.ram_mib, u32::try_from(ticks)?)
+    }
+}
+
+/// Of the host's counter, which guests have at the same pace.
+fn ticks_per_second() -> u64 {
+    // SAFETY: every processor that runs this has the counter.
+    let ticks = || unsafe { std::arch::x86_64::_rdtsc() };
+    let (start, first) = (Instant::now(), ticks());
+    std::thread::sleep(Duration::from_millis(20));
+    (ticks() - first) * 1000 / start.elapsed().as_micros().max(1) as u64 * 1000
+}
+
+fn program(ram_mib: u64, pace_ticks: u32) -> Result<Vec<u8>> {
+    let end = u32::try_from(ram_mib.saturating_sub(2) << 20).ok().filter(|end| *end > DATA);
+    let end = end.context("the guest's RAM is from 8 to 3072 MiB")?;
+    let mut code = Vec::new();
+    // mov edi, DATA; mov ecx, words; mov eax, pattern; rep stosd
+    code.push(0xbf);
+    code.extend(DATA.to_le_bytes());
+    code.push(0xb9);
+    code.extend(((end - DATA) / 4).to_le_bytes());
+    code.extend([0xb8, 0x21, 0x43, 0x65, 0x87, 0xf3, 0xab]);
+    // mov esi, DATA; mov dx, 0x3f8; rdtsc; mov ebp, eax (with dx put back below)
+    code.push(0xbe);
+    code.extend(DATA.to_le_bytes());
+    code.extend([0x0f, 0x31, 0x89, 0xc5]);
+    let next = code.len();
+    // next: mov edx, 0x3f8; mov al, '.'; out dx, al
+    code.extend([0xba, 0xf8, 0x03, 0, 0, 0xb0, b'.', 0xee]);
+    // inc dword [esi]; add esi, 4096; cmp esi, end; jb +5; mov esi, DATA
+    code.extend([0xff, 0x06, 0x81, 0xc6, 0, 0x10, 0, 0, 0x81, 0xfe]);
+    code.extend(end.to_le_bytes());
+    code.extend([0x72, 0x05, 0xbe]);
+    code.extend(DATA.to_le_bytes());
+    // wait: rdtsc; sub eax, ebp; cmp eax, pace_ticks; jb wait; add ebp, pace_ticks
+    code.extend([0x0f, 0x31, 0x29, 0xe8, 0x3d]);
+    code.extend(pace_ticks.to_le_bytes());
+    code.extend([0x72, 0xf5, 0x81, 0xc5]);
+    code.extend(pace_ticks.to_le_bytes());
+    // jmp next
+    code.push(0xeb);
+    let distance = next as i64 - (code.len() as i64 + 1);
+    code.push(i8::try_from(distance)? as u8);
+    Ok(code)
 }
 
 #[cfg(test)]

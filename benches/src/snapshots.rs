@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use queztl_vmm::control::{Client, Request};
 
 use crate::monitor::median;
-use crate::payload;
+use crate::payload::{self, Writer};
 
 /// What runs, and how often.
 #[derive(Debug, clap::Args)]
@@ -37,11 +37,8 @@ pub struct SnapshotsArgs {
 
 /// How long a guest may take to say something; a large one writes all its RAM before.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Ticks of the guest's counter between two pages that it writes.
-const PACE_TICKS: u32 = 100_000;
-const MIB: u64 = 1 << 20;
-/// Where the guest's data begin.
-const DATA: u32 = 0x40_0000;
+/// Pages that the guest writes in a second.
+const RATE: u32 = 25_000;
 
 /// Prints the figures.
 ///
@@ -145,7 +142,8 @@ struct Guest {
 
 impl Guest {
     fn boot(queztl: &Path, folder: &Path, ram_mib: u64) -> Result<Guest> {
-        let kernel = payload::write_program(folder, &format!("writer-{ram_mib}"), &writer(ram_mib)?)?;
+        let kernel =
+            payload::write_program(folder, &format!("writer-{ram_mib}"), &Writer { ram_mib, rate: RATE }.code()?)?;
         let control = folder.join(format!("control-{ram_mib}"));
         let mut command = Command::new(queztl);
         command.args(["run", "--accel", "soft", "--ram", &format!("{ram_mib}M"), "--control"]).arg(&control);
@@ -194,39 +192,4 @@ impl Drop for Guest {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A guest that fills its RAM, and then writes to one page after the other, with a byte to the serial port for each.
-fn writer(ram_mib: u64) -> Result<Vec<u8>> {
-    let end = u32::try_from(ram_mib.saturating_sub(2) * MIB).ok().filter(|end| *end > DATA);
-    let end = end.context("the guest's RAM is from 8 to 3072 MiB")?;
-    let mut code = Vec::new();
-    // mov edi, DATA; mov ecx, words; mov eax, pattern; rep stosd
-    code.push(0xbf);
-    code.extend(DATA.to_le_bytes());
-    code.push(0xb9);
-    code.extend(((end - DATA) / 4).to_le_bytes());
-    code.extend([0xb8, 0x21, 0x43, 0x65, 0x87, 0xf3, 0xab]);
-    // mov esi, DATA; mov dx, 0x3f8; rdtsc; mov ebp, eax (with dx put back below)
-    code.push(0xbe);
-    code.extend(DATA.to_le_bytes());
-    code.extend([0x0f, 0x31, 0x89, 0xc5]);
-    let next = code.len();
-    // next: mov edx, 0x3f8; mov al, '.'; out dx, al
-    code.extend([0xba, 0xf8, 0x03, 0, 0, 0xb0, b'.', 0xee]);
-    // inc dword [esi]; add esi, 4096; cmp esi, end; jb +5; mov esi, DATA
-    code.extend([0xff, 0x06, 0x81, 0xc6, 0, 0x10, 0, 0, 0x81, 0xfe]);
-    code.extend(end.to_le_bytes());
-    code.extend([0x72, 0x05, 0xbe]);
-    code.extend(DATA.to_le_bytes());
-    // wait: rdtsc; sub eax, ebp; cmp eax, PACE_TICKS; jb wait; add ebp, PACE_TICKS
-    code.extend([0x0f, 0x31, 0x29, 0xe8, 0x3d]);
-    code.extend(PACE_TICKS.to_le_bytes());
-    code.extend([0x72, 0xf5, 0x81, 0xc5]);
-    code.extend(PACE_TICKS.to_le_bytes());
-    // jmp next
-    code.push(0xeb);
-    let distance = next as i64 - (code.len() as i64 + 1);
-    code.push(i8::try_from(distance)? as u8);
-    Ok(code)
 }
