@@ -57,6 +57,8 @@ bench:
 	target/release/queztl-bench block
 	target/release/queztl-bench snapshots
 	target/release/queztl-bench clones
+	target/release/queztl-bench protection
+	target/release/queztl-bench migration
 	target/release/queztl-bench qhp
 	target/release/queztl-bench api
 	target/release/queztl-bench cpu
