@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 seconds=${1:-60}
 [ $# = 0 ] || shift
-[ $# != 0 ] || set -- boot cpu devices frames handshake qcow2 qhp states
+[ $# != 0 ] || set -- boot cpu devices disks frames handshake qcow2 qhp states
 
 if ! cargo +nightly --version >/dev/null 2>&1; then
 	echo "fuzz: fuzzing needs a nightly compiler: run 'rustup toolchain install nightly', then try again" >&2

@@ -25,6 +25,9 @@ pub struct MigrateRequest {
     #[serde(default = "max_rounds")]
     #[schema(minimum = 1, maximum = 100, default = 8)]
     pub max_rounds: u32,
+    /// Files that it writes to are the same ones there, by the same paths: they are not copied, but let go here and opened there.
+    #[serde(default)]
+    pub shared_disks: bool,
 }
 
 impl std::fmt::Debug for MigrateRequest {
@@ -38,7 +41,7 @@ impl MigrateRequest {
     /// A request with the usual settings.
     pub fn to(address: impl Into<String>) -> MigrateRequest {
         let (stripes, max_rounds) = (stripes(), max_rounds());
-        MigrateRequest { to: address.into(), token: None, authority: None, stripes, max_rounds }
+        MigrateRequest { to: address.into(), token: None, authority: None, stripes, max_rounds, shared_disks: false }
     }
 }
 
@@ -61,12 +64,36 @@ pub struct MigrationReport {
     pub data_bytes: u64,
     /// What that took on the wire.
     pub wire_bytes: u64,
+    /// What of disks was sent.
+    #[serde(default)]
+    pub disk_bytes: u64,
     /// From the first connection to the end, in nanoseconds.
     pub total_ns: u64,
     /// How long the guest stood still when it was handed over, in nanoseconds.
     pub blackout_ns: u64,
+    /// What that time was made of.
+    #[serde(default)]
+    pub blackout: BlackoutParts,
     /// How long it stood still in the rounds before, in nanoseconds.
     pub pauses_ns: u64,
+}
+
+/// The parts of the time in which the guest stood still, one after the other, in nanoseconds. Together they are a little less than
+/// all of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BlackoutParts {
+    /// The vCPUs stop, and the devices become quiet.
+    pub stop_ns: u64,
+    /// Their states are taken.
+    pub cut_ns: u64,
+    /// The last writes to disks are sent, and disks that both hosts see are flushed and let go.
+    pub disks_ns: u64,
+    /// The last pages and the state are sent.
+    pub memory_ns: u64,
+    /// What was sent last is on its way, and answers are.
+    pub network_ns: u64,
+    /// The machine is made at the target.
+    pub start_ns: u64,
 }
 
 /// A machine that is to arrive here from another daemon.
@@ -82,7 +109,22 @@ pub struct ReceiveRequest {
     pub spec: VmSpec,
     /// The addresses of its network devices, in their order.
     pub macs: Vec<String>,
+    /// Disks that it writes to which are here already; all others come with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<SharedDisk>,
     /// It does not come to stay: a copy of it is kept, and goes on if it has to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<crate::BackupOrder>,
+}
+
+/// A disk of an arriving machine whose file both hosts see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SharedDisk {
+    /// Its number among the machine's disks.
+    pub index: u32,
+    /// What the source sees of the file, by which the target knows that its own is the same: its number in the file system.
+    pub inode: u64,
+    /// And its length.
+    pub length_bytes: u64,
 }

@@ -136,6 +136,14 @@ impl Owner {
         self.fenced
     }
 
+    /// Whether a member can go on from here: it has the last cut, and nothing that came after it has left. The machine stands
+    /// still, and goes on here only when the register has changed ([`Register::hand_over`]).
+    pub fn may_hand_over(&self, member: Node) -> bool {
+        let in_force = matches!(&self.in_force, Force::Rule(rule) if rule.members.contains(&member));
+        let has_all = self.copies.get(&member) == Some(&self.cut) && self.left <= self.cut;
+        !self.fenced && in_force && has_all && self.proposed.is_none()
+    }
+
     /// What may leave. What it says counts as having left.
     pub fn release(&mut self) -> Release {
         let release = self.releasable();
@@ -239,6 +247,21 @@ mod tests {
         owner.acknowledge(2, Version { term: 1, epoch: 2 });
         assert_eq!(owner.release(), Release::UpTo(2));
         assert!(owner.may_write());
+    }
+
+    #[test]
+    fn it_hands_over_to_who_has_the_last_cut() {
+        let (mut owner, register) = protected(&[1, 2], 1);
+        assert!(owner.may_hand_over(1) && !owner.may_hand_over(3));
+        owner.cut();
+        assert!(!owner.may_hand_over(1));
+        owner.acknowledge(2, Version { term: 1, epoch: 2 });
+        assert!(owner.may_hand_over(2) && !owner.may_hand_over(1));
+        owner.propose(rule(&[1], 1));
+        assert!(!owner.may_hand_over(2), "a change is under way");
+        owner.withdraw();
+        owner.adopt(&register.hand_over(0, 1, 2).unwrap());
+        assert!(owner.is_fenced() && !owner.may_hand_over(2));
     }
 
     #[test]

@@ -23,7 +23,8 @@ pub struct Register {
 ///  Alone ─────────────────────────> Protected ───────────────────────────> Claimed
 ///    ^                                  │ too few members left                │ n − k + 1 members answered
 ///    ├──────────────────────────────────┘                                     │ (or: claimed again, by another)
-///    └────────────────────────────────────────────────────────────────────────┘
+///    ├────────────────────────────────────────────────────────────────────────┘
+///    └── Protected: the owner stands still, and hands over to a member that has all ([`Register::hand_over`])
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
@@ -104,6 +105,20 @@ impl Register {
         Ok(Register { phase: Phase::Alone, ..self.clone() })
     }
 
+    /// The owner stands still, and `member` has all that there is ([`crate::Owner::may_hand_over`]): it goes on, without protection
+    /// at first. The owner consents to this one change of the value that it names; with any other change of it, its own included,
+    /// the consent is gone. So the owner may go on as soon as it has changed the value itself, and not before.
+    pub fn hand_over(&self, owner: Node, term: Term, member: Node) -> Result<Register, RegisterError> {
+        self.check_owner(owner, term)?;
+        if self.phase != Phase::Protected {
+            return Err(RegisterError::Phase);
+        }
+        if !self.members.contains(&member) {
+            return Err(RegisterError::NotAMember(member));
+        }
+        Ok(Register { term: self.term + 1, owner: member, phase: Phase::Alone, ..self.clone() })
+    }
+
     /// How many members a candidate must hear of, itself included: so many that one of any `acks` is among them.
     pub fn answers_needed(&self) -> usize {
         self.members.len().saturating_sub(self.acks) + 1
@@ -142,6 +157,18 @@ mod tests {
         assert_eq!(second.term, 3);
         assert_eq!(second.take_over(1, 2), Err(RegisterError::NotOwner(1, 3)));
         assert_eq!(second.expose(0, 1), Err(RegisterError::NotOwner(0, 3)));
+    }
+
+    #[test]
+    fn an_owner_hands_over_to_a_member_of_a_protected_group_only() {
+        let alone = Register::new(0);
+        assert_eq!(alone.hand_over(0, 1, 1), Err(RegisterError::Phase));
+        let protected = alone.protect(0, 1, members(&[1, 2]), 1).unwrap();
+        assert_eq!(protected.hand_over(0, 1, 3), Err(RegisterError::NotAMember(3)));
+        assert_eq!(protected.hand_over(1, 1, 2), Err(RegisterError::NotOwner(1, 1)));
+        let handed = protected.hand_over(0, 1, 2).unwrap();
+        assert_eq!((handed.term, handed.owner, handed.phase), (2, 2, Phase::Alone));
+        assert_eq!(handed.expose(0, 1), Err(RegisterError::NotOwner(0, 2)), "the owner before changes nothing more");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Every order of events there can be, in a small group: three nodes, few epochs, messages that are lost, late, doubled and
 //! reordered, nodes that crash and come back without what they knew, a register whose changes are noticed late, members that
-//! take an owner for dead that lives.
+//! take an owner for dead that lives, and owners that hand over and think better of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,11 +35,17 @@ enum Fault {
     ForgetPromise,
     /// An owner lets out what fewer have than the rule says.
     ReleaseEarly,
+    /// An owner that has consented to hand over goes on without a change of the register.
+    GoOnWithoutWord,
+    /// An owner hands over to a member that lacks the last cut.
+    GiveAnyCopy,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     register: Register,
+    /// How often an owner has renewed the value since it had thought better of handing over.
+    renewals: u8,
     nodes: Vec<Peer>,
     /// Messages stay, so that each may arrive never, once or many times, at any time.
     network: BTreeSet<Message>,
@@ -54,6 +60,8 @@ struct World {
 struct Peer {
     up: bool,
     owner: Option<Owner>,
+    /// It stands still, and has consented that another goes on.
+    gives: bool,
     candidate: Option<Candidate>,
     member: Member,
     /// How often it has begun. What was sent to it before does not reach it: connections end with it.
@@ -62,11 +70,41 @@ struct Peer {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Message {
-    Data { to: Node, life: u8, from: Node, version: Version, base: Option<Epoch> },
-    Acknowledged { to: Node, from: Node, version: Version },
-    Fenced { to: Node, term: Term },
-    Ask { to: Node, from: Node, term: Term },
-    Promised { to: Node, from: Node, term: Term, copy: Option<Version> },
+    Data {
+        to: Node,
+        life: u8,
+        from: Node,
+        version: Version,
+        base: Option<Epoch>,
+    },
+    Acknowledged {
+        to: Node,
+        from: Node,
+        version: Version,
+    },
+    Fenced {
+        to: Node,
+        term: Term,
+    },
+    Ask {
+        to: Node,
+        from: Node,
+        term: Term,
+    },
+    Promised {
+        to: Node,
+        from: Node,
+        term: Term,
+        copy: Option<Version>,
+    },
+    /// The owner stands still: go on with this copy, if the register still is as it was.
+    Take {
+        to: Node,
+        term: Term,
+        from: Node,
+        renewals: u8,
+        version: Version,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +120,10 @@ enum Action {
     Crash(Node),
     Restart(Node),
     Retire(Node),
+    /// Stands still, and tells a member to go on.
+    Give(Node, Node),
+    /// Goes on after all.
+    TakeBack(Node),
     Deliver(Message),
 }
 
@@ -141,6 +183,7 @@ impl Model for Group {
         let peer = |node| Peer {
             up: true,
             owner: (node == 0).then(|| owner.clone()),
+            gives: false,
             candidate: None,
             member: if node == 0 { Member::default() } else { member.clone() },
             life: 0,
@@ -148,7 +191,7 @@ impl Model for Group {
         let nodes = (0..NODES).map(peer).collect();
         let bases = [(1, Version::default())].into();
         let (network, left) = (BTreeSet::new(), BTreeSet::new());
-        vec![World { register: known, nodes, network, left, bases, crashes: 0 }]
+        vec![World { register: known, renewals: 0, nodes, network, left, bases, crashes: 0 }]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
@@ -160,6 +203,7 @@ impl Model for Group {
             Message::Acknowledged { to, .. }
             | Message::Fenced { to, .. }
             | Message::Ask { to, .. }
+            | Message::Take { to, .. }
             | Message::Promised { to, .. } => world.nodes[*to as usize].up,
         };
         actions.extend(world.network.iter().filter(|message| reaches(message)).cloned().map(Action::Deliver));
@@ -192,6 +236,9 @@ impl Model for Group {
                 !protected || world.register.members.iter().filter(complete).count() + lost >= world.register.acks
             }),
             Property::sometimes("a member goes on", |_, world: &World| world.bases.len() > 1),
+            Property::sometimes("an owner hands over", |_, world: &World| {
+                world.crashes == 0 && world.register.term > 1 && world.register.phase == Phase::Alone
+            }),
             Property::sometimes("protection comes back after a failure", |_, world: &World| {
                 world.register.term > 1 && world.register.phase == Phase::Protected
             }),
@@ -212,11 +259,20 @@ impl Group {
             if owner.is_fenced() {
                 actions.push(Action::Retire(node));
             }
+            actions.extend([Action::Release(node), Action::Adopt(node)]);
+            if peer.gives {
+                return actions.push(Action::TakeBack(node));
+            }
             let cuts = owner.version().epoch - world.bases[&owner.term()].epoch;
             if cuts < self.cuts && !owner.is_fenced() {
                 actions.push(Action::Cut(node));
             }
-            actions.extend([Action::Release(node), Action::Propose(node), Action::Adopt(node), Action::Expose(node)]);
+            if owner.term() < self.terms && world.renewals == 0 {
+                let any = self.fault == Some(Fault::GiveAnyCopy);
+                let members = World::others(node).filter(|member| owner.may_hand_over(*member) || any);
+                actions.extend(members.map(|member| Action::Give(node, member)));
+            }
+            actions.extend([Action::Propose(node), Action::Expose(node)]);
             if owner.may_write() || self.fault == Some(Fault::WriteEarly) && owner.proposed().is_some() {
                 actions.push(Action::Write(node));
             }
@@ -273,7 +329,14 @@ impl Group {
                 self.begin_anew(world, node);
                 send_all(world, node);
             }
-            Action::Deliver(message) => deliver(world, message),
+            Action::Give(node, to) => {
+                let renewals = world.renewals;
+                let Some(version) = world.peer(node).owner.as_ref().map(Owner::version) else { return };
+                world.peer(node).gives = true;
+                world.network.insert(Message::Take { to, term: version.term, from: node, renewals, version });
+            }
+            Action::TakeBack(node) => self.take_back(world, node),
+            Action::Deliver(message) => self.deliver(world, message),
         }
     }
 
@@ -282,7 +345,33 @@ impl Group {
         let term = if self.fault == Some(Fault::ForgetPromise) { 0 } else { world.register.term };
         let Peer { up, life, .. } = *world.peer(node);
         let member = Member::fresh(term);
-        *world.peer(node) = Peer { up, owner: None, candidate: None, member, life: life + 1 };
+        *world.peer(node) = Peer { up, owner: None, gives: false, candidate: None, member, life: life + 1 };
+    }
+
+    fn take_back(&self, world: &mut World, node: Node) {
+        let register = world.register.clone();
+        let Some(owner) = &mut world.peer(node).owner else { return };
+        if register.owner == node && register.term == owner.term() || self.fault == Some(Fault::GoOnWithoutWord) {
+            world.peer(node).gives = false;
+            // Whoever is still to be told finds another value than the one that it was told of.
+            world.renewals += u8::from(self.fault != Some(Fault::GoOnWithoutWord));
+        } else {
+            owner.adopt(&register);
+        }
+    }
+
+    /// A member is told to go on: if all is as the owner says, the register is the one that changes.
+    fn take(&self, world: &mut World, to: Node, from: Node, version: Version) {
+        let copy = world.peer(to).member.copy();
+        let right = copy == Some(version) || self.fault == Some(Fault::GiveAnyCopy);
+        let (Some(copy), true) = (copy, right && world.peer(to).owner.is_none()) else { return };
+        let Ok(register) = world.register.hand_over(from, version.term, to) else { return };
+        world.bases.insert(register.term, copy);
+        let peer = world.peer(to);
+        peer.member.promise(register.term);
+        peer.candidate = None;
+        peer.owner = Some(Owner::new(&register, copy.epoch));
+        world.register = register;
     }
 
     fn release(&self, world: &mut World, node: Node) {
@@ -358,8 +447,22 @@ fn take_over(world: &mut World, node: Node) {
     world.register = register;
 }
 
+impl Group {
+    fn deliver(&self, world: &mut World, message: Message) {
+        match message {
+            Message::Take { to, term, from, renewals, version } => {
+                if (world.register.term, world.renewals) == (term, renewals) {
+                    self.take(world, to, from, version);
+                }
+            }
+            other => deliver(world, other),
+        }
+    }
+}
+
 fn deliver(world: &mut World, message: Message) {
     match message {
+        Message::Take { .. } => {}
         Message::Data { to, life, from, version, base } => {
             // An owner's own copy is of no use to others while it runs.
             if world.peer(to).owner.is_some() {
@@ -447,6 +550,16 @@ fn the_checker_sees_a_candidate_that_asks_too_few() {
 #[test]
 fn the_checker_sees_a_member_that_forgets_its_promise() {
     explore(Group { fault: Some(Fault::ForgetPromise), ..LATER }).assert_any_discovery(FOLLOWED);
+}
+
+#[test]
+fn the_checker_sees_an_owner_that_goes_on_after_it_has_consented_to_hand_over() {
+    explore(Group { fault: Some(Fault::GoOnWithoutWord), ..LATER }).assert_any_discovery(FOLLOWED);
+}
+
+#[test]
+fn the_checker_sees_an_owner_that_hands_over_to_a_member_that_lacks_something() {
+    explore(Group { fault: Some(Fault::GiveAnyCopy), ..LATER }).assert_any_discovery(KEPT);
 }
 
 #[test]

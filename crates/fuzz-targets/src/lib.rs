@@ -7,6 +7,7 @@ mod boot;
 mod bytes;
 mod cpu;
 mod devices;
+mod disks;
 mod frames;
 mod handshake;
 mod qcow2;
@@ -18,10 +19,11 @@ mod states;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("boot", boot::load),
     ("cpu", cpu::execute),
     ("devices", devices::drive),
+    ("disks", disks::change),
     ("frames", frames::receive),
     ("handshake", handshake::connect),
     ("qcow2", qcow2::image),

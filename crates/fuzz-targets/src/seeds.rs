@@ -6,6 +6,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "boot" => boot(),
         "cpu" => cpu(),
         "devices" => devices(),
+        "disks" => disks(),
         "frames" => vec![frame(60), frame(1514), [frame(60), frame(61)].concat(), vec![0xff; 4], vec![0, 0, 0, 0]],
         "handshake" => {
             [&b"CONNECT 1024\n"[..], b"connect 4294967295\r\n", b"CONNECT\n", b"CONNECT 1 2\n"].map(Vec::from).into()
@@ -45,6 +46,20 @@ fn qhp() -> Vec<Vec<u8>> {
     ];
     let seed = |side: u8, script: &Vec<u8>| [&[side], &greeting[..], script].concat();
     [0, 1].iter().flat_map(|side| scripts.iter().map(move |script| seed(*side, script))).collect()
+}
+
+/// A disk of 64 KiB; data, zeroes, both, one beyond the end, and one that is torn.
+fn disks() -> Vec<Vec<u8>> {
+    let change = |disk: u32, offset: u64, length: u64, kind: u8, data: &[u8]| {
+        [&disk.to_le_bytes()[..], &offset.to_le_bytes(), &length.to_le_bytes(), &[kind], data].concat()
+    };
+    let (data, zero) = (change(0, 512, 64, 0, &[7; 64]), change(0, 0, 65536, 1, &[]));
+    let both = [&data[..], &zero].concat();
+    let wrong = [change(0, 65536, 1, 1, &[]), change(1, 0, 1, 1, &[]), change(0, u64::MAX, u64::MAX, 1, &[])];
+    let torn = data[..40].to_vec();
+    let head = [&[1][..], &65536_u64.to_le_bytes()].concat();
+    let all = [data, zero, both, torn].into_iter().chain(wrong);
+    all.map(|changes| [&head[..], &changes].concat()).collect()
 }
 
 fn words(words: &[u32]) -> Vec<u8> {

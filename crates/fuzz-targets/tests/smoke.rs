@@ -65,6 +65,11 @@ fn code() {
 }
 
 #[test]
+fn disks() {
+    smoke("disks", 20_000);
+}
+
+#[test]
 fn devices() {
     smoke("devices", 2000);
 }

@@ -23,14 +23,14 @@ fn source() -> Vm {
 /// A process that waits for a machine.
 fn target() -> Vm {
     let mut vm = Vm::new(&writer());
-    vm.file.start = Start::Incoming {};
+    vm.file.start = Start::Incoming { disks: Vec::new() };
     vm.child = Some(vm.command().spawn().unwrap());
     wait_until("the socket", || vm.folder.incoming().exists());
     vm
 }
 
 fn migrate(vm: &Vm, socket: &Path) {
-    let request = Request::Migrate { socket: socket.to_path_buf(), stripes: 2, max_rounds: 4 };
+    let request = Request::Migrate { socket: socket.to_path_buf(), stripes: 2, max_rounds: 4, shared: Vec::new() };
     Client::connect(&vm.folder.control()).unwrap().command(&request).unwrap();
 }
 
@@ -107,7 +107,7 @@ fn a_target_that_dies_leaves_the_machine_where_it_is() {
 fn a_machine_of_another_size_is_refused_and_goes_on() {
     let source = source();
     let mut target = Vm::new(&writer());
-    target.file.start = Start::Incoming {};
+    target.file.start = Start::Incoming { disks: Vec::new() };
     target.file.config.ram_bytes = 32 << 20;
     target.child = Some(target.command().spawn().unwrap());
     wait_until("the socket", || target.folder.incoming().exists());
@@ -133,6 +133,7 @@ fn a_migration_can_be_cancelled_and_tried_again() {
         socket: silent,
         stripes: 1,
         max_rounds: 1,
+        shared: Vec::new(),
     });
     assert!(refused.unwrap_err().to_string().contains("on its way already"));
 

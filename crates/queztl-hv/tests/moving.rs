@@ -10,7 +10,7 @@ use common::payload::writer;
 use common::vm::wait_until;
 use common::{guest, linux};
 use queztl_api::{
-    CreateVm, ExecRequest, MigrateRequest, MigrationReport, Operation, OperationState, Vm, VmSpec, VmState,
+    CreateVm, Disk, ExecRequest, MigrateRequest, MigrationReport, Operation, OperationState, Vm, VmSpec, VmState,
 };
 use queztl_client::{Address, Client, Options};
 
@@ -53,6 +53,19 @@ impl Daemon {
         self.child = daemon(self.home.path()).spawn().unwrap();
         let socket = self.socket();
         wait_until("the next daemon", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    }
+
+    /// Its host dies.
+    fn end_with_machines(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for entry in std::fs::read_dir(self.home.path().join("vms")).into_iter().flatten().flatten() {
+            if let Ok(Some(runner)) = queztl_vmm::process::Folder::new(entry.path()).runner()
+                && let Some(pid) = rustix::process::Pid::from_raw(runner.pid as i32)
+            {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
     }
 
     async fn vms(&self) -> Vec<Vm> {
@@ -205,5 +218,125 @@ async fn a_daemon_that_is_killed_loses_no_machine_and_doubles_none() {
             }
         };
         tokio::time::timeout(LONG, settled).await.expect("it runs in one place");
+    }
+}
+
+const DISK_BYTES: u64 = 64 << 20;
+
+/// Our Linux with a disk, to which it writes number after number, each durable before it is said to be there.
+async fn spawn_writing(daemon: &Daemon, disk: Disk) -> Option<Vm> {
+    let spec = VmSpec { disks: vec![disk], ..linux_spec()? };
+    let vm = daemon.spawn(spec).await;
+    let script = "dd if=/dev/urandom of=/dev/vda bs=1M seek=16 count=24 conv=fsync 2>/dev/null; \
+        printf '#!/bin/sh\\nn=0\\nwhile :; do n=$((n+1)); \
+        echo $n | dd of=/dev/vda bs=512 seek=$n conv=notrunc,fsync 2>/dev/null && echo $n >/tmp/n; done\\n' >/tmp/write; \
+        chmod +x /tmp/write; /tmp/write </dev/null >/dev/null 2>&1 & ";
+    daemon.says(script).await;
+    daemon.says("until [ -s /tmp/n ]; do sleep 0.1; done").await;
+    Some(vm)
+}
+
+/// What is on the disk, not in the guest's memory, is all that it was told is there; and it goes on writing.
+async fn expect_disk_right(daemon: &Daemon, random: &str) {
+    let script = "n=$(cat /tmp/n); echo 3 >/proc/sys/vm/drop_caches; \
+        seq 1 $n >/tmp/wanted; dd if=/dev/vda bs=512 skip=1 count=$n 2>/dev/null | tr -d '\\000' >/tmp/found; \
+        cmp /tmp/wanted /tmp/found && echo same; until [ $(cat /tmp/n) -gt $((n + 3)) ]; do sleep 0.05; done";
+    assert_eq!(daemon.says(script).await, "same");
+    assert_eq!(daemon.says(RANDOM).await, random);
+}
+
+const RANDOM: &str = "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=1M skip=16 count=24 2>/dev/null | sha256sum";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_moves_with_its_machine_while_the_guest_writes_to_it_and_back() {
+    let (here, there) = (Daemon::start(), Daemon::start());
+    let disk = Disk { size_bytes: Some(DISK_BYTES), ..Disk::default() };
+    if spawn_writing(&here, disk).await.is_none() {
+        return;
+    }
+    let random = here.says(RANDOM).await;
+
+    for (from, to) in [(&here, &there), (&there, &here)] {
+        let ended = migrate(from, to).await;
+
+        let report = ended.result.unwrap_or_else(|| panic!("{:?}", ended.problem));
+        let report: MigrationReport = serde_json::from_value(report).unwrap();
+        assert!(report.disk_bytes >= 24 << 20 && report.blackout.start_ns > 0, "{report:?}");
+        let parts = report.blackout;
+        let sum = parts.stop_ns + parts.cut_ns + parts.disks_ns + parts.memory_ns + parts.network_ns + parts.start_ns;
+        assert!(sum <= report.blackout_ns, "{report:?}");
+        println!("{report:?}");
+        expect_disk_right(to, &random).await;
+        assert_eq!(from.vms().await.len(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_both_see_is_opened_there_once_it_is_let_go_here() {
+    let (here, there) = (Daemon::start(), Daemon::start());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    std::fs::File::create(&path).unwrap().set_len(DISK_BYTES).unwrap();
+    let disk = Disk { path: Some(path.clone()), ..Disk::default() };
+    if spawn_writing(&here, disk).await.is_none() {
+        return;
+    }
+    let random = here.says(RANDOM).await;
+    let shared = |to: &Daemon| MigrateRequest { shared_disks: true, ..MigrateRequest::to(to.address()) };
+
+    // The target is killed at different moments: the disk is the source's again.
+    for pause_ms in [20, 120, 300] {
+        let mut lost = Daemon::start();
+        let begun = here.client.migrate("one", &shared(&lost)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        lost.end_with_machines();
+        let ended = here.end(begun).await;
+        if ended.state == OperationState::Succeeded {
+            panic!("it was to be killed before: {ended:?}");
+        }
+        expect_disk_right(&here, &random).await;
+    }
+    let begun = here.client.migrate("one", &shared(&there)).await.unwrap();
+    let ended = here.end(begun).await;
+
+    let report = ended.result.unwrap_or_else(|| panic!("{:?}", ended.problem));
+    let report: MigrationReport = serde_json::from_value(report).unwrap();
+    assert_eq!(report.disk_bytes, 0);
+    expect_disk_right(&there, &random).await;
+    assert_eq!(here.vms().await.len(), 0);
+    assert!(path.exists());
+
+    // One that is not there is not shared.
+    std::fs::rename(&path, folder.path().join("kept.raw")).unwrap();
+    let begun = there.client.migrate("one", &shared(&here)).await.unwrap();
+    assert!(there.end(begun).await.problem.is_some());
+    expect_disk_right(&there, &random).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_of_a_disk_that_is_given_up_leaves_it_right() {
+    let (here, there) = (Daemon::start(), Daemon::start());
+    let disk = Disk { size_bytes: Some(DISK_BYTES), ..Disk::default() };
+    if spawn_writing(&here, disk).await.is_none() {
+        return;
+    }
+    let random = here.says(RANDOM).await;
+    for pause_ms in [0, 30, 100, 200] {
+        let begun = here.client.migrate("one", &MigrateRequest::to(there.address())).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        // If it is too late it moves.
+        let _ = here.client.cancel_operation(&begun.id).await;
+        let ended = here.end(begun).await;
+        let at = if ended.state == OperationState::Succeeded { &there } else { &here };
+        expect_disk_right(at, &random).await;
+        if ended.state == OperationState::Succeeded {
+            return;
+        }
+        let gone = async {
+            while !there.vms().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LONG, gone).await.expect("nothing is left at the target");
     }
 }

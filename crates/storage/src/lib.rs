@@ -137,7 +137,11 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// queue may have requests in flight, and none may write afterwards.
     fn freeze(&self) -> Result<(), Error>;
 
-    /// Takes [`Disk::freeze`] back: nobody else may read the disk any more. Fails if somebody does.
+    /// Makes all that was written durable and lets others use the disk as they like. No queue may have requests in flight, and
+    /// none may be given any before the disk was had back by [`Disk::thaw`].
+    fn release(&self) -> Result<(), Error>;
+
+    /// Takes [`Disk::freeze`] or [`Disk::release`] back: nobody else may use the disk any more. Fails if somebody does.
     fn thaw(&self) -> Result<(), Error>;
 
     /// Opens a queue on which up to `depth` requests may be in flight, for the use of one thread.

@@ -27,6 +27,14 @@ pub(crate) fn take(file: &File, path: &Path, read_only: bool) -> Result<(), Erro
     }
 }
 
+/// Gives the lock back.
+pub(crate) fn give(file: &File, path: &Path) -> Result<(), Error> {
+    match flock(file, FlockOperation::NonBlockingUnlock) {
+        Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => Ok(()),
+        Err(error) => Err(Error::Open { path: path.to_path_buf(), source: error.into() }),
+    }
+}
+
 /// Who holds the lock, as far as the host tells.
 fn holder(file: &File) -> String {
     let process = file.metadata().ok().and_then(|metadata| {

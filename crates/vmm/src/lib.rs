@@ -17,6 +17,7 @@ pub mod kvmclock;
 pub mod layout;
 pub mod machine;
 pub mod migration;
+pub mod mirror;
 pub mod numa;
 pub mod process;
 pub mod protection;

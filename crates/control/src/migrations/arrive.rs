@@ -1,10 +1,10 @@
 //! The target: a machine arrives.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use queztl_api::{Code, EventKind, Operation, OperationKind, Problem, ReceiveRequest};
+use queztl_api::{Code, EventKind, Operation, OperationKind, Problem, ReceiveRequest, SharedDisk};
 use queztl_vmm::config::Mac;
 use queztl_vmm::process::Start;
 use serde_json::json;
@@ -23,20 +23,13 @@ impl Core {
     pub(crate) fn receive(self: &Arc<Self>, request: ReceiveRequest) -> Result<Operation, Problem> {
         self.check_takes_machines()?;
         config::check(&request.spec)?;
-        let disks = request.spec.disks.iter().enumerate().map(|(index, disk)| {
-            let source = match (&disk.path, &disk.image) {
-                _ if !disk.read_only && request.backup.is_some() => DiskSource::Mirror(index as u32),
-                (Some(path), _) if disk.read_only => DiskSource::Path(path.clone()),
-                (_, Some(image)) if disk.read_only => DiskSource::Image(self.image_record(image)?.name),
-                _ => return Err(Problem::invalid("spec.disks", "cannot be moved with the machine yet")),
-            };
-            Ok(DiskRecord { source, read_only: disk.read_only, serial: disk.serial.clone() })
-        });
-        let disks = disks.collect::<Result<Vec<_>, Problem>>()?;
+        let disks = self.arriving_disks(&request)?;
         let mut record = create::blank(&request.name, request.spec.clone())?;
         record.id = identifier(&request.id)?;
         record.macs = addresses(&request.macs, record.macs.len())?;
         record.arriving = true;
+        let mirrors = disks.iter().enumerate().filter(|(_, disk)| matches!(disk.source, DiskSource::Mirror(_)));
+        let mirrors: Vec<usize> = mirrors.map(|(index, _)| index).collect();
         record.disks = disks;
         if self.machines.find(&record.id).is_ok() {
             let text = format!("the machine {} is here already: is it the same daemon?", record.id);
@@ -57,7 +50,7 @@ impl Core {
             move |core, _| {
                 let arrived = match request.backup {
                     Some(order) => core.keep_copy(&machine, &claim, order),
-                    None => core.run_from(&machine, &claim, Start::Incoming {}, Vec::new()),
+                    None => core.run_from(&machine, &claim, Start::Incoming { disks: mirrors }, Vec::new()),
                 };
                 if let Err(problem) = arrived.and_then(|()| core.arrived(&machine)) {
                     // Its process is ended with it.
@@ -72,6 +65,28 @@ impl Core {
             self.machines.remove(&request.id);
         }
         begun
+    }
+
+    /// Where its disks are here. Those that it writes to come with it, unless they are here already.
+    fn arriving_disks(&self, request: &ReceiveRequest) -> Result<Vec<DiskRecord>, Problem> {
+        let disks = (0..).zip(&request.spec.disks).map(|(index, disk)| {
+            let shared = request.shared.iter().find(|shared| shared.index == index);
+            let source = match (&disk.path, &disk.image, shared) {
+                (Some(path), _, Some(shared)) if !disk.read_only && request.backup.is_none() => {
+                    check_same(path, shared)?;
+                    DiskSource::Path(path.clone())
+                }
+                (_, _, Some(_)) => {
+                    return Err(Problem::invalid("shared", "names disks that are written to and given by a path"));
+                }
+                _ if !disk.read_only => DiskSource::Mirror(index),
+                (Some(path), _, _) => DiskSource::Path(path.clone()),
+                (_, Some(image), _) => DiskSource::Image(self.image_record(image)?.name),
+                _ => return Err(Problem::invalid("spec.disks", "has one that is read only and is nowhere")),
+            };
+            Ok(DiskRecord { source, read_only: disk.read_only, serial: disk.serial.clone() })
+        });
+        disks.collect()
     }
 
     /// It is a machine like all others from now on.
@@ -123,6 +138,16 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// Whether a file here is the one that the source speaks of.
+fn check_same(path: &Path, shared: &SharedDisk) -> Result<(), Problem> {
+    use std::os::unix::fs::MetadataExt;
+    let refused =
+        |why: String| Problem::new(Code::Invalid, format!("the disk {path:?} is not shared with this host: {why}"));
+    let found = std::fs::metadata(path).map_err(|error| refused(error.to_string()))?;
+    let same = (found.ino(), found.len()) == (shared.inode, shared.length_bytes);
+    if same { Ok(()) } else { Err(refused("here it is another file; leave --shared-disks out to copy it".into())) }
 }
 
 fn identifier(id: &str) -> Result<String, Problem> {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use queztl_api::{
-    BackupAddress, Code, MigrateRequest, MigrationReport, Operation, OperationKind, Problem, ReceiveRequest, VmState,
+    BackupAddress, BlackoutParts, Code, MigrateRequest, MigrationReport, Operation, OperationKind, Problem,
+    ReceiveRequest, SharedDisk, VmState,
 };
 use queztl_client::Client;
-use queztl_vmm::control::{Client as Process, Migration, MigrationPhase, Request};
+use queztl_vmm::control::{Blackout, Client as Process, Migration, MigrationPhase, Request};
 use serde_json::json;
 
 use super::LEAVING_SOCKET;
@@ -17,7 +18,7 @@ use crate::operations::Task;
 use crate::store::VMS;
 use crate::supervisor;
 use crate::vms::lifecycle::Command;
-use crate::vms::{Claim, Machine};
+use crate::vms::{Claim, DiskSource, Machine, VmRecord};
 
 /// How often the process is asked how it goes.
 const TURN: Duration = Duration::from_millis(10);
@@ -36,7 +37,7 @@ impl Core {
         }
         let client = Arc::new(self.client_of(&address(&request))?);
         let machine = self.machines.find(vm)?;
-        self.check_movable(&machine)?;
+        self.check_copyable(&machine)?;
         if machine.record().protection.is_some() {
             return Err(Problem::new(Code::State, format!("{vm:?} is protected: unprotect it before it moves")));
         }
@@ -91,15 +92,6 @@ impl Core {
         }
     }
 
-    pub(crate) fn check_movable(&self, machine: &Machine) -> Result<(), Problem> {
-        let record = machine.record();
-        let refused = |why: &str| Err(Problem::new(Code::State, format!("{:?} {why}", record.name.as_str())));
-        if record.disks.iter().any(|disk| !disk.read_only) {
-            return refused("has a disk that it writes to, which cannot be moved with it yet");
-        }
-        self.check_copyable(machine)
-    }
-
     /// Whether other daemons can have copies of it.
     pub(crate) fn check_copyable(&self, machine: &Machine) -> Result<(), Problem> {
         if self.snapshots(&machine.id)?.is_empty() {
@@ -119,15 +111,17 @@ impl Core {
         task: &Task,
     ) -> Result<MigrationReport, Problem> {
         let record = machine.record();
+        let shared = if request.shared_disks { shared_disks(&record)? } else { Vec::new() };
         let receive = ReceiveRequest {
             id: record.id.clone(),
             name: record.name,
             spec: record.spec,
             macs: record.macs.iter().map(ToString::to_string).collect(),
+            shared: shared.clone(),
             backup: None,
         };
         self.runtime.block_on(client.receive(&receive)).map_err(there)?;
-        let moved = self.hand_over(machine, client, request, task);
+        let moved = self.hand_over(machine, client, request, &shared, task);
         moved.inspect_err(|_| self.call_off(machine, client))
     }
 
@@ -144,6 +138,7 @@ impl Core {
         machine: &Arc<Machine>,
         client: &Arc<Client>,
         request: &MigrateRequest,
+        shared: &[SharedDisk],
         task: &Task,
     ) -> Result<MigrationReport, Problem> {
         let socket = machine.folder.path().join(LEAVING_SOCKET);
@@ -153,6 +148,7 @@ impl Core {
             socket: LEAVING_SOCKET.into(),
             stripes: request.stripes,
             max_rounds: request.max_rounds,
+            shared: shared.iter().map(|disk| disk.index as usize).collect(),
         };
         supervisor::command(&machine.folder, &order)?;
         let moved = self.finish_departure(machine, client, request, task);
@@ -187,8 +183,10 @@ impl Core {
             rounds: told.round,
             data_bytes: told.data_bytes,
             wire_bytes: told.wire_bytes,
+            disk_bytes: told.disk_bytes,
             total_ns: told.total_ns,
             blackout_ns: told.blackout_ns,
+            blackout: parts(&told.blackout),
             pauses_ns: told.pauses_ns,
         })
     }
@@ -240,7 +238,7 @@ fn follow(machine: &Machine, task: &Task) -> Result<Migration, Problem> {
         if !last.phase.is_active() && last.phase != MigrationPhase::None {
             return Ok(last);
         }
-        task.progress(last.data_bytes, 0, "bytes");
+        task.progress(last.data_bytes + last.disk_bytes, 0, "bytes");
         if !cancelled && task.check().is_err() {
             cancelled = true;
             // Too late is no failure: then it moves.
@@ -260,6 +258,26 @@ fn ended_as_moved(machine: &Machine, last: Migration) -> Result<Migration, Probl
         Some(ending) => Err(Problem::new(Code::State, format!("the machine has ended: {}", ending.message))),
         None => Err(Problem::new(Code::Timeout, "the machine's process does not answer")),
     }
+}
+
+/// The files that the machine writes to and that were given by their paths.
+fn shared_disks(record: &VmRecord) -> Result<Vec<SharedDisk>, Problem> {
+    use std::os::unix::fs::MetadataExt;
+    let paths = (0..).zip(&record.disks).filter_map(|(index, disk)| match &disk.source {
+        DiskSource::Path(path) if !disk.read_only => Some((index, path)),
+        _ => None,
+    });
+    let shared = paths.map(|(index, path)| {
+        let failed = |error| Problem::new(Code::Host, format!("the disk {path:?} cannot be looked at: {error}"));
+        let file = std::fs::metadata(path).map_err(failed)?;
+        Ok(SharedDisk { index, inode: file.ino(), length_bytes: file.len() })
+    });
+    shared.collect()
+}
+
+fn parts(told: &Blackout) -> BlackoutParts {
+    let Blackout { stop_ns, cut_ns, disks_ns, memory_ns, network_ns, start_ns } = *told;
+    BlackoutParts { stop_ns, cut_ns, disks_ns, memory_ns, network_ns, start_ns }
 }
 
 fn address(request: &MigrateRequest) -> BackupAddress {

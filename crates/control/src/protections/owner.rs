@@ -233,6 +233,7 @@ impl Warden {
             name: record.name,
             spec: record.spec,
             macs: record.macs.iter().map(ToString::to_string).collect(),
+            shared: Vec::new(),
             backup: Some(order),
         };
         let client = &self.clients[&node];

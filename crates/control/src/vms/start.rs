@@ -57,7 +57,7 @@ impl Core {
         memory: Vec<Arc<std::os::fd::OwnedFd>>,
     ) -> Result<(), Problem> {
         let limit = match start {
-            Start::Incoming {} => ARRIVAL_LIMIT,
+            Start::Incoming { .. } => ARRIVAL_LIMIT,
             Start::Backup { .. } => COPY_LIMIT,
             _ => READY_LIMIT,
         };

@@ -717,6 +717,10 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
+    /// Disk files that it writes to are the same ones there, by the same paths: open them there rather than copy them
+    #[arg(long)]
+    pub shared_disks: bool,
+
     #[command(flatten)]
     pub output: OutputArg,
 }

@@ -22,6 +22,7 @@ pub async fn migrate(session: &Session, args: MigrateArgs) -> Result<Status, Fai
         authority: args.to_ca.as_deref().map(read).transpose()?,
         stripes: args.stripes,
         max_rounds: args.rounds,
+        shared_disks: args.shared_disks,
         ..MigrateRequest::to(args.to)
     };
     let operation = session.client.migrate(&args.vm.vm, &request).await.map_err(failure)?;
@@ -33,16 +34,34 @@ pub async fn migrate(session: &Session, args: MigrateArgs) -> Result<Status, Fai
 }
 
 fn told(report: &MigrationReport) -> String {
-    let milliseconds = |ns: u64| ns as f64 / 1e6;
+    let ms = |ns: u64| format!("{:.1} ms", ns as f64 / 1e6);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    format!(
-        "{:.1} MiB of memory in {} rounds ({:.1} MiB on the wire) in {:.0} ms\nthe machine stood still for {:.1} ms when it \
-         was handed over, and for {:.1} ms before that\n",
+    let MigrationReport { blackout: parts, .. } = report;
+    let mut text = format!(
+        "memory    {:.1} MiB in {} rounds ({:.1} MiB on the wire)\n",
         mib(report.data_bytes),
         report.rounds,
-        mib(report.wire_bytes),
-        milliseconds(report.total_ns),
-        milliseconds(report.blackout_ns),
-        milliseconds(report.pauses_ns)
-    )
+        mib(report.wire_bytes)
+    );
+    if report.disk_bytes > 0 {
+        text += &format!("disks     {:.1} MiB; they are raw files there\n", mib(report.disk_bytes));
+    }
+    text += &format!(
+        "time      {} in all; the guest stood still for {} of it in the rounds, and then for {}:\n",
+        ms(report.total_ns),
+        ms(report.pauses_ns),
+        ms(report.blackout_ns)
+    );
+    let rows = [
+        ("the vCPUs and devices stop", parts.stop_ns),
+        ("their states are taken", parts.cut_ns),
+        ("the last of the disks goes", parts.disks_ns),
+        ("the last pages and the state go", parts.memory_ns),
+        ("on the way", parts.network_ns),
+        ("the machine is made there", parts.start_ns),
+    ];
+    for (what, ns) in rows {
+        text += &format!("          {what:<32}{:>10}\n", ms(ns));
+    }
+    text
 }

@@ -104,10 +104,10 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let config = file.config;
     config.check().map_err(Failure::usage)?;
     let needs = Needs::of(Path::new("."), &config, &file.start, &file.sandbox);
-    let is_incoming = file.start == Start::Incoming {};
-    let kept = match file.start {
-        Start::Backup { term } => Some(term),
-        _ => None,
+    let (incoming, kept) = match &file.start {
+        Start::Incoming { disks } => (Some(disks.clone()), None),
+        Start::Backup { term } => (None, Some(*term)),
+        _ => (None, None),
     };
     let snapshot = snapshot(file.start)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -120,8 +120,10 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     confine::start_launcher().map_err(Failure::host)?;
     signals.listen();
 
-    let (snapshot, arrived) = match (is_incoming, kept) {
-        (true, _) => arrival(folder, &config).map(|(snapshot, arrived)| (Some((snapshot, None)), Some(arrived)))?,
+    let (snapshot, arrived) = match (incoming, kept) {
+        (Some(disks), _) => {
+            arrival(folder, &config, &disks).map(|(snapshot, arrived)| (Some((snapshot, None)), Some(arrived)))?
+        }
         (_, Some(term)) => (Some((promotion(folder, &config, term)?, None)), None),
         _ => (snapshot, None),
     };
@@ -153,7 +155,7 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
 /// The snapshot to go on from, if that is asked for, and who the guest is then.
 fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failure> {
     match start {
-        Start::Boot | Start::Incoming {} | Start::Backup { .. } => Ok(None),
+        Start::Boot | Start::Incoming { .. } | Start::Backup { .. } => Ok(None),
         Start::Restore { snapshot, identity } => {
             let snapshot = Snapshot::open(&snapshot).map_err(|error| Failure::usage(chain(&error)))?;
             Ok(Some((snapshot, identity)))
@@ -166,9 +168,12 @@ fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failur
 }
 
 /// The machine that another process brings.
-fn arrival(folder: &Folder, config: &MachineConfig) -> Result<(Snapshot, Arrived), Failure> {
+fn arrival(folder: &Folder, config: &MachineConfig, disks: &[usize]) -> Result<(Snapshot, Arrived), Failure> {
     let ram_bytes = config.ram_bytes + config.hotplug_bytes;
-    let arrival = migration::receive(&folder.incoming(), ram_bytes, ARRIVAL_LIMIT);
+    let home = |number: &usize| config.disks.get(*number).filter(|disk| !disk.read_only).map(|disk| disk.path.clone());
+    let homes: Option<Vec<_>> = disks.iter().map(home).collect();
+    let homes = homes.ok_or_else(|| Failure::usage("a disk that comes with the machine is none that it writes to"))?;
+    let arrival = migration::receive(&folder.incoming(), ram_bytes, &homes, ARRIVAL_LIMIT);
     let Arrival { snapshot, arrived } = arrival.map_err(|error| Failure::host(chain(&error)))?;
     // What is found to be wrong later ends this process, and the source sees that.
     match snapshot.check_shape(config) {

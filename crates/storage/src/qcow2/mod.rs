@@ -108,6 +108,11 @@ impl Disk for Qcow2Image {
         lock::take(file, path, true)
     }
 
+    fn release(&self) -> Result<(), Error> {
+        self.freeze()?;
+        lock::give(&self.inner.file, &self.inner.path)
+    }
+
     fn thaw(&self) -> Result<(), Error> {
         lock::take(&self.inner.file, &self.inner.path, self.inner.read_only)
     }

@@ -114,6 +114,11 @@ impl Disk for RawFile {
         lock::take(file, path, true)
     }
 
+    fn release(&self) -> Result<(), Error> {
+        self.freeze()?;
+        lock::give(&self.inner.file, &self.inner.path)
+    }
+
     fn thaw(&self) -> Result<(), Error> {
         lock::take(&self.inner.file, &self.inner.path, self.inner.read_only)
     }

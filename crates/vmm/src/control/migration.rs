@@ -19,9 +19,32 @@ pub struct Migration {
     pub blackout_ns: u64,
     /// How long it stood still before that, for a moment in each round.
     pub pauses_ns: u64,
+    /// What of disks was sent.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// What the blackout was made of.
+    #[serde(default)]
+    pub blackout: Blackout,
     /// Why it has failed, or is in doubt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// The parts of a blackout, one after the other, in nanoseconds; together they are a little less than all of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blackout {
+    /// The vCPUs stop, and the devices become quiet.
+    pub stop_ns: u64,
+    /// Their states are taken, and RAM is frozen.
+    pub cut_ns: u64,
+    /// The last writes to disks are sent, and disks that both hosts see are flushed and let go.
+    pub disks_ns: u64,
+    /// The last pages and the state are sent.
+    pub memory_ns: u64,
+    /// What was sent last is on its way, and answers are.
+    pub network_ns: u64,
+    /// The machine is made at the target.
+    pub start_ns: u64,
 }
 
 /// ```text

@@ -71,6 +71,9 @@ pub enum Request {
         stripes: u32,
         /// Rounds of copying at most before the machine stands still for the last one.
         max_rounds: u32,
+        /// Disks, by their numbers, that are written to and are the same files there: they are not copied.
+        #[serde(default)]
+        shared: Vec<usize>,
     },
     /// How a migration goes, or has gone. Answered by [`Response::Migration`].
     Migration {},

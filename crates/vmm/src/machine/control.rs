@@ -36,10 +36,7 @@ impl Target for MachineHandle {
             Request::Status {} => Response::Status(Box::new(self.status())),
             Request::Metrics {} => Response::Metrics(Box::new(self.metrics())),
             Request::Pause {} => done(self.pause()),
-            Request::Resume {} => {
-                self.resume();
-                Response::Done {}
-            }
+            Request::Resume {} => done(self.take_disks_back().map(|()| self.resume())),
             Request::Stop {} => {
                 self.stop();
                 Response::Done {}
@@ -82,8 +79,8 @@ impl Target for MachineHandle {
                 Ok((report, files)) => Answer { response: Response::Fork(report), files },
                 Err(refusal) => refused(refusal),
             },
-            Request::Migrate { socket, stripes, max_rounds } => {
-                let order = MigrationOrder { socket, stripes, max_rounds };
+            Request::Migrate { socket, stripes, max_rounds, shared } => {
+                let order = MigrationOrder { socket, stripes, max_rounds, shared };
                 self.migrate(order).map_or_else(refused, |()| Response::Done {}.into())
             }
             Request::Protect { order } => self.protect(*order).map_or_else(refused, |()| Response::Done {}.into()),

@@ -30,7 +30,7 @@ impl MachineHandle {
         self.disks().into_iter().filter(|disk| !disk.disk().read_only()).collect()
     }
 
-    fn disks(&self) -> Vec<Arc<Block>> {
+    pub(super) fn disks(&self) -> Vec<Arc<Block>> {
         read(&self.shared.live).as_ref().map(|live| live.disks.clone()).unwrap_or_default()
     }
 

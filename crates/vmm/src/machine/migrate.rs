@@ -2,21 +2,28 @@
 //!
 //! Each round is a freeze, as for a snapshot ([`super::snapshot`]): the guest stands still for a moment only, and what is sent
 //! is a frozen image that nobody writes to. The last one leaves it standing still.
+//!
+//! Disks that the guest writes to go first ([`super::mirror`]), and what it writes to them during the rounds goes with the next
+//! one. Those that both hosts see are flushed and let go when the machine stands still for good; what stays here has them back
+//! before it goes on.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use queztl_guest_memory::LayerId;
 use queztl_parallel_transfer::Sent;
+use queztl_storage::Disk;
 
 use super::events::End;
+use super::mirror::{copy_marked, copy_most, marked, put_writes};
 use super::snapshot::{Cut, chain, give_back, nanoseconds};
 use super::{MachineHandle, lock, read};
-use crate::control::{Migration, MigrationPhase, Reason, Refusal};
-use crate::migration::{Begin, Error, Link, MAX_STRIPES, Verdict};
+use crate::control::{Blackout, Migration, MigrationPhase, Reason, Refusal};
+use crate::devices::virtio::block::Block;
+use crate::migration::{Begin, Error, LastRound, Link, MAX_STRIPES, Verdict};
 use crate::snapshot;
 
 /// When a round has brought no more than this, the next one is so short that the guest may stand still for it.
@@ -25,6 +32,12 @@ const SHORT_ROUND_BYTES: u64 = 2 << 20;
 /// fast as can be sent. In percent.
 const NO_PROGRESS: u64 = 80;
 
+/// Who marks blocks for a migration.
+const MARKER: u32 = u32::MAX;
+/// How long a target that does not run the machine may take to let go of its disks, and how often it is looked.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+const LOCK_LOOK: Duration = Duration::from_millis(5);
+
 /// A migration as it is wished.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MigrationOrder {
@@ -32,6 +45,8 @@ pub struct MigrationOrder {
     pub socket: PathBuf,
     pub stripes: u32,
     pub max_rounds: u32,
+    /// Disks, by their numbers, that are written to and are the same files there.
+    pub shared: Vec<usize>,
 }
 
 /// What a migration is at; kept after its end.
@@ -47,6 +62,28 @@ struct Told {
     cancelled: bool,
     /// Handles of the connections: shut down, they end.
     connections: Vec<UnixStream>,
+    /// Disks that were let go: whoever runs the machine has them.
+    released: Vec<Arc<dyn Disk>>,
+}
+
+/// The disks that the machine writes to.
+struct Disks {
+    /// Those that go with it.
+    moved: Vec<Arc<Block>>,
+    /// Those that are there already.
+    shared: Vec<Arc<Block>>,
+}
+
+impl Disks {
+    fn sizes(&self) -> Vec<u64> {
+        self.moved.iter().map(|disk| disk.disk().topology().size_bytes).collect()
+    }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        self.moved.iter().for_each(|disk| disk.journal().stop());
+    }
 }
 
 impl Progress {
@@ -71,6 +108,10 @@ impl Progress {
             hang_up(&connection);
         }
         told.connections.push(connection);
+    }
+
+    fn add_disk(&self, bytes: usize) {
+        self.change(|figures| figures.disk_bytes += bytes as u64);
     }
 
     /// From here on it cannot be cancelled; gives the number of the last round.
@@ -99,12 +140,17 @@ impl MachineHandle {
         if !(1..=MAX_STRIPES).contains(&order.stripes) {
             return invalid(format!("memory is sent over 1 to {MAX_STRIPES} connections, not {}", order.stripes));
         }
-        if lock(&self.shared.config).disks.iter().any(|disk| !disk.read_only) {
-            return invalid("the machine has a disk that it writes to, which cannot be moved with it yet".into());
+        let disks = self.disks_to_move(&order.shared)?;
+        if !disks.moved.is_empty() && self.shared.vcpus.is_paused() {
+            return invalid("the machine is paused, and its disks are read as it runs: resume it first".into());
+        }
+        let protection = lock(&self.shared.protection).clone();
+        if protection.is_some_and(|protecting| !protecting.has_ended()) {
+            return invalid("the machine is protected: hand it over to a backup, or unprotect it first".into());
         }
         let progress = self.begin_migration()?;
         let (handle, body) = (self.clone(), progress.clone());
-        let body = move || handle.carry_over(&order, &body);
+        let body = move || handle.carry_over(&order, disks, &body);
         let thread = std::thread::Builder::new().name("migration".into()).spawn(body);
         thread.map(drop).map_err(|error| {
             progress.change(|figures| figures.phase = MigrationPhase::Failed);
@@ -155,9 +201,21 @@ impl MachineHandle {
         }
     }
 
+    fn disks_to_move(&self, shared: &[usize]) -> Result<Disks, Refusal> {
+        let written: Vec<(usize, Arc<Block>)> =
+            self.disks().into_iter().enumerate().filter(|(_, disk)| !disk.disk().read_only()).collect();
+        if let Some(number) = shared.iter().find(|number| !written.iter().any(|(index, _)| index == *number)) {
+            return Err(Refusal::new(Reason::Missing, format!("the machine writes to no disk {number}")));
+        }
+        let (shared, moved): (Vec<_>, Vec<_>) = written.into_iter().partition(|(index, _)| shared.contains(index));
+        let blocks = |disks: Vec<(usize, Arc<Block>)>| disks.into_iter().map(|(_, disk)| disk).collect();
+        Ok(Disks { moved: blocks(moved), shared: blocks(shared) })
+    }
+
     /// Brings the machine over, and tells how it went.
-    fn carry_over(&self, order: &MigrationOrder, progress: &Progress) {
-        let result = self.copy(order, progress);
+    fn carry_over(&self, order: &MigrationOrder, disks: Disks, progress: &Progress) {
+        let result = self.copy(order, &disks, progress);
+        drop(disks);
         lock(&progress.state).connections.clear();
         let (phase, message) = match result {
             Ok(Verdict::There) => (MigrationPhase::Moved, None),
@@ -176,33 +234,76 @@ impl MachineHandle {
         }
     }
 
-    /// Copies RAM in rounds and hands the machine over. After an error, and if it stays here, the guest runs as before.
-    fn copy(&self, order: &MigrationOrder, progress: &Progress) -> Result<Verdict, Refusal> {
-        let begin = Begin::new(self.ram_runs()?, order.stripes);
+    /// Copies disks, then RAM in rounds, and hands the machine over. After an error, and if it stays here, the guest runs as
+    /// before.
+    fn copy(&self, order: &MigrationOrder, disks: &Disks, progress: &Progress) -> Result<Verdict, Refusal> {
+        let begin = Begin::new(self.ram_runs()?, order.stripes, disks.sizes());
         let mut link = Link::open(&order.socket, &begin, |wire| progress.connected(wire)).map_err(refusal)?;
+        self.copy_disks(&link, disks, progress).map_err(refusal)?;
         let (mut base, mut before) = (None, u64::MAX);
         for round in 1..=order.max_rounds.max(1) {
             if progress.is_cancelled() {
                 return Err(cancelled());
             }
-            let sent = self.round(&mut link, round, &mut base, progress)?;
+            let sent = self.round(&mut link, disks, round, &mut base, progress)?;
             if sent <= SHORT_ROUND_BYTES || (round > 1 && sent > before / 100 * NO_PROGRESS) {
                 break;
             }
             before = sent;
         }
-        self.last_round(&mut link, base, progress)
+        self.keep_writes(&link, disks, progress).map_err(refusal)?;
+        self.last_round(&mut link, disks, base, progress)
+    }
+
+    /// All of the disks that go with the machine, and most of what is written meanwhile.
+    fn copy_disks(&self, link: &Link, disks: &Disks, progress: &Progress) -> Result<(), Error> {
+        if disks.moved.is_empty() {
+            return Ok(());
+        }
+        disks.moved.iter().for_each(|disk| disk.journal().mark(MARKER));
+        copy_most(&disks.moved, MARKER, || self.settle_disks(progress), |part| put(link, progress, part))?;
+        link.sync()
+    }
+
+    /// From now on writes are kept; what was marked before goes now.
+    fn keep_writes(&self, link: &Link, disks: &Disks, progress: &Progress) -> Result<(), Error> {
+        if disks.moved.is_empty() {
+            return Ok(());
+        }
+        disks.moved.iter().for_each(|disk| disk.journal().start());
+        let marks = marked(&disks.moved, MARKER);
+        self.settle_disks(progress)?;
+        copy_marked(&disks.moved, &marks, |part| put(link, progress, part))?;
+        // What goes when the machine stands still is little, and so is what is made durable then.
+        link.sync()
+    }
+
+    /// A moment in which no device is at work.
+    fn settle_disks(&self, progress: &Progress) -> Result<(), Error> {
+        if progress.is_cancelled() {
+            return Err(Error::Still("it was cancelled".into()));
+        }
+        let _transition = lock(&self.shared.transition);
+        let (started, was_paused) = (Instant::now(), self.shared.vcpus.is_paused());
+        let still = self.stand_still();
+        if !was_paused {
+            self.go_on();
+        }
+        progress.change(|figures| figures.pauses_ns += nanoseconds(started.elapsed()));
+        still.map_err(|refusal| Error::Still(refusal.message))
     }
 
     /// One round while the guest runs; gives the bytes that were sent.
     fn round(
         &self,
         link: &mut Link,
+        disks: &Disks,
         round: u32,
         base: &mut Option<LayerId>,
         progress: &Progress,
     ) -> Result<u64, Refusal> {
         progress.change(|figures| figures.round = round);
+        let marks = marked(&disks.moved, MARKER);
         let Cut { ram, frozen, pause, .. } = self.cut(&[], false)?;
         progress.change(|figures| figures.pauses_ns += nanoseconds(pause));
         let sent = link.round(u64::from(round), frozen.image(), *base);
@@ -211,33 +312,97 @@ impl MachineHandle {
         give_back(&ram);
         let sent = sent.map_err(refusal)?;
         progress.add(sent);
-        Ok(sent.data_bytes)
+        let mut of_disks = 0;
+        let put = |part: &[u8]| {
+            of_disks += part.len() as u64;
+            put(link, progress, part)
+        };
+        copy_marked(&disks.moved, &marks, put).map_err(refusal)?;
+        Ok(sent.data_bytes + of_disks)
     }
 
     /// The rest, and the end here if all is well.
-    fn last_round(&self, link: &mut Link, base: Option<LayerId>, progress: &Progress) -> Result<Verdict, Refusal> {
+    fn last_round(
+        &self,
+        link: &mut Link,
+        disks: &Disks,
+        base: Option<LayerId>,
+        progress: &Progress,
+    ) -> Result<Verdict, Refusal> {
         let round = progress.begin_blackout()?;
         let started = Instant::now();
-        let Cut { state, ram, frozen, was_paused, .. } = self.cut(&[], true)?;
-        let stays_here = || {
-            if !was_paused {
-                self.resume();
-            }
+        let Cut { state, ram, frozen, was_paused, stop, pause } = self.cut(&[], true)?;
+        let stays_here = || match self.take_disks_back() {
+            Ok(()) if !was_paused => self.resume(),
+            Ok(()) => {}
+            Err(refusal) => tracing::error!(%refusal, "the machine stands still: resume it when its disks are free"),
         };
+        let mut parts =
+            Blackout { stop_ns: nanoseconds(stop), cut_ns: nanoseconds(pause - stop), ..Blackout::default() };
         let state = snapshot::encode(&state).map_err(Refusal::from);
-        let sent = state.and_then(|state| link.last_round(round, frozen.image(), base, &state).map_err(refusal));
+        let at = Instant::now();
+        let last = state.and_then(|state| {
+            self.last_of_disks(link, disks, progress)?;
+            parts.disks_ns = nanoseconds(at.elapsed());
+            link.last_round(round, frozen.image(), base, &state).map_err(refusal)
+        });
         drop(frozen);
-        let sent = sent.inspect_err(|_| {
+        let LastRound { sent, sending, waiting, making } = last.inspect_err(|_| {
             stays_here();
             give_back(&ram);
         })?;
         progress.add(sent);
+        let at = Instant::now();
         let verdict = link.run();
-        progress.change(|figures| figures.blackout_ns = nanoseconds(started.elapsed()));
+        parts.memory_ns = nanoseconds(sending);
+        parts.network_ns = nanoseconds(waiting + at.elapsed());
+        parts.start_ns = nanoseconds(making);
+        progress.change(|figures| {
+            (figures.blackout_ns, figures.blackout) = (nanoseconds(started.elapsed()), parts);
+        });
         if matches!(verdict, Verdict::Here(_)) {
             stays_here();
         }
         Ok(verdict)
+    }
+
+    /// What was written to disks since the writes are kept; and those that both hosts see are let go.
+    fn last_of_disks(&self, link: &Link, disks: &Disks, progress: &Progress) -> Result<(), Refusal> {
+        let known = |now: &Arc<Block>| disks.moved.iter().chain(&disks.shared).any(|disk| Arc::ptr_eq(disk, now));
+        if !self.written_disks().iter().all(known) {
+            return Err(Refusal::new(Reason::Busy, "the guest has restarted meanwhile: try again"));
+        }
+        let writes: Vec<_> = disks.moved.iter().map(|disk| disk.journal().take()).collect();
+        let writes = (0..).zip(&writes).flat_map(|(number, writes)| writes.iter().map(move |write| (number, write)));
+        put_writes(writes, |part| put(link, progress, part)).map_err(refusal)?;
+        for disk in disks.shared.iter().map(|disk| disk.disk()) {
+            let failed = |error| Refusal::new(Reason::Failed, format!("a disk cannot be let go: {error}"));
+            lock(&progress.state).released.push(disk.clone());
+            disk.release().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Has the disks again that were let go for a migration, so that the machine can go on here.
+    pub(super) fn take_disks_back(&self) -> Result<(), Refusal> {
+        let progress = lock(&self.shared.migration).clone();
+        let deadline = Instant::now() + LOCK_LIMIT;
+        loop {
+            let mut told = lock(&progress.state);
+            let Some(disk) = told.released.last() else { return Ok(()) };
+            match disk.thaw() {
+                Ok(()) => drop(told.released.pop()),
+                Err(error) if Instant::now() >= deadline => {
+                    let text =
+                        format!("a disk that was let go is in use elsewhere, so the machine stands still: {error}");
+                    return Err(Refusal::new(Reason::Busy, text));
+                }
+                Err(_) => {
+                    drop(told);
+                    std::thread::sleep(LOCK_LOOK);
+                }
+            }
+        }
     }
 
     /// RAM as (guest-physical address, bytes).
@@ -246,6 +411,12 @@ impl MachineHandle {
         let live = live.as_ref().ok_or_else(|| Refusal::new(Reason::Busy, "the guest is restarting: try again"))?;
         Ok(live.ram.ranges().collect())
     }
+}
+
+fn put(link: &Link, progress: &Progress, part: &[u8]) -> Result<(), Error> {
+    link.disk(part)?;
+    progress.add_disk(part.len());
+    Ok(())
 }
 
 fn hang_up(connection: &UnixStream) {

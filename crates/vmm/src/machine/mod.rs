@@ -17,6 +17,7 @@ mod disks;
 mod events;
 mod metrics;
 mod migrate;
+mod mirror;
 mod protect;
 mod restore;
 mod snapshot;

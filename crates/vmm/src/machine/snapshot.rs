@@ -96,6 +96,8 @@ pub(super) struct Cut {
     pub state: MachineState,
     pub ram: Arc<GuestRam>,
     pub frozen: Frozen,
+    /// How long it took until it stood still, and how long it did in all; up to the cut if it stays so.
+    pub stop: Duration,
     pub pause: Duration,
     /// The machine was paused before.
     pub was_paused: bool,
@@ -112,7 +114,7 @@ impl MachineHandle {
         let staging = Staging::begin(&order.directory)?;
         let present = self.shared.writing.begin(lock(&self.shared.config).ram_bytes);
         let cut = self.cut(&order.disks, order.stay_paused)?;
-        let Cut { mut state, ram, frozen, pause, was_paused } = cut;
+        let Cut { mut state, ram, frozen, pause, was_paused, .. } = cut;
         let (layer, bases) = base.map_or((None, Vec::new()), |base| (Some(base.layer), base.names));
         state.bases = bases;
         let written = write(staging, &state, &frozen, layer, &present);
@@ -166,7 +168,9 @@ impl MachineHandle {
         let live = read(&self.shared.live).clone().ok_or_else(restarting)?;
         let was_paused = self.shared.vcpus.is_paused();
         let started = Instant::now();
-        let taken = self.stand_still().and_then(|()| {
+        let still = self.stand_still();
+        let stop = started.elapsed();
+        let taken = still.and_then(|()| {
             at_cut();
             let cuts = self.prepare_disk_cuts(&overlays)?;
             // The state names the disks' files of now, which stay as they are if they are cut.
@@ -182,7 +186,7 @@ impl MachineHandle {
             self.go_on();
         }
         let pause = started.elapsed();
-        taken.map(|(state, frozen)| Cut { state, ram: live.ram, frozen, pause, was_paused })
+        taken.map(|(state, frozen)| Cut { state, ram: live.ram, frozen, stop, pause, was_paused })
     }
 
     /// The state of all parts. Devices come before the interrupt controllers, and these before the vCPUs' own: bringing one

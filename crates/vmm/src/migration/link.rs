@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use queztl_guest_memory::{LayerId, MemoryImage};
 use queztl_parallel_transfer as transfer;
@@ -9,7 +10,12 @@ use queztl_qhp::{Connection, Error as QhpError, Options, Priority, Stream};
 
 use super::Error;
 use super::memory::send_image;
-use super::wire::{self, BEGIN, Begin, PATIENCE, ROUND, RUN, Round, STRIPE, Stripe, refusal};
+use super::wire::{
+    self, BEGIN, Begin, DISK, PATIENCE, ROUND, RUN, Ready, Round, STRIPE, SYNC, Stripe, decode, refusal,
+};
+
+/// How long a target may take to make disks durable.
+const SYNC_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Connections to a target.
 pub(crate) struct Link {
@@ -17,6 +23,17 @@ pub(crate) struct Link {
     /// They live as long as this.
     _stripes: Vec<Connection>,
     sender: transfer::Sender<Stripe>,
+}
+
+/// What became of the last round.
+#[derive(Debug)]
+pub(crate) struct LastRound {
+    pub sent: transfer::Sent,
+    /// Up to the last byte of memory.
+    pub sending: Duration,
+    /// From then on to the answer, less what the target took to make the machine.
+    pub waiting: Duration,
+    pub making: Duration,
 }
 
 /// Where the machine is after RUN.
@@ -62,10 +79,27 @@ impl Link {
         image: &MemoryImage,
         base: Option<LayerId>,
         state: &[u8],
-    ) -> Result<transfer::Sent, Error> {
-        let call = self.announce(Round { round, last: true }, state)?;
+    ) -> Result<LastRound, Error> {
+        let began = Instant::now();
+        let mut call = self.announce(Round { round, last: true }, state)?;
         let sent = send_image(&mut self.sender, round, image, base, |_, _| {})?;
-        answer(call).map(|()| sent)
+        let sending = began.elapsed();
+        let Ready { made_ns } = decode(&call.message(Some(PATIENCE)).map_err(refusal)?)?;
+        let making = Duration::from_nanos(made_ns);
+        let waiting = (began.elapsed() - sending).saturating_sub(making);
+        Ok(LastRound { sent, sending, waiting, making })
+    }
+
+    /// Brings changes of disks over.
+    pub fn disk(&self, part: &[u8]) -> Result<(), Error> {
+        self.calls.call(DISK, Priority::Bulk, &[part], Some(SYNC_PATIENCE)).map_err(refusal)?;
+        Ok(())
+    }
+
+    /// What has come of disks is durable at the target when this returns.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.calls.call(SYNC, Priority::High, &[], Some(SYNC_PATIENCE)).map_err(refusal)?;
+        Ok(())
     }
 
     /// Hands the machine over.

@@ -4,9 +4,12 @@
 //!  source (runs)                                              target (`Start::Incoming`)
 //!  connect, BEGIN {RAM}                        ──────────>    a file in memory of the size of RAM
 //!  connect stripes                             ──────────>
+//!  disks: all of them, then what was written meanwhile ──>    files of their own ([`crate::mirror`])
 //!  round 1: frozen, goes on, all of RAM        ══stripes══>   written
 //!  round n: frozen, goes on, what has changed  ══stripes══>   written                  … until little changes
 //!  last:    frozen, stays paused, the rest     ══stripes══>   written, and the state: a machine is made, ready
+//!           before it, what was written to disks at the end
+//!           disks that both hosts see: flushed, let go        opened
 //!  RUN                                         ──────────>    goes on
 //!  ended as moved                              <─────────
 //! ```
@@ -14,6 +17,7 @@
 //! - the guest runs in one place or stands still, never in two: from RUN on, the source goes on only if the target has said
 //!   that it does not; where that answer is lost, the source stands still, in doubt, and whoever can ask the target decides;
 //! - whatever else fails, at any moment, leaves the machine running at the source;
+//! - memory and disks of the machine that goes on are of the same moment, and what the guest had flushed is durable there;
 //! - the bytes of a peer are checked before they are used: a stranger's state is refused or harmless.
 //!
 //! The wire is QHP over Unix sockets; who carries them to another host (and authenticates and encrypts) is not seen here. One
@@ -28,7 +32,7 @@ use std::io;
 
 use queztl_guest_memory::ImageError;
 
-pub(crate) use link::{Link, Verdict};
+pub(crate) use link::{LastRound, Link, Verdict};
 pub use target::{Arrival, Arrived, receive};
 pub(crate) use wire::Begin;
 pub use wire::MAX_STRIPES;
@@ -50,10 +54,16 @@ pub enum Error {
     Version { theirs: u32, ours: u32 },
     #[error("the machine that comes has {theirs} bytes of RAM, and a machine with {ours} is expected")]
     Ram { theirs: u64, ours: u64 },
+    #[error("the machine that comes brings {theirs} disks, and {ours} are expected")]
+    Disks { theirs: usize, ours: usize },
     #[error("memory for the machine that comes cannot be had: {0}")]
     Memory(io::Error),
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error(transparent)]
+    Mirror(#[from] crate::mirror::Error),
+    #[error("the machine cannot be made to stand still: {0}")]
+    Still(String),
     #[error(transparent)]
     Snapshot(#[from] crate::snapshot::Error),
     #[error("nobody has brought the machine within {0} s")]

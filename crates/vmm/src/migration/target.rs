@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use queztl_guest_memory::{MemoryImage, Shape};
@@ -15,7 +15,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
 use super::Error;
-use super::wire::{BEGIN, Begin, MAX_STRIPES, PATIENCE, ROUND, RUN, Round, STRIPE, Stripe, VERSION, YES, decode};
+use super::wire::{
+    BEGIN, Begin, DISK, MAX_STRIPES, PATIENCE, ROUND, RUN, Ready, Round, STRIPE, SYNC, Stripe, VERSION, YES, decode,
+};
+use crate::mirror::{self, DiskFiles};
 use crate::snapshot::Snapshot;
 
 /// How long the source may be silent between two rounds: it sends all that time, but over the stripes.
@@ -33,6 +36,8 @@ pub struct Arrival {
 pub struct Arrived {
     call: Stream,
     calls: Connection,
+    /// When all had come.
+    at: Instant,
 }
 
 impl Arrived {
@@ -41,7 +46,9 @@ impl Arrived {
     /// # Errors
     /// The source does not; then the machine must not run here.
     pub fn take_over(mut self) -> Result<(), Error> {
-        self.call.finish(YES)?;
+        let ready = Ready { made_ns: u64::try_from(self.at.elapsed().as_nanos()).unwrap_or(u64::MAX) };
+        let ready = serde_json::to_vec(&ready).map_err(|_| Error::Protocol("an answer cannot be written"))?;
+        self.call.finish(&ready)?;
         let Incoming { service, mut stream, .. } = self.calls.accept(Some(PATIENCE))?;
         if service != RUN {
             return Err(Error::Protocol("it asks for something that is not to run"));
@@ -60,38 +67,43 @@ impl Arrived {
     }
 }
 
-/// Listens at `socket` and waits, for `limit`, until a source brings a machine with `ram_bytes` of RAM.
+/// Listens at `socket` and waits, for `limit`, until a source brings a machine with `ram_bytes` of RAM, and the disks that are to
+/// be at `disks`. Their files are there only if the machine has arrived.
 ///
 /// # Errors
 /// Nobody comes, or what comes is no such machine; the source goes on then.
-pub fn receive(socket: &Path, ram_bytes: u64, limit: Duration) -> Result<Arrival, Error> {
+pub fn receive(socket: &Path, ram_bytes: u64, disks: &[PathBuf], limit: Duration) -> Result<Arrival, Error> {
     let listener = crate::control::listen(socket).map_err(|error| Error::Connect(io::Error::other(error)))?;
-    let arrival = take(&listener, ram_bytes, limit);
+    let arrival = take(&listener, ram_bytes, disks, limit);
     // The path is the process's own; a file that is left over is replaced.
     let _ = std::fs::remove_file(socket);
     arrival
 }
 
-fn take(listener: &UnixListener, ram_bytes: u64, limit: Duration) -> Result<Arrival, Error> {
+fn take(listener: &UnixListener, ram_bytes: u64, homes: &[PathBuf], limit: Duration) -> Result<Arrival, Error> {
     let calls = connection(listener, limit)?;
     let mut stream = stream_for(&calls, BEGIN)?;
     let begin = stream.message(Some(PATIENCE)).map_err(Error::from).and_then(|text| checked(&text, ram_bytes));
-    let (begin, shape) = match begin {
-        Ok(begin) => begin,
+    let prepared = begin.and_then(|(begin, shape)| {
+        let disks = Disks::new(homes, &begin.disks)?;
+        Ok((begin, Memory::new(shape.bytes())?, shape, disks))
+    });
+    let (begin, memory, shape, mut disks) = match prepared {
+        Ok(prepared) => prepared,
         Err(error) => {
             stream.reset(REFUSED, &error.to_string());
             return Err(error);
         }
     };
-    let memory = Memory::new(shape.bytes())?;
     stream.finish(YES)?;
     // All are made before the first of them has anything to say.
     let stripes = (0..begin.stripes).map(|_| connection(listener, PATIENCE)).collect::<Result<Vec<_>, _>>()?;
-    let (call, state) = rounds(&calls, &stripes, shape.bytes(), &memory)?;
-    let snapshot = MemoryImage::of_file(memory.0, shape)
-        .map_err(Error::from)
-        .and_then(|memory| Ok(Snapshot::from_parts(&state, memory)?));
-    let arrived = Arrived { call, calls };
+    let (call, state) = rounds(&calls, &stripes, shape.bytes(), &memory, &disks)?;
+    let arrived = Arrived { call, calls, at: Instant::now() };
+    let snapshot = disks.settle().and_then(|()| {
+        let memory = MemoryImage::of_file(memory.0, shape)?;
+        Ok(Snapshot::from_parts(&state, memory)?)
+    });
     match snapshot {
         Ok(snapshot) => Ok(Arrival { snapshot, arrived }),
         Err(error) => {
@@ -107,12 +119,26 @@ fn rounds(
     stripes: &[Connection],
     ram_bytes: u64,
     memory: &Memory,
+    disks: &Disks,
 ) -> Result<(Stream, Vec<u8>), Error> {
     let mut receiver = None;
     loop {
         let Incoming { service, mut stream, .. } = calls.accept(Some(SILENCE))?;
-        if service != ROUND {
-            return Err(Error::Protocol("it asks for something that is no round"));
+        match service {
+            ROUND => {}
+            DISK | SYNC => {
+                let done = match service {
+                    DISK => stream.message(Some(PATIENCE)).map_err(Error::from).and_then(|part| disks.take(&part)),
+                    _ => disks.sync(),
+                };
+                if let Err(error) = done {
+                    stream.reset(REFUSED, &error.to_string());
+                    return Err(error);
+                }
+                stream.finish(YES)?;
+                continue;
+            }
+            _ => return Err(Error::Protocol("it asks for something that is no round")),
         }
         let message = stream.message(Some(PATIENCE))?;
         let end = message.iter().position(|byte| *byte == b'\n').ok_or(Error::Protocol("a round has no head"))?;
@@ -181,6 +207,36 @@ fn stream_for(connection: &Connection, service: u32) -> Result<Stream, Error> {
     match incoming.service == service {
         true => Ok(incoming.stream),
         false => Err(Error::Protocol("a connection is for something else")),
+    }
+}
+
+/// The disks that come, beside the places that they are for.
+struct Disks {
+    sizes: Vec<u64>,
+    files: DiskFiles,
+}
+
+impl Disks {
+    fn new(homes: &[PathBuf], sizes: &[u64]) -> Result<Disks, Error> {
+        if homes.len() != sizes.len() {
+            return Err(Error::Disks { theirs: sizes.len(), ours: homes.len() });
+        }
+        Ok(Disks { sizes: sizes.to_vec(), files: DiskFiles::new(homes, sizes)? })
+    }
+
+    fn take(&self, part: &[u8]) -> Result<(), Error> {
+        mirror::check(&self.sizes, part)?;
+        Ok(self.files.apply(part)?)
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        Ok(self.files.sync()?)
+    }
+
+    /// All has come: what the guest has flushed is durable, and where it belongs.
+    fn settle(&mut self) -> Result<(), Error> {
+        self.sync()?;
+        Ok(self.files.settle()?)
     }
 }
 

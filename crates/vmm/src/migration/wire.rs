@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 
 /// Of what follows.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Connections for memory at most.
 pub const MAX_STRIPES: u32 = 16;
 
@@ -22,6 +22,10 @@ pub(super) const STRIPE: u32 = 2;
 pub(super) const ROUND: u32 = 3;
 /// After the last round: the machine is the target's from now on.
 pub(super) const RUN: u32 = 4;
+/// A call: changes of disks ([`crate::mirror`]).
+pub(super) const DISK: u32 = 5;
+/// A call: what has come of disks is made durable.
+pub(super) const SYNC: u32 = 6;
 
 /// How long a peer may take for an answer that needs no memory to be transferred.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,11 +37,14 @@ pub(crate) struct Begin {
     /// RAM as (guest-physical address, bytes).
     pub ram: Vec<(u64, u64)>,
     pub stripes: u32,
+    /// The sizes of the disks that come with it, in bytes.
+    #[serde(default)]
+    pub disks: Vec<u64>,
 }
 
 impl Begin {
-    pub fn new(ram: Vec<(u64, u64)>, stripes: u32) -> Begin {
-        Begin { version: VERSION, ram, stripes: stripes.clamp(1, MAX_STRIPES) }
+    pub fn new(ram: Vec<(u64, u64)>, stripes: u32, disks: Vec<u64>) -> Begin {
+        Begin { version: VERSION, ram, stripes: stripes.clamp(1, MAX_STRIPES), disks }
     }
 }
 
@@ -45,6 +52,13 @@ impl Begin {
 pub(super) struct Round {
     pub round: u64,
     pub last: bool,
+}
+
+/// The answer to the last round.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ready {
+    /// From when all had come to when the machine could go on.
+    pub made_ns: u64,
 }
 
 /// An answer that says yes.

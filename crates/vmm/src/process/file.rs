@@ -60,7 +60,11 @@ pub enum Start {
         identity: Option<Identity>,
     },
     /// Where a machine is that another process brings, through the socket [`super::Folder::incoming`].
-    Incoming {},
+    Incoming {
+        /// The disks, by their numbers, that come with it; they are made here. All others are here.
+        #[serde(default)]
+        disks: Vec<usize>,
+    },
     /// Where a machine is that another process protects, once that has died: see [`crate::protection`].
     Backup {
         /// What the group's register said after any copy that was kept here before was lost: no owner of a lower term is served.

@@ -18,8 +18,8 @@ use queztl_parallel_transfer::Target;
 
 use super::Error;
 use super::digest::Digest;
-use super::disks::DiskFiles;
 use crate::migration::target::Memory;
+use crate::mirror::DiskFiles;
 use crate::snapshot::Snapshot;
 
 /// An epoch that is arriving.

@@ -27,7 +27,6 @@
 
 mod copy;
 mod digest;
-pub(crate) mod disks;
 mod link;
 mod standby;
 mod wire;
@@ -70,10 +69,8 @@ pub enum Error {
     NotPromised { term: Term, promised: Term },
     #[error("the copy cannot be kept: {0}")]
     Copy(io::Error),
-    #[error("the copy of a disk, {path:?}, fails: {source}")]
-    Disk { path: std::path::PathBuf, source: io::Error },
-    #[error("a disk cannot be read, so that it cannot be copied: {0}")]
-    Read(io::Error),
+    #[error(transparent)]
+    Mirror(#[from] crate::mirror::Error),
     #[error("the socket {path:?} fails: {source}")]
     Socket { path: std::path::PathBuf, source: io::Error },
     #[error("the process of the backup refuses: {0}")]

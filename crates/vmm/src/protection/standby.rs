@@ -18,12 +18,12 @@ use queztl_qhp::{Connection, Incoming, Options};
 
 use super::Error;
 use super::copy::{Copy, Stage};
-use super::disks::{self, DiskFiles};
 use super::wire::{BEGIN, Begin, COMMIT, Commit, DISK, DiskPart, EPOCH, Epoch, Reply, STRIPE, VERSION};
 use super::words::{self, Word, WordAnswer};
 use crate::config::MachineConfig;
 use crate::migration::MAX_STRIPES;
 use crate::migration::wire::{PATIENCE, Stripe, decode};
+use crate::mirror::{self, DiskFiles};
 use crate::process::Folder;
 use crate::snapshot::Snapshot;
 
@@ -302,13 +302,13 @@ impl Disks {
     }
 
     fn take(&mut self, part: DiskPart, bytes: &[u8], homes: &[PathBuf]) -> Result<(), Error> {
-        disks::check(&self.sizes, bytes)?;
+        mirror::check(&self.sizes, bytes)?;
         if part == DiskPart::Whole {
             let files = match &mut self.whole {
                 Some(files) => files,
                 none => none.insert(DiskFiles::new(homes, &self.sizes)?),
             };
-            return files.apply(bytes);
+            return Ok(files.apply(bytes)?);
         }
         self.bytes += bytes.len() as u64;
         if self.bytes > MAX_EPOCH_BYTES {

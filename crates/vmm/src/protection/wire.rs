@@ -14,7 +14,7 @@ pub(super) const STRIPE: u32 = 0x102;
 pub(super) const EPOCH: u32 = 0x103;
 /// A call: [`Commit`], answered by [`Reply`].
 pub(super) const COMMIT: u32 = 0x104;
-/// A call: [`DiskPart`], a line feed, changes of disks ([`super::disks`]); the answer is empty. What belongs to an epoch comes before
+/// A call: [`DiskPart`], a line feed, changes of disks ([`crate::mirror`]); the answer is empty. What belongs to an epoch comes before
 /// it.
 pub(super) const DISK: u32 = 0x105;
 

@@ -219,13 +219,22 @@ class AsyncVM:
         authority: str | None = None,
         stripes: int = 2,
         max_rounds: int = 8,
+        shared_disks: bool = False,
     ) -> Migration:
         """Brings the running machine to the daemon at `to`: `https://host:port`, or `unix:/path` on the daemon's host.
 
-        `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM. The machine is not here
-        afterwards: ask that daemon for it.
+        `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM. With `shared_disks`, disks
+        that were given by a path are the same files there, and are not copied. The machine is not here afterwards: ask that
+        daemon for it.
         """
-        body = {"to": to, "token": token, "authority": authority, "stripes": stripes, "max_rounds": max_rounds}
+        body = {
+            "to": to,
+            "token": token,
+            "authority": authority,
+            "stripes": stripes,
+            "max_rounds": max_rounds,
+            "shared_disks": shared_disks,
+        }
         operation = await self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
         return Migration.from_json(operation.result)
 

@@ -236,8 +236,11 @@ class Migration:
     rounds: int
     data_bytes: int
     wire_bytes: int
+    disk_bytes: int
     total_seconds: float
     blackout_seconds: float
+    blackout_parts: Mapping[str, float]
+    """What the blackout was made of: `stop`, `cut`, `disks`, `memory`, `network`, `start`."""
     raw: Json = field(repr=False)
 
     @classmethod
@@ -247,8 +250,10 @@ class Migration:
             rounds=raw["rounds"],
             data_bytes=raw["data_bytes"],
             wire_bytes=raw["wire_bytes"],
+            disk_bytes=raw["disk_bytes"],
             total_seconds=raw["total_ns"] / 1e9,
             blackout_seconds=raw["blackout_ns"] / 1e9,
+            blackout_parts={part.removesuffix("_ns"): ns / 1e9 for part, ns in raw["blackout"].items()},
             raw=raw,
         )
 

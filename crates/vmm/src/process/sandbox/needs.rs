@@ -40,7 +40,7 @@ impl Needs {
             needs.work.push(parent(path));
         }
         match start {
-            Start::Boot | Start::Incoming {} | Start::Backup { .. } => {}
+            Start::Boot | Start::Incoming { .. } | Start::Backup { .. } => {}
             Start::Restore { snapshot, .. } => needs.perhaps.push(snapshot.clone()),
             Start::Fork { state, .. } => needs.perhaps.push(state.clone()),
         }

@@ -1,9 +1,9 @@
-//! Writes that are remembered, for copies of the disk elsewhere ([`crate::protection`]).
+//! Writes that are remembered, for copies of the disk elsewhere ([`crate::mirror`]).
 //!
-//! Promises, once [`Journal::start`] was called:
-//! - each request that changes the disk is in the journal before the disk has it, with the bytes that the guest gave, until
-//!   [`Journal::take`];
-//! - whoever [marks](Journal::mark) is told which blocks were written since.
+//! Promises:
+//! - once [`Journal::start`] was called, each request that changes the disk is in the journal before the disk has it, with the
+//!   bytes that the guest gave, until [`Journal::take`];
+//! - whoever [marks](Journal::mark) is told which blocks were written since, before the disk has them.
 //!
 //! What of the disk is read beside the guest goes through the same queue, since some images have only one.
 //!
@@ -76,6 +76,8 @@ struct ReadOrder {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Writes are remembered, not only marked.
+    keeps: bool,
     writes: Vec<Write>,
     /// For each who marks: the blocks, a bit for each.
     marks: BTreeMap<u32, Vec<u64>>,
@@ -84,14 +86,16 @@ struct State {
 impl Journal {
     /// Remembers from now on. What is on its way to the disk already is not in the journal.
     pub fn start(&self) {
-        self.is_on.store(true, Ordering::Release);
+        let mut state = self.lock();
+        state.keeps = true;
+        self.switch(&state);
     }
 
     /// Forgets everything, and remembers nothing more.
     pub fn stop(&self) {
-        self.is_on.store(false, Ordering::Release);
         let mut state = self.lock();
         *state = State::default();
+        self.switch(&state);
         self.bytes.store(0, Ordering::Release);
     }
 
@@ -109,7 +113,9 @@ impl Journal {
 
     /// From now on the blocks that are written are marked for `who`.
     pub fn mark(&self, who: u32) {
-        self.lock().marks.insert(who, Vec::new());
+        let mut state = self.lock();
+        state.marks.insert(who, Vec::new());
+        self.switch(&state);
     }
 
     /// The blocks that were written since [`Journal::mark`], or since the last time, as byte offsets.
@@ -123,7 +129,14 @@ impl Journal {
 
     /// Nobody wants to know of this one's marks any more.
     pub fn unmark(&self, who: u32) {
-        self.lock().marks.remove(&who);
+        let mut state = self.lock();
+        state.marks.remove(&who);
+        self.switch(&state);
+    }
+
+    /// Notes writes as long as somebody wants to know.
+    fn switch(&self, state: &State) {
+        self.is_on.store(state.keeps || !state.marks.is_empty(), Ordering::Release);
     }
 
     /// Whoever writes to this eventfd wakes the disk's thread.
@@ -156,14 +169,10 @@ impl Journal {
         if !self.is_on.load(Ordering::Acquire) {
             return;
         }
-        let content = match request.operation {
+        let length = match request.operation {
             Operation::Read | Operation::Flush => return,
-            Operation::Write { .. } => Content::Data(bytes_of(&request.buffers)),
-            Operation::Discard | Operation::WriteZeroes { .. } => Content::Zero(request.length_bytes),
-        };
-        let length = match &content {
-            Content::Data(data) => data.len() as u64,
-            Content::Zero(bytes) => *bytes,
+            Operation::Write { .. } => request.buffers.iter().map(Buffer::len).sum::<usize>() as u64,
+            Operation::Discard | Operation::WriteZeroes { .. } => request.length_bytes,
         };
         if length == 0 {
             return;
@@ -172,9 +181,16 @@ impl Journal {
         for words in state.marks.values_mut() {
             set_bits(words, request.offset_bytes, length);
         }
-        if let Content::Data(data) = &content {
-            self.bytes.fetch_add(data.len() as u64, Ordering::AcqRel);
+        if !state.keeps {
+            return;
         }
+        let content = match request.operation {
+            Operation::Write { .. } => {
+                self.bytes.fetch_add(length, Ordering::AcqRel);
+                Content::Data(bytes_of(&request.buffers))
+            }
+            _ => Content::Zero(length),
+        };
         state.writes.push(Write { offset_bytes: request.offset_bytes, content });
     }
 
@@ -339,5 +355,18 @@ mod tests {
         assert_eq!(journal.marked(1), [0, 99 * BLOCK_BYTES, 100 * BLOCK_BYTES]);
         assert_eq!(journal.marked(2), [0]);
         assert!(journal.marked(1).is_empty());
+    }
+
+    #[test]
+    fn who_only_marks_makes_nobody_keep_what_is_written() {
+        let journal = Journal::default();
+        journal.mark(1);
+        journal.note(&request(WRITE, 0, &mut [1; 512]));
+        assert_eq!((journal.marked(1), journal.bytes(), journal.take()), (vec![0], 0, vec![]));
+
+        journal.start();
+        journal.unmark(1);
+        journal.note(&request(WRITE, 0, &mut [1; 512]));
+        assert_eq!(journal.take().len(), 1, "one that keeps goes on without marks");
     }
 }

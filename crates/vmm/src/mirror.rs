@@ -1,12 +1,14 @@
-//! Disks of a copy: each is a raw file of its own, that is changed with the memory, epoch by epoch.
+//! Disks of a machine that is copied to another process: each is a raw file of its own there.
 //!
 //! ```text
 //!  on the way    [disk u32][offset u64][length u64][kind u8] and, for data, the bytes; little endian, one after the other
-//!  beginning anew   NAME.1 gets all of the disk while the machine runs; an epoch makes it part of the copy
-//!  each epoch       its writes wait with the memory's changes, and are folded after the commit
+//!  beginning     NAME.1 gets all of the disk while the machine runs
+//!  protection    an epoch makes it part of the copy; its writes wait with the memory's changes, and are folded after the commit
+//!  migration     what was written last is written when the machine stands still
 //!  the machine goes on here: NAME.1 becomes NAME
 //! ```
-//! A file is never ahead of the memory that belongs to it: once it is a part of the copy, it is written to when an epoch is decided.
+//! A file of a copy is never ahead of the memory that belongs to it: once it is a part of the copy, it is written to when an epoch
+//! is decided. The bytes of a peer are [checked](check) before they are carried out.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +18,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::Error;
 use crate::devices::virtio::block::journal::{Content, Write};
 
 /// Most bytes of data in a change as it is sent.
@@ -26,6 +27,17 @@ pub(crate) const PART_BYTES: usize = 2 << 20;
 /// Zeroes that are written where a file cannot have holes, at once.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 const HEAD_BYTES: usize = 21;
+
+/// Why disks cannot be copied.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the other side does not speak as it should ({0}): is it of another version?")]
+    Protocol(&'static str),
+    #[error("the copy of a disk, {path:?}, fails: {source}")]
+    Disk { path: PathBuf, source: io::Error },
+    #[error("a disk cannot be read, so that it cannot be copied: {0}")]
+    Read(io::Error),
+}
 
 /// Puts a change into a message.
 pub(crate) fn encode(into: &mut Vec<u8>, disk: u32, write: &Write) {
@@ -61,11 +73,11 @@ fn decode<'a>(bytes: &mut &'a [u8]) -> Option<(usize, u64, u64, Option<&'a [u8]>
     Some((disk, offset, length, data))
 }
 
-/// Whether a message is made of changes of disks of these sizes.
+/// Whether a message is made of changes of disks of these sizes, in bytes.
 ///
 /// # Errors
 /// It is not.
-pub(super) fn check(sizes: &[u64], mut bytes: &[u8]) -> Result<(), Error> {
+pub fn check(sizes: &[u64], mut bytes: &[u8]) -> Result<(), Error> {
     const TORN: Error = Error::Protocol("changes of disks make no sense");
     while !bytes.is_empty() {
         let (disk, offset, length, _) = decode(&mut bytes).ok_or(TORN)?;
@@ -79,7 +91,7 @@ pub(super) fn check(sizes: &[u64], mut bytes: &[u8]) -> Result<(), Error> {
 
 /// The files of a copy's disks. They go with this, unless they have [settled](DiskFiles::settle).
 #[derive(Debug, Default)]
-pub(super) struct DiskFiles {
+pub(crate) struct DiskFiles {
     disks: Vec<DiskFile>,
 }
 
@@ -123,6 +135,11 @@ impl DiskFiles {
             written.map_err(|error| failed(&disk.path, error))?;
         }
         Ok(())
+    }
+
+    /// What was written is durable when this returns.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.disks.iter().try_for_each(|disk| disk.file.sync_data().map_err(|error| failed(&disk.path, error)))
     }
 
     /// Goes where it belongs.
