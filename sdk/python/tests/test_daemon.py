@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -168,6 +169,23 @@ def test_the_example_of_the_readme_does_what_it_says(
     monkeypatch.setenv("QUEZTL_ADDRESS", daemon.address)
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.splitlines() == [f"example-{number} hello" for number in range(1, 11)]
+
+
+def test_the_nodes_of_a_cluster_are_known_and_chosen_from(client: Client, other: Daemon) -> None:
+    assert client.nodes() == []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    other.command("node", "init", "--name", "alone", "--listen", f"127.0.0.1:{port}", "--advertise", f"127.0.0.1:{port}")
+    with Client(other.address) as there:
+        (node,) = there.nodes()
+        assert (node.name, node.state, node.this, node.founder) == ("alone", "ready", True, True)
+        assert node.address == f"127.0.0.1:{port}" and node.raw["status"]["cpus"] > 0
+        with there.create("chosen", ram="128M", accel="soft") as vm:
+            # Nobody else is there to keep a copy.
+            with pytest.raises(queztl.Problem):
+                vm.protect(count=1)
+    other.command("node", "leave", "--force")
 
 
 def test_a_machine_is_protected_by_another_daemon_until_it_is_not(client: Client, other: Daemon, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from websockets.sync import client as websocket
 
 from . import _wire, errors
 from ._files import Files
-from .models import Alert, BenchmarkRun, Event, ExecResult, Metrics, Migration, Operation, Protection, Snapshot, VmInfo
+from .models import Alert, BenchmarkRun, Event, ExecResult, Metrics, Migration, Node, Operation, Protection, Snapshot, VmInfo
 from .spec import BackupDaemon, create_request, protect_request
 
 
@@ -89,6 +89,10 @@ class Client:
         url += "" if after is None else f"?after={after}"
         for message in self._stream(url):
             yield Event.from_json(json.loads(message))
+
+    def nodes(self) -> list[Node]:
+        """The nodes of the daemon's cluster, by name; none if it is in none."""
+        return [Node.from_json(raw) for raw in self._list("nodes")]
 
     def alerts(self) -> list[Alert]:
         """What is not as it should be, and what was, newest first."""
@@ -236,13 +240,16 @@ class VM:
         operation = self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
         return Migration.from_json(operation.result)
 
-    def protect(self, *backups: str | BackupDaemon, register: str, **settings: Any) -> Protection:
+    def protect(
+        self, *backups: str | BackupDaemon, count: int | None = None, register: str | None = None, **settings: Any
+    ) -> Protection:
         """Has other daemons keep copies of the running machine, one of which goes on when this daemon's host is gone.
 
-        `register` is where all of them agree on whose machine it is: `file:/directory`, or `etcd://host:port,host:port`. See
+        They are those that are named, or `count` nodes that the daemon chooses. `register` is where all of them agree on whose
+        machine it is: `file:/directory`, or `etcd://host:port,host:port`; the cluster's where it is left out. See
         `protect_request` for what `settings` may be. Answers when the first copies are whole.
         """
-        body = protect_request(*backups, register=register, **settings)
+        body = protect_request(*backups, count=count, register=register, **settings)
         operation = self.client.operate("POST", _wire.path("vms", self.id, "protection"), body)
         return Protection.from_json(operation.result)
 

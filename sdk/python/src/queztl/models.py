@@ -259,6 +259,33 @@ class Migration:
 
 
 @dataclass(frozen=True)
+class Node:
+    """A daemon of the cluster: `ready`, `draining`, `unreachable` or `left`. What it said last of itself is in `raw["status"]`."""
+
+    name: str
+    address: str
+    state: str
+    this: bool
+    founder: bool
+    joined_at: datetime | None
+    seen_at: datetime | None
+    raw: Json = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Json) -> Node:
+        return cls(
+            name=raw["name"],
+            address=raw["address"],
+            state=raw["state"],
+            this=raw["this"],
+            founder=raw["founder"],
+            joined_at=time(raw["joined_at"]),
+            seen_at=time(raw.get("seen_at")),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
 class Alert:
     """Something that is not as it should be (`firing`), or was not (`resolved`)."""
 

@@ -47,7 +47,7 @@ class Net:
 
 @dataclass(frozen=True)
 class BackupDaemon:
-    """A daemon that is to keep a copy: `https://host:port`, or `unix:/path` on the daemon's host.
+    """A daemon that is to keep a copy: a node's name, `https://host:port`, or `unix:/path` on the daemon's host.
 
     Over https, `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM.
     """
@@ -62,7 +62,8 @@ class BackupDaemon:
 
 def protect_request(
     *backups: str | BackupDaemon,
-    register: str,
+    count: int | None = None,
+    register: str | None = None,
     acks: int | None = None,
     mode: Literal["pause", "best-effort"] = "pause",
     interval_ms: int | None = None,
@@ -78,6 +79,7 @@ def protect_request(
     daemons = [BackupDaemon(one) if isinstance(one, str) else one for one in backups]
     return {
         "backups": [one.to_json() for one in daemons],
+        "backup_count": count,
         "register": register,
         "acks": acks,
         "mode": mode,
