@@ -420,7 +420,8 @@ impl Driver {
             self.kick(queue);
             println!("{name}");
             self.wait_broken();
-            assert!(self.line.is_high());
+            // The status comes first.
+            self.wait_for("the interrupt", |driver| driver.line.is_high().then_some(()));
         }
         self.reset();
         self.start(features);
