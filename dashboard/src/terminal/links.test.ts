@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { openConsole, openShell, words } from './links';
 
 class FakeSocket {
+  static readonly CONNECTING = 0;
   static readonly OPEN = 1;
   static last: FakeSocket;
   readyState = FakeSocket.OPEN;
@@ -44,6 +45,23 @@ describe('a console', () => {
     expect(JSON.parse(String(socket.sent[0]))).toEqual({ type: 'resize', rows: 24, columns: 80 });
     expect([...(socket.sent[1] as Uint8Array)]).toEqual([108, 115, 13]);
     expect(sink.output).toHaveBeenCalledWith(new Uint8Array([104, 105]));
+  });
+
+  it('sends what was typed before it was connected, in order', () => {
+    const link = openConsole('web-1', size, { output: vi.fn(), ended: vi.fn() });
+    const socket = FakeSocket.last;
+    socket.readyState = FakeSocket.CONNECTING;
+    link.input('l');
+    link.input('s');
+    expect(socket.sent).toEqual([]);
+    socket.readyState = FakeSocket.OPEN;
+    socket.onopen?.();
+    link.input('\r');
+
+    expect(socket.sent.slice(1).map((keys) => new TextDecoder().decode(keys as Uint8Array))).toEqual([
+      'ls',
+      '\r',
+    ]);
   });
 
   it('comes back by itself when the connection is lost, not when the machine has ended', () => {

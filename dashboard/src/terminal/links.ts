@@ -31,11 +31,15 @@ const encoder = new TextEncoder();
 /** The console. What was printed last comes first, so that nothing is lost when one comes back. */
 export function openConsole(vm: string, size: Size, sink: Sink): Link {
   const socket = openSocket(`/v1/vms/${encodeURIComponent(vm)}/console`);
+  const keys = keysOf(socket);
   const resize = (size: Size) => send(socket, JSON.stringify({ type: 'resize', ...size }));
-  socket.onopen = () => resize(size);
+  socket.onopen = () => {
+    resize(size);
+    keys.opened();
+  };
   socket.onmessage = ({ data }) => sink.output(new Uint8Array(data as ArrayBuffer));
   socket.onclose = ({ code, reason }) => sink.ended(reason || 'the connection is lost', code !== NORMAL);
-  return { input: (text) => send(socket, encoder.encode(text)), resize, close: () => drop(socket) };
+  return { input: keys.input, resize, close: () => drop(socket) };
 }
 
 /** The best shell that the guest has, in a terminal of its own. */
@@ -51,10 +55,14 @@ type Notice =
 /** A shell. The daemon keeps it for a while when the page goes, and this tab finds it again by its word. */
 export function openShell(vm: string, size: Size, sink: Sink): Link {
   const socket = openSocket(`/v1/vms/${encodeURIComponent(vm)}/exec/stream`);
+  const keys = keysOf(socket);
   const env = { TERM: 'xterm-256color' };
   const keep = wordOf(vm);
   let [last, over] = ['the connection is lost', false];
-  socket.onopen = () => send(socket, JSON.stringify({ command: SHELL, env, tty: size, stdin: true, keep }));
+  socket.onopen = () => {
+    send(socket, JSON.stringify({ command: SHELL, env, tty: size, stdin: true, keep }));
+    keys.opened();
+  };
   socket.onmessage = ({ data }) => {
     if (typeof data === 'string') {
       const end = words(JSON.parse(data) as Notice);
@@ -66,7 +74,7 @@ export function openShell(vm: string, size: Size, sink: Sink): Link {
   // A shell that has not ended is still there.
   socket.onclose = ({ code, reason }) => sink.ended(reason || last, !over && code !== NORMAL);
   return {
-    input: (text) => send(socket, encoder.encode(text)),
+    input: keys.input,
     resize: (size) => send(socket, JSON.stringify({ type: 'resize', ...size })),
     close: () => drop(socket),
   };
@@ -101,6 +109,24 @@ export function words(notice: Notice): string | undefined {
     case 'problem':
       return notice.problem.detail;
   }
+}
+
+/** What is typed before the connection stands, characters. */
+const MOST_EARLY = 4096;
+
+/** Keys on their way: what is typed while it is still being connected is sent once it is. */
+function keysOf(socket: WebSocket) {
+  let early = '';
+  return {
+    input: (text: string) => {
+      if (socket.readyState === WebSocket.CONNECTING) early = (early + text).slice(0, MOST_EARLY);
+      else send(socket, encoder.encode(text));
+    },
+    opened: () => {
+      if (early) send(socket, encoder.encode(early));
+      early = '';
+    },
+  };
 }
 
 function send(socket: WebSocket, data: string | Uint8Array<ArrayBuffer>) {
