@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use queztl_api::{MigrateRequest, MigrationReport};
+use queztl_api::{LateMemory, MigrateRequest, MigrationMode, MigrationReport};
 
 use super::{Host, VM, mebibytes, milliseconds, qemu, quantile};
 use crate::payload::Writer;
@@ -56,9 +56,16 @@ pub fn run(arguments: &MigrationArgs, queztl: &Path) -> Result<()> {
             let writer = Writer { ram_mib: arguments.ram, rate: *rate };
             let mut moves = Vec::new();
             for _ in 0..arguments.runs {
-                moves.push(ours(arguments, queztl, &writer).await?);
+                moves.push(moved(arguments, queztl, &writer, MigrationMode::PreCopy).await?.0);
             }
             print(*rate, "queztl", moves);
+            let mut moves = Vec::new();
+            for _ in 0..arguments.runs {
+                let (moved, late) = moved(arguments, queztl, &writer, MigrationMode::PostCopy).await?;
+                late.iter().for_each(tell);
+                moves.push(moved);
+            }
+            print(*rate, "post-copy", moves);
             for channels in [0, arguments.stripes].into_iter().filter(|_| !arguments.no_peer) {
                 let name = if channels == 0 { "qemu".into() } else { format!("qemu, {channels} chan.") };
                 let moved: Result<Vec<Move>> = (0..arguments.runs).map(|_| qemu::migrate(&writer, channels)).collect();
@@ -85,21 +92,44 @@ fn print(rate: u32, name: &str, moves: Vec<Move>) {
     );
 }
 
-async fn ours(arguments: &MigrationArgs, queztl: &Path, writer: &Writer) -> Result<Move> {
+/// What a guest saw whose memory came after it.
+fn tell(late: &LateMemory) {
+    println!(
+        "{:>10}  whole after {:.0} ms, {} pages waited for: half at most {:.2} ms, 99 % at most {:.2} ms",
+        "",
+        milliseconds(late.whole_ns),
+        late.faults,
+        milliseconds(late.fault_p50_ns),
+        milliseconds(late.fault_p99_ns)
+    );
+}
+
+async fn moved(
+    arguments: &MigrationArgs,
+    queztl: &Path,
+    writer: &Writer,
+    mode: MigrationMode,
+) -> Result<(Move, Option<LateMemory>)> {
     let folder = tempfile::tempdir()?;
     let one = Host::start(queztl, folder.path().join("one")).await?;
     let two = Host::start(queztl, folder.path().join("two")).await?;
     let console = one.boot(writer).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     drop(console);
-    let request = MigrateRequest { stripes: arguments.stripes, ..MigrateRequest::to(two.address()) };
+    let request = MigrateRequest {
+        stripes: arguments.stripes,
+        mode,
+        source_loss_accepted: true,
+        ..MigrateRequest::to(two.address())
+    };
     let moved = one.done(one.client.migrate(VM, &request).await?).await?;
     let report: MigrationReport = serde_json::from_value(moved.result.context("a move without a report")?)?;
     one.stop().await;
     two.stop().await;
-    Ok(Move {
+    let moved = Move {
         total: milliseconds(report.total_ns),
         gap: milliseconds(report.blackout_ns),
         sent_mib: mebibytes(report.wire_bytes),
-    })
+    };
+    Ok((moved, report.late))
 }

@@ -42,7 +42,9 @@ pub use log::{LogLevel, LogRecord};
 pub use metrics::{
     DiskMetrics, ExitCount, HISTOGRAM_BUCKETS, Histogram, MemoryMetrics, NetMetrics, Sample, VcpuMetrics, VmMetrics,
 };
-pub use migration::{BlackoutParts, MigrateRequest, MigrationReport, ReceiveRequest, SharedDisk};
+pub use migration::{
+    BlackoutParts, LateMemory, MigrateRequest, MigrationMode, MigrationReport, ReceiveRequest, SharedDisk,
+};
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 pub use node::{
     Admission, AdmissionRequest, AgreedChange, AgreedChanged, AgreedQuery, AgreedValue, DrainMove, DrainReport,

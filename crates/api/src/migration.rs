@@ -5,6 +5,20 @@ use utoipa::ToSchema;
 
 use crate::{Name, VmSpec};
 
+/// When a machine's memory goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationMode {
+    /// Before the machine, in rounds: until it runs there, losing the target harms nothing.
+    #[default]
+    PreCopy,
+    /// After it: the machine runs there at once and fetches pages when it touches them. Until all have come, losing either host
+    /// loses the machine.
+    PostCopy,
+    /// Before it; after it what does not become less in that way, since the guest writes as fast as can be sent.
+    Auto,
+}
+
 /// Brings a running machine to another daemon. Its snapshots do not go with it: it must have none.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +42,17 @@ pub struct MigrateRequest {
     /// Files that it writes to are the same ones there, by the same paths: they are not copied, but let go here and opened there.
     #[serde(default)]
     pub shared_disks: bool,
+    /// When its memory goes.
+    #[serde(default)]
+    pub mode: MigrationMode,
+    /// It is understood that the machine is lost if either host is before all memory has come. Needed for the modes in which
+    /// memory may go after the machine.
+    #[serde(default)]
+    pub source_loss_accepted: bool,
+    /// How long the target waits for pages from a source that cannot be reached, in seconds, before it gives the machine up.
+    #[serde(default = "patience_s")]
+    #[schema(minimum = 1, maximum = 86400, default = 60)]
+    pub patience_s: u32,
 }
 
 impl std::fmt::Debug for MigrateRequest {
@@ -41,7 +66,17 @@ impl MigrateRequest {
     /// A request with the usual settings.
     pub fn to(address: impl Into<String>) -> MigrateRequest {
         let (stripes, max_rounds) = (stripes(), max_rounds());
-        MigrateRequest { to: address.into(), token: None, authority: None, stripes, max_rounds, shared_disks: false }
+        MigrateRequest {
+            to: address.into(),
+            token: None,
+            authority: None,
+            stripes,
+            max_rounds,
+            shared_disks: false,
+            mode: MigrationMode::default(),
+            source_loss_accepted: false,
+            patience_s: patience_s(),
+        }
     }
 }
 
@@ -51,6 +86,10 @@ fn stripes() -> u32 {
 
 fn max_rounds() -> u32 {
     8
+}
+
+fn patience_s() -> u32 {
+    60
 }
 
 /// How a migration went: the result of its operation.
@@ -76,6 +115,26 @@ pub struct MigrationReport {
     pub blackout: BlackoutParts,
     /// How long it stood still in the rounds before, in nanoseconds.
     pub pauses_ns: u64,
+    /// What of its memory went after it, if any did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<LateMemory>,
+}
+
+/// Memory that went after its machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LateMemory {
+    /// What was missing when the machine began to run at the target.
+    pub missing_bytes: u64,
+    /// From then on until all had come, in nanoseconds.
+    pub whole_ns: u64,
+    /// How often the connection broke and was made again.
+    pub reconnects: u32,
+    /// Page faults for which the guest waited.
+    pub faults: u64,
+    /// How long half of them took at the most, in nanoseconds.
+    pub fault_p50_ns: u64,
+    /// How long 99 of 100 took at the most, in nanoseconds.
+    pub fault_p99_ns: u64,
 }
 
 /// The parts of the time in which the guest stood still, one after the other, in nanoseconds. Together they are a little less than

@@ -351,6 +351,8 @@ pub enum EndingReason {
     TripleFault,
     /// The process of the machine failed or vanished.
     ProcessFailed,
+    /// It came here before its memory had (post-copy), and the host that had the rest is gone for good.
+    SourceLost,
     /// A thread made a system call that it must not make.
     Confinement,
 }

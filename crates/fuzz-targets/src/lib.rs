@@ -10,6 +10,7 @@ mod devices;
 mod disks;
 mod frames;
 mod handshake;
+mod migration;
 mod qcow2;
 mod qhp;
 pub mod seeds;
@@ -19,13 +20,14 @@ mod states;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("boot", boot::load),
     ("cpu", cpu::execute),
     ("devices", devices::drive),
     ("disks", disks::change),
     ("frames", frames::receive),
     ("handshake", handshake::connect),
+    ("migration", migration::examine),
     ("qcow2", qcow2::image),
     ("qhp", qhp::talk),
     ("states", states::restore),

@@ -11,11 +11,28 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "handshake" => {
             [&b"CONNECT 1024\n"[..], b"connect 4294967295\r\n", b"CONNECT\n", b"CONNECT 1 2\n"].map(Vec::from).into()
         }
+        "migration" => migration(),
         "qcow2" => qcow2(),
         "qhp" => qhp(),
         "states" => states(),
         _ => Vec::new(),
     }
+}
+
+/// A switch with a run and a state, what is missing, and records.
+fn migration() -> Vec<Vec<u8>> {
+    let switch = |runs: u32| format!("{{\"token\":\"{:032}\",\"patience_ms\":1000,\"runs\":{runs}}}\n", 7).into_bytes();
+    let run = |offset: u64, bytes: u64| [offset.to_le_bytes(), bytes.to_le_bytes()].concat();
+    let record = |kind: u64, number: u64| [run(kind, number), run(0, 0)].concat();
+    vec![
+        [switch(1), run(4096, 8192), b"state".to_vec()].concat(),
+        [switch(2), run(0, 4096), run(0, 4096)].concat(),
+        [b"{\"runs\":2}\n".to_vec(), run(0, 4096), run(8192, 4096)].concat(),
+        [b"{\"runs\":1}\n".to_vec(), run(u64::MAX - 4095, 4096)].concat(),
+        record(1, 4096),
+        record(1, u64::MAX),
+        record(2, 9),
+    ]
 }
 
 fn frame(bytes: u32) -> Vec<u8> {

@@ -8,7 +8,7 @@ use vm_memory::FileOffset;
 
 use crate::backing::{Backing, Wish};
 use crate::config::{Error, HUGE_PAGE_SIZE, Pages, RamConfig};
-use crate::image::{ImageFile, MemoryImage, Segment, Shape};
+use crate::image::{ImageError, ImageFile, MemoryImage, Segment, Shape};
 use crate::layout::{self, HIGH_RAM_START, Piece};
 use crate::mapping::{self, Reservation, Sharing};
 use crate::plugged::Plugged;
@@ -157,6 +157,9 @@ pub(crate) fn empty(config: &RamConfig, hotplug_bytes: u64) -> Result<GuestRam, 
 /// See [`GuestRam::from_image`].
 pub(crate) fn from_image(config: &RamConfig, hotplug_bytes: u64, image: &MemoryImage) -> Result<GuestRam, Error> {
     if config.pages == Pages::Huge2M {
+        if image.not_whole().is_some() {
+            return Err(ImageError::ArrivingHuge.into());
+        }
         let ram = empty(config, hotplug_bytes)?;
         image.check_shape(&ram.backing.shape)?;
         ram.backing.fill(image)?;
@@ -169,6 +172,9 @@ pub(crate) fn from_image(config: &RamConfig, hotplug_bytes: u64, image: &MemoryI
         mapped.map_err(|source| Error::Map { bytes: plan.bytes, source })?;
     }
     (0..plan.pieces.len()).try_for_each(|number| plan.wish(number))?;
+    if let Some(arriving) = image.not_whole() {
+        arriving.watch(&plan.reserved).map_err(|source| Error::Map { bytes: plan.bytes, source })?;
+    }
     plan.finish(image.clone(), true)
 }
 

@@ -12,6 +12,7 @@
 //! Devices write through `vm-memory`, which calls [`PageTracker`] after each write; software vCPUs write through the
 //! host pointers of [`GuestRam::host_page`] and report to the tracker themselves.
 
+mod arriving;
 mod backing;
 mod build;
 mod config;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
 
+pub use arriving::Arriving;
 use backing::Backing;
 pub use config::{Error, HUGE_PAGE_SIZE, Pages, RamConfig, RamNode};
 pub use figures::{MemoryFigures, Usage};
@@ -167,6 +169,11 @@ impl GuestRam {
     /// The image that this RAM was made from or was last frozen to; its newest layer is the base for an incremental image.
     pub fn base(&self) -> Option<LayerId> {
         self.backing.state().image.top()
+    }
+
+    /// What has not come yet, of RAM that was made before it was whole: [`MemoryImage::arriving`].
+    pub fn arriving(&self) -> Option<Arc<Arriving>> {
+        self.backing.state().image.not_whole().cloned()
     }
 
     /// The view for devices and loaders.

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 
 use crate::PAGE_SIZE;
 
@@ -87,6 +87,11 @@ impl Userfault {
         let mut api = Api { api: UFFD_API, features: UFFD_FEATURE_MISSING_SHMEM, ioctls: 0 };
         userfault.call(UFFDIO_API, &mut api)?;
         Ok(userfault)
+    }
+
+    /// Readable when [`Userfault::take_faults`] has something.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// From now on, page faults in the range, which maps files in memory, wait for [`Userfault::wake`] where the file has no

@@ -36,6 +36,7 @@
 //! ```
 
 mod chunk;
+mod parcel;
 mod receiver;
 mod sender;
 
@@ -43,6 +44,7 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 pub use chunk::MAX_CHUNK_BYTES;
+pub use parcel::{ParcelReader, ParcelWriter};
 pub use receiver::{Received, Receiver};
 pub use sender::{Piece, Sender, Sent, Sink};
 

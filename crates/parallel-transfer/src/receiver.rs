@@ -1,6 +1,6 @@
 //! The side that gets the data.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::chunk::{HEADER_BYTES, Header, Kind, MAX_CHUNK_BYTES};
@@ -57,6 +57,50 @@ impl<R: Read + Send> Receiver<R> {
     }
 }
 
+/// Buffers for one connection's chunks.
+pub(crate) struct Unpacker {
+    payload: Vec<u8>,
+    expanded: Vec<u8>,
+}
+
+/// Why there is no next chunk.
+pub(crate) enum Fault {
+    Connection(io::Error),
+    Malformed(&'static str),
+}
+
+impl Unpacker {
+    pub fn new() -> Unpacker {
+        Unpacker { payload: vec![0; MAX_CHUNK_BYTES], expanded: vec![0; MAX_CHUNK_BYTES] }
+    }
+
+    /// The next chunk of the round, checked, with its data; one that is not the end lies within `all` bytes.
+    pub fn next(&mut self, from: &mut impl Read, round: u64, all: u64) -> Result<(Header, &[u8]), Fault> {
+        let mut header = [0; HEADER_BYTES];
+        from.read_exact(&mut header).map_err(Fault::Connection)?;
+        let header = Header::decode(&header).map_err(Fault::Malformed)?;
+        // Never longer than a chunk: the header was checked.
+        let payload = &mut self.payload[..header.payload_bytes as usize];
+        from.read_exact(payload).map_err(Fault::Connection)?;
+        header.verify(payload).map_err(Fault::Malformed)?;
+        if header.round != round {
+            return Err(Fault::Malformed("a chunk is of another round"));
+        }
+        let outside = header.offset.checked_add(header.bytes).is_none_or(|end| end > all);
+        if header.kind != Kind::End && outside {
+            return Err(Fault::Malformed("a chunk lies outside of the data"));
+        }
+        if header.kind != Kind::Lz4 {
+            return Ok((header, payload));
+        }
+        let expanded = &mut self.expanded[..header.bytes as usize];
+        match lz4_flex::block::decompress_into(payload, expanded) {
+            Ok(length) if length == expanded.len() => Ok((header, expanded)),
+            _ => Err(Fault::Malformed("a chunk cannot be expanded")),
+        }
+    }
+}
+
 struct Taker<'a, R> {
     connection: usize,
     endpoint: &'a mut R,
@@ -67,52 +111,29 @@ struct Taker<'a, R> {
 impl<R: Read> Taker<'_, R> {
     /// Takes chunks up to the end of the round; gives the bytes of data and the chunks.
     fn take(&mut self, target: &impl Target) -> Result<(u64, u64), Error> {
-        let (mut payload, mut expanded) = (vec![0; MAX_CHUNK_BYTES], vec![0; MAX_CHUNK_BYTES]);
+        let connection = self.connection;
+        let malformed = |reason| Error::Malformed { connection, reason };
+        let mut unpacker = Unpacker::new();
         let (mut bytes, mut chunks) = (0, 0);
         loop {
-            let mut header = [0; HEADER_BYTES];
-            self.read(&mut header)?;
-            let header = Header::decode(&header).map_err(|reason| self.malformed(reason))?;
-            // Never longer than a chunk: the header was checked.
-            let payload = &mut payload[..header.payload_bytes as usize];
-            self.read(payload)?;
-            header.verify(payload).map_err(|reason| self.malformed(reason))?;
-            if header.round != self.round {
-                return Err(self.malformed("a chunk is of another round"));
-            }
+            let next = unpacker.next(&mut self.endpoint, self.round, self.all);
+            let (header, data) = next.map_err(|fault| match fault {
+                Fault::Connection(source) => Error::Connection { connection, source },
+                Fault::Malformed(reason) => malformed(reason),
+            })?;
             if header.kind == Kind::End {
                 let complete = header.offset == chunks;
-                return complete.then_some((bytes, chunks)).ok_or_else(|| self.malformed("chunks are missing"));
-            }
-            if header.offset.checked_add(header.bytes).is_none_or(|end| end > self.all) {
-                return Err(self.malformed("a chunk lies outside of the data"));
+                return complete.then_some((bytes, chunks)).ok_or_else(|| malformed("chunks are missing"));
             }
             chunks += 1;
             let written = match header.kind {
                 Kind::Zero => target.zero(header.offset, header.bytes),
-                Kind::Lz4 => {
-                    let expanded = &mut expanded[..header.bytes as usize];
-                    let length = lz4_flex::block::decompress_into(payload, expanded);
-                    if length.ok() != Some(expanded.len()) {
-                        return Err(self.malformed("a chunk cannot be expanded"));
-                    }
-                    target.write(header.offset, expanded)
-                }
-                Kind::Raw | Kind::End => target.write(header.offset, payload),
+                _ => target.write(header.offset, data),
             };
             written.map_err(Error::Target)?;
             if header.kind != Kind::Zero {
                 bytes += header.bytes;
             }
         }
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
-        let connection = self.connection;
-        self.endpoint.read_exact(buffer).map_err(|source| Error::Connection { connection, source })
-    }
-
-    fn malformed(&self, reason: &'static str) -> Error {
-        Error::Malformed { connection: self.connection, reason }
     }
 }

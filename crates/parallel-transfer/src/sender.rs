@@ -168,7 +168,7 @@ fn carry(endpoint: &mut impl Write, round: u64, jobs: &Mutex<Option<Receiver<Job
 }
 
 /// The data as it is sent.
-fn pack<'a>(data: &'a [u8], compressed: &'a mut [u8]) -> (Kind, &'a [u8]) {
+pub(crate) fn pack<'a>(data: &'a [u8], compressed: &'a mut [u8]) -> (Kind, &'a [u8]) {
     match lz4_flex::block::compress_into(data, compressed) {
         Ok(length) if length < data.len() - data.len() / WORTH => (Kind::Lz4, &compressed[..length]),
         _ => (Kind::Raw, data),

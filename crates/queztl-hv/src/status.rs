@@ -58,6 +58,7 @@ impl From<Outcome> for Status {
             Outcome::Timeout => Status::Timeout,
             Outcome::DebugExit(value) => Status::DebugExit(value),
             Outcome::Stopped => Status::Stopped,
+            Outcome::SourceLost => Status::Failure,
         }
     }
 }

@@ -9,7 +9,7 @@ use common::payload::writer;
 use common::send;
 use common::vm::{Vm, typed, wait_until};
 use queztl_vmm::config::Outcome;
-use queztl_vmm::control::{Client, Migration, MigrationPhase, Request};
+use queztl_vmm::control::{Client, Migration, MigrationMode, MigrationPhase, Request};
 use queztl_vmm::process::Start;
 
 /// A machine that writes to its memory without end.
@@ -30,7 +30,14 @@ fn target() -> Vm {
 }
 
 fn migrate(vm: &Vm, socket: &Path) {
-    let request = Request::Migrate { socket: socket.to_path_buf(), stripes: 2, max_rounds: 4, shared: Vec::new() };
+    let request = Request::Migrate {
+        socket: socket.to_path_buf(),
+        stripes: 2,
+        max_rounds: 4,
+        shared: Vec::new(),
+        mode: MigrationMode::PreCopy,
+        patience_ms: 1,
+    };
     Client::connect(&vm.folder.control()).unwrap().command(&request).unwrap();
 }
 
@@ -134,6 +141,8 @@ fn a_migration_can_be_cancelled_and_tried_again() {
         stripes: 1,
         max_rounds: 1,
         shared: Vec::new(),
+        mode: MigrationMode::PreCopy,
+        patience_ms: 1,
     });
     assert!(refused.unwrap_err().to_string().contains("on its way already"));
 

@@ -10,7 +10,8 @@ use common::payload::writer;
 use common::vm::wait_until;
 use common::{guest, linux};
 use queztl_api::{
-    CreateVm, Disk, ExecRequest, MigrateRequest, MigrationReport, Operation, OperationState, Vm, VmSpec, VmState,
+    CreateVm, Disk, ExecRequest, MigrateRequest, MigrationMode, MigrationReport, Operation, OperationState, Vm, VmSpec,
+    VmState,
 };
 use queztl_client::{Address, Client, Options};
 
@@ -70,6 +71,13 @@ impl Daemon {
 
     async fn vms(&self) -> Vec<Vm> {
         self.client.vms().await.unwrap()
+    }
+
+    /// What the processes of its machines say.
+    fn logs(&self) -> String {
+        let folders = std::fs::read_dir(self.home.path().join("vms")).into_iter().flatten().flatten();
+        let logs = folders.map(|entry| std::fs::read_to_string(entry.path().join("vmm.log")).unwrap_or_default());
+        logs.collect()
     }
 
     async fn is_idle(&self) -> bool {
@@ -338,5 +346,72 @@ async fn a_move_of_a_disk_that_is_given_up_leaves_it_right() {
             }
         };
         tokio::time::timeout(LONG, gone).await.expect("nothing is left at the target");
+    }
+}
+
+fn post_copy(to: &Daemon) -> MigrateRequest {
+    let mode = MigrationMode::PostCopy;
+    MigrateRequest { mode, source_loss_accepted: true, ..MigrateRequest::to(to.address()) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_runs_there_before_its_memory_has_come_and_its_disk_is_right() {
+    let (here, there) = (Daemon::start(), Daemon::start());
+    let disk = Disk { size_bytes: Some(DISK_BYTES), ..Disk::default() };
+    if spawn_writing(&here, disk).await.is_none() {
+        return;
+    }
+    let random = here.says(RANDOM).await;
+    let asked = MigrateRequest { source_loss_accepted: false, ..post_copy(&there) };
+    let refused = here.client.migrate("one", &asked).await.unwrap_err();
+    assert!(refused.to_string().contains("source_loss_accepted"), "{refused}");
+
+    for (from, to) in [(&here, &there), (&there, &here)] {
+        let begun = from.client.migrate("one", &post_copy(to)).await.unwrap();
+        let ended = from.end(begun).await;
+
+        let report = ended.result.unwrap_or_else(|| panic!("{:?}", ended.problem));
+        let report: MigrationReport = serde_json::from_value(report).unwrap();
+        let late = report.late.expect("memory that came later");
+        assert!(
+            late.missing_bytes > 8 << 20 && late.faults > 0 && late.fault_p99_ns >= late.fault_p50_ns,
+            "{report:?}"
+        );
+        println!("{report:?}");
+        expect_disk_right(to, &random).await;
+        assert_eq!(from.vms().await.len(), 0);
+    }
+}
+
+/// Daemons that carry memory to a machine that runs already are killed, and the next ones carry on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_killed_while_memory_follows_loses_no_machine() {
+    let (mut here, mut there) = (Daemon::start(), Daemon::start());
+    here.spawn(writing(here.home.path())).await;
+    for round in 0..6u64 {
+        if runs(&here.vms().await) == 0 {
+            std::mem::swap(&mut here, &mut there);
+        }
+        here.client.migrate("one", &post_copy(&there)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10 + 12 * round)).await;
+        if round % 2 == 0 {
+            here.restart()
+        } else {
+            there.restart()
+        }
+
+        let settled = async {
+            loop {
+                let (ours, theirs) = (here.vms().await, there.vms().await);
+                let still = runs(&ours) + runs(&theirs) == 1 && ours.len() + theirs.len() == 1;
+                if still && here.is_idle().await && there.is_idle().await {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(LONG, settled).await.is_err() {
+            panic!("{round}: it runs in one place: {} {}", here.logs(), there.logs());
+        }
     }
 }

@@ -357,6 +357,8 @@ pub enum Outcome {
     Stopped,
     /// It goes on in another process, which it was brought to.
     Moved,
+    /// It came from another process before its memory had, and that process is gone for good.
+    SourceLost,
 }
 
 #[cfg(test)]

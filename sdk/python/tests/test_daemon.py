@@ -219,6 +219,17 @@ def test_a_machine_moves_to_another_daemon(client: Client, other: Daemon) -> Non
         assert moved.files.read_text("/root/state") == "with it"
 
 
+def test_a_machine_runs_elsewhere_before_its_memory_has_come(client: Client, other: Daemon) -> None:
+    vm = client.create("leaper", ram="128M", accel="soft")
+    vm.files.write("/root/state", "with it")
+    with pytest.raises(queztl.Invalid, match="source_loss_accepted"):
+        vm.migrate(other.address, mode="post-copy")
+    report = vm.migrate(other.address, mode="post-copy", source_loss_accepted=True)
+    assert report.late_bytes > 0 and report.faults > 0 and report.whole_seconds > 0
+    with Client(other.address) as there, there.vm("leaper") as moved:
+        assert moved.files.read_text("/root/state") == "with it"
+
+
 def test_a_machine_that_crashes_is_an_alert_until_it_is_started(client: Client) -> None:
     with client.create("crasher", ram="128M") as vm:
         assert vm.info.pid is not None

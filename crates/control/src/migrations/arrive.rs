@@ -15,6 +15,8 @@ use crate::store::VMS;
 use crate::vms::lifecycle::{self, Command};
 use crate::vms::{DiskRecord, DiskSource, Machine, Wish, config, create};
 
+/// How long a process whose source's connection has ended may take to run its machine, or to end.
+const DECIDE_LIMIT: Duration = Duration::from_secs(1);
 /// How long a process may take until it waits for its machine.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
@@ -103,8 +105,13 @@ impl Core {
     /// The daemon has died while a machine was on its way here: if it runs, it is here; if not, it is not coming, since the
     /// connections were the dead daemon's.
     pub(crate) fn recover_arrival(&self, machine: &Machine) -> Result<(), Problem> {
-        if lifecycle::is_alive(machine.state()) && crate::supervisor::status(&machine.folder).is_some() {
-            return self.arrived(machine);
+        let deadline = Instant::now() + DECIDE_LIMIT;
+        while lifecycle::is_alive(machine.state()) && Instant::now() < deadline {
+            if crate::supervisor::status(&machine.folder).is_some() {
+                return self.arrived(machine);
+            }
+            // It may have been told to run a moment ago; if it was not, it ends by itself.
+            std::thread::sleep(Duration::from_millis(2));
         }
         if lifecycle::is_alive(machine.state()) {
             self.end_process(machine)?;
@@ -113,14 +120,18 @@ impl Core {
         Ok(())
     }
 
-    /// The socket where a machine's process waits for it, once that is there, and who wants to know of its owner's life.
+    /// The socket where a machine's process waits for it or for the rest of its memory, once that is there, and who wants to know of its owner's life.
     pub(crate) fn incoming(&self, id: &str) -> Result<(PathBuf, Option<Arc<Signs>>), Problem> {
         let machine = self.machines.find(id)?;
         let deadline = Instant::now() + READY_LIMIT;
-        while Instant::now() < deadline && machine.lock().record.arriving {
+        while Instant::now() < deadline {
             let socket = machine.folder.incoming();
             if socket.exists() {
                 return Ok((socket, machine.lock().signs.clone()));
+            }
+            // One that has arrived waits for no more than the rest of its memory.
+            if !machine.lock().record.arriving {
+                break;
             }
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use queztl_api::{
-    BackupAddress, BlackoutParts, Code, MigrateRequest, MigrationReport, Operation, OperationKind, Problem,
-    ReceiveRequest, SharedDisk, VmState,
+    BackupAddress, BlackoutParts, Code, LateMemory, MigrateRequest, MigrationMode, MigrationReport, Operation,
+    OperationKind, Problem, ReceiveRequest, SharedDisk, VmState,
 };
 use queztl_client::Client;
-use queztl_vmm::control::{Blackout, Client as Process, Migration, MigrationPhase, Request};
+use queztl_vmm::control::{
+    Blackout, Client as Process, Late, Migration, MigrationMode as Mode, MigrationPhase, Request,
+};
 use serde_json::json;
 
 use super::LEAVING_SOCKET;
@@ -34,6 +36,13 @@ impl Core {
         }
         if !(1..=100).contains(&request.max_rounds) {
             return Err(Problem::invalid("max_rounds", "is from 1 to 100"));
+        }
+        if !(1..=86_400).contains(&request.patience_s) {
+            return Err(Problem::invalid("patience_s", "is from 1 to 86400"));
+        }
+        if request.mode != MigrationMode::PreCopy && !request.source_loss_accepted {
+            let text = "must be true for this mode: until all memory has come, the machine is lost if either host is";
+            return Err(Problem::invalid("source_loss_accepted", text));
         }
         let client = Arc::new(self.client_of(&address(&request))?);
         let machine = self.machines.find(vm)?;
@@ -64,12 +73,18 @@ impl Core {
     /// has given up, or handed the machine over, or is in doubt.
     pub(crate) fn recover_departure(self: &Arc<Self>, machine: &Arc<Machine>) -> Result<(), Problem> {
         let Some(request) = machine.record().leaving else { return Ok(()) };
-        let client = self.client_of_known(&address(&request))?;
+        let client = Arc::new(self.client_of_known(&address(&request))?);
         // Whatever it is now: nobody else knows of it yet.
         let claim = machine.claim(OperationKind::Migrate, Command::Restore)?;
         let work = machine.clone();
         let finish = move |core: &Arc<Core>, task: &Task| {
+            // One whose memory goes after it connects again.
+            let _runtime = core.runtime.enter();
+            let socket = work.folder.path().join(LEAVING_SOCKET);
+            let relay = Relay::start(&socket, client.clone(), work.id.clone(), None);
+            let relay = relay.inspect_err(|problem| tracing::warn!(%problem, "a machine cannot be reached again"));
             let moved = core.finish_departure(&work, &client, &request, task);
+            drop(relay);
             let moved = moved.inspect_err(|_| core.call_off(&work, &client));
             core.conclude_departure(&work, &claim, moved)
         };
@@ -149,6 +164,8 @@ impl Core {
             stripes: request.stripes,
             max_rounds: request.max_rounds,
             shared: shared.iter().map(|disk| disk.index as usize).collect(),
+            mode: mode(request.mode),
+            patience_ms: u64::from(request.patience_s) * 1000,
         };
         supervisor::command(&machine.folder, &order)?;
         let moved = self.finish_departure(machine, client, request, task);
@@ -166,12 +183,23 @@ impl Core {
         task: &Task,
     ) -> Result<MigrationReport, Problem> {
         task.cancellable(true);
-        let told = follow(machine, task);
-        task.cancellable(false);
-        let told = told?;
+        let told = loop {
+            let told = self.follow(machine, client, task);
+            task.cancellable(false);
+            let told = told?;
+            if told.phase != MigrationPhase::InDoubt {
+                break told;
+            }
+            self.decide(machine, client)?;
+            if told.late.is_none() {
+                self.end_process(machine)?;
+                break Migration { phase: MigrationPhase::Moved, ..told };
+            }
+            // Its process comes to the same answer, and goes on to send memory.
+            std::thread::sleep(ASK_AGAIN);
+        };
         match told.phase {
             MigrationPhase::Moved => self.gone(machine)?,
-            MigrationPhase::InDoubt => self.decide(machine, client)?,
             MigrationPhase::Cancelled => return Err(Problem::new(Code::Cancelled, "the machine stays here")),
             _ => {
                 let why = told.message.unwrap_or_else(|| "the process does not say why".into());
@@ -188,6 +216,7 @@ impl Core {
             blackout_ns: told.blackout_ns,
             blackout: parts(&told.blackout),
             pauses_ns: told.pauses_ns,
+            late: told.late.as_ref().map(late),
         })
     }
 
@@ -203,7 +232,7 @@ impl Core {
     fn decide(&self, machine: &Machine, client: &Client) -> Result<(), Problem> {
         loop {
             match self.runtime.block_on(client.vm(&machine.id)) {
-                Ok(vm) if matches!(vm.state, VmState::Running | VmState::Paused) => return self.end_process(machine),
+                Ok(vm) if matches!(vm.state, VmState::Running | VmState::Paused) => return Ok(()),
                 // It may still begin: that is known soon.
                 Ok(vm) if vm.state == VmState::Starting => {}
                 Ok(_) => break,
@@ -215,36 +244,63 @@ impl Core {
         supervisor::command(&machine.folder, &Request::Resume {})?;
         Err(Problem::new(Code::Host, "the machine stays here: the connection was lost when it was handed over"))
     }
-}
 
-/// Follows a migration to its end.
-fn follow(machine: &Machine, task: &Task) -> Result<Migration, Problem> {
-    let (mut last, mut cancelled) = (Migration::default(), false);
-    let started = Instant::now();
-    loop {
-        match Process::connect(&machine.folder.control()).and_then(|mut process| process.migration()) {
-            // A daemon has died before it had told the process.
-            Ok(told) if told.phase == MigrationPhase::None => {
-                return Err(Problem::new(Code::State, "the machine stays here: it had not begun to leave"));
+    /// A machine that runs at the target and lacks memory from here: has it ended there?
+    fn check_runs_there(&self, machine: &Machine, client: &Client) -> Result<(), Problem> {
+        let why = match self.runtime.block_on(client.vm(&machine.id)) {
+            Ok(vm) => match (vm.state, vm.ended) {
+                (VmState::Running | VmState::Paused | VmState::Starting, _) => return Ok(()),
+                (_, Some(ended)) => ended.message,
+                (_, None) => "it does not run there".to_owned(),
+            },
+            Err(error) if error.problem().is_some_and(|problem| problem.code == Code::NotFound) => {
+                "nobody knows it there any more".to_owned()
             }
-            Ok(told) => last = told,
-            // It ends by itself when all is well; whether it has is seen by whoever looks after it.
-            Err(_) if last.phase == MigrationPhase::Blackout || machine.lock().live.is_none() => {
-                return ended_as_moved(machine, last);
+            // As long as it is not known, what is here may be needed.
+            Err(_) => return Ok(()),
+        };
+        self.end_process(machine)?;
+        let text = format!(
+            "the machine ended at the target before all of its memory had come: {why}; here are its disks as they were when \
+             it left"
+        );
+        Err(Problem::new(Code::Host, text))
+    }
+
+    /// Follows a migration to its end.
+    fn follow(&self, machine: &Machine, client: &Client, task: &Task) -> Result<Migration, Problem> {
+        let (mut last, mut cancelled) = (Migration::default(), false);
+        let (mut answered, mut asked) = (Instant::now(), Instant::now());
+        loop {
+            match Process::connect(&machine.folder.control()).and_then(|mut process| process.migration()) {
+                // A daemon has died before it had told the process.
+                Ok(told) if told.phase == MigrationPhase::None => {
+                    return Err(Problem::new(Code::State, "the machine stays here: it had not begun to leave"));
+                }
+                Ok(told) => (last, answered) = (told, Instant::now()),
+                // It ends by itself when all is well; whether it has is seen by whoever looks after it.
+                Err(_) if machine.lock().live.is_none() => return ended_as_moved(machine, last),
+                Err(error) if answered.elapsed() > END_LIMIT => return Err(supervisor::refusal(&error)),
+                Err(_) => {}
             }
-            Err(error) if started.elapsed() > END_LIMIT => return Err(supervisor::refusal(&error)),
-            Err(_) => {}
+            if !last.phase.is_active() && last.phase != MigrationPhase::None {
+                return Ok(last);
+            }
+            if last.phase == MigrationPhase::Serving {
+                task.cancellable(false);
+            }
+            if last.phase == MigrationPhase::Serving && last.message.is_some() && asked.elapsed() >= ASK_AGAIN {
+                self.check_runs_there(machine, client)?;
+                asked = Instant::now();
+            }
+            task.progress(last.data_bytes + last.disk_bytes, 0, "bytes");
+            if !cancelled && task.check().is_err() {
+                cancelled = true;
+                // Too late is no failure: then it moves.
+                let _ = supervisor::command(&machine.folder, &Request::CancelMigration {});
+            }
+            std::thread::sleep(TURN);
         }
-        if !last.phase.is_active() && last.phase != MigrationPhase::None {
-            return Ok(last);
-        }
-        task.progress(last.data_bytes + last.disk_bytes, 0, "bytes");
-        if !cancelled && task.check().is_err() {
-            cancelled = true;
-            // Too late is no failure: then it moves.
-            let _ = supervisor::command(&machine.folder, &Request::CancelMigration {});
-        }
-        std::thread::sleep(TURN);
     }
 }
 
@@ -278,6 +334,19 @@ fn shared_disks(record: &VmRecord) -> Result<Vec<SharedDisk>, Problem> {
 fn parts(told: &Blackout) -> BlackoutParts {
     let Blackout { stop_ns, cut_ns, disks_ns, memory_ns, network_ns, start_ns } = *told;
     BlackoutParts { stop_ns, cut_ns, disks_ns, memory_ns, network_ns, start_ns }
+}
+
+fn mode(mode: MigrationMode) -> Mode {
+    match mode {
+        MigrationMode::PreCopy => Mode::PreCopy,
+        MigrationMode::PostCopy => Mode::PostCopy,
+        MigrationMode::Auto => Mode::Auto,
+    }
+}
+
+fn late(told: &Late) -> LateMemory {
+    let Late { missing_bytes, whole_ns, reconnects, faults, fault_p50_ns, fault_p99_ns } = *told;
+    LateMemory { missing_bytes, whole_ns, reconnects, faults, fault_p50_ns, fault_p99_ns }
 }
 
 fn address(request: &MigrateRequest) -> BackupAddress {

@@ -124,6 +124,9 @@ fn reported(report: &ExitReport) -> (EndingReason, String) {
         ),
         Some(Outcome::Stopped | Outcome::Timeout) => (EndingReason::Stopped, message("it was stopped")),
         Some(Outcome::Moved) => (EndingReason::Moved, message("it goes on elsewhere")),
+        Some(Outcome::SourceLost) => {
+            (EndingReason::SourceLost, message("the rest of its memory is lost with the host that it came from"))
+        }
         None if report.status == CONFINEMENT_STATUS => {
             (EndingReason::Confinement, message("a thread made a system call that it must not make: see vmm.log"))
         }

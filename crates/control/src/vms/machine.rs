@@ -220,6 +220,7 @@ pub(crate) fn is_crash(reason: EndingReason) -> bool {
         EndingReason::GuestPanic
         | EndingReason::TripleFault
         | EndingReason::ProcessFailed
+        | EndingReason::SourceLost
         | EndingReason::Confinement => true,
     }
 }

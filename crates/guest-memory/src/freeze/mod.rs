@@ -128,6 +128,9 @@ impl Backing {
     /// See [`crate::GuestRam::freeze`].
     pub(crate) fn freeze(self: &Arc<Self>) -> Result<(Frozen, Settling), ImageError> {
         let mut state = self.state_mut();
+        if state.image.not_whole().is_some() {
+            return Err(ImageError::Arriving);
+        }
         state.settled.wait();
         let id = LayerId::random()?;
         let (image, settling, copied_bytes) = if self.is_huge() {

@@ -33,6 +33,12 @@ pub enum ImageError {
     Pagemap(io::Error),
     #[error("somebody has cancelled the writing of memory")]
     Cancelled,
+    #[error("this RAM is not whole yet: its pages still come from where the machine was; try again when they have")]
+    Arriving,
+    #[error(
+        "RAM of reserved huge pages cannot come while the machine runs: use other pages, or let all of it come first"
+    )]
+    ArrivingHuge,
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: io::Error },
 }

@@ -40,6 +40,8 @@ pub use store::{Piece, Written};
 pub use table::{LayerId, MemoryTable};
 use table::{MAX_LAYERS, Run};
 
+use crate::arriving::Arriving;
+
 /// Segments of an image at most; each is a mapping, and Linux permits 65,530 (`vm.max_map_count`).
 pub(crate) const MAX_SEGMENTS: usize = 16 << 10;
 /// Files of an image at most: they are passed on as descriptors, of which one message takes 253 (`SCM_MAX_FD`).
@@ -52,11 +54,13 @@ pub struct MemoryImage {
     /// Names of the layers, oldest first; [`Segment::layer`] is a place among them. The oldest may be forgotten.
     layers: Arc<Vec<LayerId>>,
     segments: Arc<Vec<Segment>>,
+    /// What is not there yet, of an image that comes while it is used.
+    arriving: Option<Arc<Arriving>>,
 }
 
 impl MemoryImage {
     pub(crate) fn new(shape: Shape, layers: Vec<LayerId>, segments: Vec<Segment>) -> MemoryImage {
-        MemoryImage { shape, layers: Arc::new(layers), segments: Arc::new(segments) }
+        MemoryImage { shape, layers: Arc::new(layers), segments: Arc::new(segments), arriving: None }
     }
 
     /// The image in files on disk: that of a full snapshot, then those of incremental ones, oldest first, each with its
@@ -105,6 +109,28 @@ impl MemoryImage {
         let file = Arc::new(ImageFile::foreign(file));
         let all = Segment { start: 0, len: bytes, offset: 0, layer: 0, file };
         Ok(MemoryImage::new(shape, vec![LayerId::random()?], vec![all]))
+    }
+
+    /// The same where the runs of RAM in `missing`, as (offset, length), come later: RAM that is made from the image lets whoever
+    /// touches such a page wait until the second value was given it. What the file has there is forgotten.
+    ///
+    /// # Errors
+    /// Those of [`MemoryImage::of_file`]; runs that are not of whole pages of this RAM; a host on which this process may not
+    /// handle page faults.
+    pub fn arriving(
+        file: File,
+        shape: Shape,
+        missing: &[(u64, u64)],
+    ) -> Result<(MemoryImage, Arc<Arriving>), ImageError> {
+        let arriving = Arc::new(Arriving::new(&file, shape.clone(), missing)?);
+        let mut image = MemoryImage::of_file(file, shape)?;
+        image.arriving = Some(arriving.clone());
+        Ok((image, arriving))
+    }
+
+    /// What is not there yet, if the image comes while it is used and is not whole.
+    pub(crate) fn not_whole(&self) -> Option<&Arc<Arriving>> {
+        self.arriving.as_ref().filter(|arriving| !arriving.is_whole())
     }
 
     /// What another process needs to have this image: files, and a table that says what is in them. From then on the

@@ -10,7 +10,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::table::{CHUNK_BYTES, Run};
-use super::{ImageError, LayerId, MemoryImage, MemoryTable, Segment};
+use super::{ImageError, LayerId, MemoryImage, MemoryTable, Segment, within};
 use crate::PAGE_SIZE;
 
 /// A part of RAM.
@@ -57,6 +57,46 @@ impl MemoryImage {
             f(offset, Piece::Data(data))
         })?;
         zeroes.up_to(u64::MAX, &mut f)
+    }
+
+    /// Reads RAM from `offset` on.
+    ///
+    /// # Errors
+    /// The place is not all in RAM, or a layer cannot be read.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ImageError> {
+        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.shape.bytes());
+        let end = end.ok_or(ImageError::Damaged("what is to be read is no RAM"))?;
+        for part in within(&self.segments, offset, end) {
+            let place = &mut buffer[(part.start - offset) as usize..][..part.len as usize];
+            let read = part.file.file.read_exact_at(place, part.offset);
+            read.map_err(ImageError::io("a layer of guest RAM cannot be read"))?;
+        }
+        Ok(())
+    }
+
+    /// The runs of RAM, as (offset, length), that are newer than layer `base`; those that are not holes, without a base. Lowest
+    /// first. No page is read.
+    ///
+    /// # Errors
+    /// When this image does not descend from the base, or a layer cannot be looked at.
+    pub fn newer_runs(&self, base: Option<LayerId>) -> Result<Vec<(u64, u64)>, ImageError> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        let mut add = |start: u64, len: u64| match runs.last_mut() {
+            Some((last, bytes)) if *last + *bytes == start => *bytes += len,
+            _ => runs.push((start, len)),
+        };
+        match base {
+            Some(base) => self.since(base)?.iter().for_each(|segment| add(segment.start, segment.len)),
+            None => {
+                for segment in self.segments.iter() {
+                    for_each_data(&segment.file.file, segment.offset, segment.len, |offset, len| {
+                        add(segment.start + (offset - segment.offset), len);
+                        Ok(())
+                    })?;
+                }
+            }
+        }
+        Ok(runs)
     }
 
     /// Copies all data to `file`, where offsets are those in RAM. Returns the bytes copied.

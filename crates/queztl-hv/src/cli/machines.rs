@@ -721,8 +721,31 @@ pub struct MigrateArgs {
     #[arg(long)]
     pub shared_disks: bool,
 
+    /// When its memory goes
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = MigrationModeArg::PreCopy)]
+    pub mode: MigrationModeArg,
+
+    /// Do not ask whether it is understood what a lost host means while memory goes after the machine
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Seconds that the target waits for pages from a source that cannot be reached, before it gives the machine up
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub patience: u32,
+
     #[command(flatten)]
     pub output: OutputArg,
+}
+
+/// When memory goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MigrationModeArg {
+    /// Before the machine, in rounds
+    PreCopy,
+    /// After it: it runs there at once, and fetches pages when it touches them
+    PostCopy,
+    /// Before it; after it what does not become less in that way
+    Auto,
 }
 
 #[derive(Debug, Args)]

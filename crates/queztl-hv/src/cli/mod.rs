@@ -21,9 +21,9 @@ pub use image::{ImageArgs, ImageCommand, ImageStoreCommand};
 pub use kernel::{KernelBuildArgs, KernelCommand, ProfileArg};
 pub use machines::{
     AlertsArgs, BenchmarkCommand, CloneArgs, ConsoleArgs, CreateArgs, DaemonArgs, DashboardArgs, DeleteArgs,
-    EventsArgs, InfoArgs, LeadingArgs, LimitsArgs, ListArgs, LogsArgs, MachineCommand, MigrateArgs, OnCrashArg,
-    OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs, SnapshotArgs, SnapshotCommand,
-    SnapshotsArgs, StopArgs, SuiteArg, TokenCommand, TopArgs, Verb, Vms, hand_down,
+    EventsArgs, InfoArgs, LeadingArgs, LimitsArgs, ListArgs, LogsArgs, MachineCommand, MigrateArgs, MigrationModeArg,
+    OnCrashArg, OperationsArgs, OperationsCommand, PolicyArgs, RestoreArgs, ScopeArg, SetArgs, SnapshotArgs,
+    SnapshotCommand, SnapshotsArgs, StopArgs, SuiteArg, TokenCommand, TopArgs, Verb, Vms, hand_down,
 };
 pub use node::NodeCommand;
 pub use output::{OutputArg, OutputFormat};

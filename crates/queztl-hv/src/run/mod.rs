@@ -101,6 +101,9 @@ fn explain(outcome: Outcome, timeout: Option<Duration>) {
         }
         Outcome::Stopped => eprintln!("queztl-hv: stopped"),
         Outcome::Moved => eprintln!("queztl-hv: the machine goes on elsewhere"),
+        Outcome::SourceLost => {
+            eprintln!("queztl-hv: the rest of the machine's memory is lost with the host it came from")
+        }
     }
 }
 

@@ -1,18 +1,22 @@
 //! `migrate`.
 
+use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use queztl_api::{MigrateRequest, MigrationReport};
+use queztl_api::{MigrateRequest, MigrationMode, MigrationReport};
 
 use super::session::{Session, failure};
 use super::wait;
-use crate::cli::MigrateArgs;
+use crate::cli::{MigrateArgs, MigrationModeArg};
 use crate::output::{self, Made};
 use crate::report::Failure;
 use crate::status::Status;
 
 /// Brings a machine to another daemon and tells what it took.
 pub async fn migrate(session: &Session, args: MigrateArgs) -> Result<Status, Failure> {
+    if args.mode != MigrationModeArg::PreCopy && !args.yes {
+        confirm(&args.vm.vm)?;
+    }
     let read = |path: &Path| {
         std::fs::read_to_string(path)
             .map_err(|error| Failure::usage(format!("{} cannot be read: {error}", path.display())))
@@ -23,6 +27,13 @@ pub async fn migrate(session: &Session, args: MigrateArgs) -> Result<Status, Fai
         stripes: args.stripes,
         max_rounds: args.rounds,
         shared_disks: args.shared_disks,
+        mode: match args.mode {
+            MigrationModeArg::PreCopy => MigrationMode::PreCopy,
+            MigrationModeArg::PostCopy => MigrationMode::PostCopy,
+            MigrationModeArg::Auto => MigrationMode::Auto,
+        },
+        source_loss_accepted: args.mode != MigrationModeArg::PreCopy,
+        patience_s: args.patience,
         ..MigrateRequest::to(args.to)
     };
     let operation = session.client.migrate(&args.vm.vm, &request).await.map_err(failure)?;
@@ -31,6 +42,24 @@ pub async fn migrate(session: &Session, args: MigrateArgs) -> Result<Status, Fai
         .map_err(|error| Failure::host(format!("the machine was moved, but its report cannot be read: {error}")))?;
     let made = Made { table: told(&report), names: vec![report.to.clone()], value: report };
     output::print(&made, args.output.format)
+}
+
+/// Says what memory that goes after its machine means, and asks whether that is understood.
+fn confirm(vm: &str) -> Result<(), Failure> {
+    let warning = format!(
+        "{vm:?} may run at the target before its memory is there: if this host or the connection to it is lost for good \
+         until then, the machine ends there, and what its guest had not written to a disk is gone"
+    );
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage(format!("{warning}; --yes says that this is understood")));
+    }
+    eprint!("queztl-hv: {warning}. Go on? [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|error| Failure::host(format!("no answer can be read: {error}")))?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::usage("the machine stays here")),
+    }
 }
 
 fn told(report: &MigrationReport) -> String {
@@ -62,6 +91,18 @@ fn told(report: &MigrationReport) -> String {
     ];
     for (what, ns) in rows {
         text += &format!("          {what:<32}{:>10}\n", ms(ns));
+    }
+    if let Some(late) = &report.late {
+        text += &format!(
+            "after it  {:.1} MiB came in {}; the connection broke {} times; the guest waited for {} pages,\n          \
+             half of them at most {}, 99 of 100 at most {}\n",
+            mib(late.missing_bytes),
+            ms(late.whole_ns),
+            late.reconnects,
+            late.faults,
+            ms(late.fault_p50_ns),
+            ms(late.fault_p99_ns)
+        );
     }
     text
 }

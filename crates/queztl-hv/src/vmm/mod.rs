@@ -20,10 +20,12 @@ use std::time::{Duration, Instant};
 use queztl_vmm::config::{MachineConfig, Outcome};
 use queztl_vmm::confine;
 use queztl_vmm::machine::{Host, Networks, Terminal};
-use queztl_vmm::migration::{self, Arrival, Arrived};
+use queztl_vmm::migration::{self, Arrival, OnLost, Pager};
 use queztl_vmm::process::console::{self, Hub};
 use queztl_vmm::process::sandbox::{self, Needs};
-use queztl_vmm::process::{ExitReport, FileError, Folder, Lock, LockError, LogFile, MachineFile, Start, zygote};
+use queztl_vmm::process::{
+    ExitReport, FileError, Folder, Lock, LockError, LogFile, MachineFile, ProcessId, Start, zygote,
+};
 use queztl_vmm::protection::{self, Promotion};
 use queztl_vmm::snapshot::{Identity, Snapshot};
 use tracing_subscriber::EnvFilter;
@@ -57,7 +59,8 @@ pub fn run(directory: &Path, lock_fd: Option<RawFd>, verbose: u8, started: Insta
     log_to(log.clone(), hub.clone(), verbose);
     remove_old_report(&folder)?;
 
-    let result = launch(&folder, log, hub, started);
+    let process = lock.process();
+    let result = launch(&folder, log, hub, started, process);
 
     let (outcome, status, message) = match &result {
         Ok(outcome) => (Some(*outcome), Status::from(*outcome), None),
@@ -96,7 +99,13 @@ fn lock(folder: &Folder, inherited_fd: Option<RawFd>) -> Result<Lock, LockError>
 }
 
 /// Makes the machine and runs it to its end.
-fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -> Result<Outcome, Failure> {
+fn launch(
+    folder: &Folder,
+    log: Arc<LogFile>,
+    hub: Arc<Hub>,
+    started: Instant,
+    process: ProcessId,
+) -> Result<Outcome, Failure> {
     let file = MachineFile::read(&folder.machine()).map_err(|error| match &error {
         FileError::Write { .. } => Failure::host(chain(&error)),
         _ => Failure::usage(chain(&error)),
@@ -122,7 +131,10 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
 
     let (snapshot, arrived) = match (incoming, kept) {
         (Some(disks), _) => {
-            arrival(folder, &config, &disks).map(|(snapshot, arrived)| (Some((snapshot, None)), Some(arrived)))?
+            let Arrival { snapshot, arrived, pager } = arrival(folder, &config, &disks)?;
+            let pager = pager.map(|pager| pager.serve(end_when_lost(folder, process)));
+            let pager = pager.transpose().map_err(|error| Failure::host(chain(&error)))?;
+            (Some((snapshot, None)), Some((arrived, pager)))
         }
         (_, Some(term)) => (Some((promotion(folder, &config, term)?, None)), None),
         _ => (snapshot, None),
@@ -139,14 +151,17 @@ fn launch(folder: &Folder, log: Arc<LogFile>, hub: Arc<Hub>, started: Instant) -
     let viewers = console::Server::start(folder, hub, Arc::new(machine.handle()), Some(log));
     let viewers = viewers.map_err(|error| Failure::host(chain(&error)))?;
     // Who answers on the control socket has the machine.
-    if let Some(arrived) = arrived {
+    let mut pager = None;
+    if let Some((arrived, late)) = arrived {
         arrived.take_over().map_err(|error| Failure::host(chain(&error)))?;
+        pager = late;
     }
     let control = machine.listen(&folder.control())?;
     tracing::info!("the machine starts");
     let outcome = machine.run(None);
     drop(control);
     drop(viewers);
+    pager.iter().for_each(Pager::end);
     let outcome = outcome?;
     tracing::info!(?outcome, "the machine has ended");
     Ok(outcome)
@@ -168,21 +183,37 @@ fn snapshot(start: Start) -> Result<Option<(Snapshot, Option<Identity>)>, Failur
 }
 
 /// The machine that another process brings.
-fn arrival(folder: &Folder, config: &MachineConfig, disks: &[usize]) -> Result<(Snapshot, Arrived), Failure> {
+fn arrival(folder: &Folder, config: &MachineConfig, disks: &[usize]) -> Result<Arrival, Failure> {
     let ram_bytes = config.ram_bytes + config.hotplug_bytes;
     let home = |number: &usize| config.disks.get(*number).filter(|disk| !disk.read_only).map(|disk| disk.path.clone());
     let homes: Option<Vec<_>> = disks.iter().map(home).collect();
     let homes = homes.ok_or_else(|| Failure::usage("a disk that comes with the machine is none that it writes to"))?;
     let arrival = migration::receive(&folder.incoming(), ram_bytes, &homes, ARRIVAL_LIMIT);
-    let Arrival { snapshot, arrived } = arrival.map_err(|error| Failure::host(chain(&error)))?;
+    let arrival = arrival.map_err(|error| Failure::host(chain(&error)))?;
     // What is found to be wrong later ends this process, and the source sees that.
-    match snapshot.check_shape(config) {
-        Ok(()) => Ok((snapshot, arrived)),
+    match arrival.snapshot.check_shape(config) {
+        Ok(()) => Ok(arrival),
         Err(error) => {
-            arrived.refuse(&chain(&error));
+            arrival.arrived.refuse(&chain(&error));
             Err(Failure::usage(chain(&error)))
         }
     }
+}
+
+/// What ends this process when memory that is still to come is lost. vCPUs and devices wait for that memory inside of the
+/// kernel and cannot be asked to stop; what the guest has flushed to its disks is there.
+fn end_when_lost(folder: &Folder, process: ProcessId) -> OnLost {
+    let path = folder.exit();
+    Box::new(move |message, was_running| {
+        let outcome = was_running.then_some(Outcome::SourceLost);
+        let status = outcome.map_or(Status::Failure, Status::from);
+        tracing::error!("{message}");
+        if let Err(error) = ExitReport::now(outcome, status.code(), Some(message.to_owned()), process).write(&path) {
+            tracing::error!(%error, "the report of the machine's end cannot be written");
+        }
+        // SAFETY: the call does not return, and runs nothing of this process first.
+        unsafe { libc::_exit(status.code().into()) };
+    })
 }
 
 /// The copy of a machine that was protected elsewhere, when it is to go on here.

@@ -2,6 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
+/// When memory goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationMode {
+    /// Before the machine, in rounds.
+    #[default]
+    PreCopy,
+    /// After it: the machine runs at the target at once, and both ends are needed until all has come.
+    PostCopy,
+    /// Before it, and what does not become less in that way after it.
+    Auto,
+}
+
 /// How far it is. Figures of a migration that has ended stay until the next one begins.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Migration {
@@ -25,6 +38,9 @@ pub struct Migration {
     /// What the blackout was made of.
     #[serde(default)]
     pub blackout: Blackout,
+    /// Memory went, or goes, after the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<Late>,
     /// Why it has failed, or is in doubt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -47,11 +63,28 @@ pub struct Blackout {
     pub start_ns: u64,
 }
 
+/// Memory that goes after its machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// What was missing at the target when the machine began to run there.
+    pub missing_bytes: u64,
+    /// From then on until all had come.
+    pub whole_ns: u64,
+    /// How often the connection broke, and was made again.
+    pub reconnects: u32,
+    /// Page faults for which a page was fetched, and how long they took; known at the end.
+    pub faults: u64,
+    pub fault_p50_ns: u64,
+    pub fault_p99_ns: u64,
+}
+
 /// ```text
-/// none ──> copying ──> blackout ──> moved       the machine ends here
+/// none ──> copying ──> blackout ──────────────> moved       the machine ends here
+///             │            ├──────> serving ──> moved       it runs there, and fetches its memory from here
 ///             │            ├──────> in-doubt    it stands still here; whoever knows whether the target runs it ends or resumes it
 ///             └────────────┴──────> failed, cancelled: it runs here
 /// ```
+/// One that is in doubt may find out by itself, where memory goes after the machine: then it is serving.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MigrationPhase {
@@ -59,6 +92,7 @@ pub enum MigrationPhase {
     None,
     Copying,
     Blackout,
+    Serving,
     Moved,
     InDoubt,
     Failed,
@@ -68,6 +102,6 @@ pub enum MigrationPhase {
 impl MigrationPhase {
     /// Whether something is under way.
     pub fn is_active(self) -> bool {
-        matches!(self, MigrationPhase::Copying | MigrationPhase::Blackout)
+        matches!(self, MigrationPhase::Copying | MigrationPhase::Blackout | MigrationPhase::Serving)
     }
 }

@@ -29,7 +29,7 @@ mod types;
 
 pub use client::{Client, ClientError};
 pub use metrics::{DiskFigures, ExitFigures, Metrics, NetFigures, ProcessMemory, Times, VcpuFigures};
-pub use migration::{Blackout, Migration, MigrationPhase};
+pub use migration::{Blackout, Late, Migration, MigrationMode, MigrationPhase};
 pub use protection::{
     BackupFigures, BackupPlace, ProtectOrder, Protection, ProtectionMode, ProtectionState, RegisterWish, ThrottleOrder,
 };

@@ -74,10 +74,16 @@ pub enum Request {
         /// Disks, by their numbers, that are written to and are the same files there: they are not copied.
         #[serde(default)]
         shared: Vec<usize>,
+        #[serde(default)]
+        mode: super::MigrationMode,
+        /// Where memory goes after the machine: how long the target waits for this process when it cannot be reached, before it
+        /// gives the machine up.
+        #[serde(default = "patience_ms")]
+        patience_ms: u64,
     },
     /// How a migration goes, or has gone. Answered by [`Response::Migration`].
     Migration {},
-    /// Give a migration up; the machine goes on here, unless the last round has been sent.
+    /// Give a migration up; the machine goes on here, unless it is being handed over or runs there.
     CancelMigration {},
     /// Copy the machine to backups while it runs, epoch by epoch. Answered when it has begun; [`Request::Protection`] tells how
     /// it goes.
@@ -98,6 +104,10 @@ impl Request {
         use Request::{AddBackup, Fork, Migrate, Protect, Settle, Snapshot};
         matches!(self, Snapshot { .. } | Fork { .. } | Migrate { .. } | Settle {} | Protect { .. } | AddBackup { .. })
     }
+}
+
+fn patience_ms() -> u64 {
+    60_000
 }
 
 /// Where a disk goes on: what is in its present file stays as it is from then on.
@@ -241,6 +251,9 @@ pub struct Memory {
     pub balloon: Balloon,
     /// Memory that can be hot-plugged; `None` if the machine has none.
     pub hotplug: Option<Hotplug>,
+    /// What of RAM has not come yet from where the machine was.
+    #[serde(default)]
+    pub arriving_bytes: u64,
     /// What the guest says of its memory; `None` if it has not said anything.
     pub guest: Option<GuestMemoryStats>,
 }

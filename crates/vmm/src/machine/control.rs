@@ -36,7 +36,7 @@ impl Target for MachineHandle {
             Request::Status {} => Response::Status(Box::new(self.status())),
             Request::Metrics {} => Response::Metrics(Box::new(self.metrics())),
             Request::Pause {} => done(self.pause()),
-            Request::Resume {} => done(self.take_disks_back().map(|()| self.resume())),
+            Request::Resume {} => done(self.go_on_here()),
             Request::Stop {} => {
                 self.stop();
                 Response::Done {}
@@ -79,8 +79,8 @@ impl Target for MachineHandle {
                 Ok((report, files)) => Answer { response: Response::Fork(report), files },
                 Err(refusal) => refused(refusal),
             },
-            Request::Migrate { socket, stripes, max_rounds, shared } => {
-                let order = MigrationOrder { socket, stripes, max_rounds, shared };
+            Request::Migrate { socket, stripes, max_rounds, shared, mode, patience_ms } => {
+                let order = MigrationOrder { socket, stripes, max_rounds, shared, mode, patience_ms };
                 self.migrate(order).map_or_else(refused, |()| Response::Done {}.into())
             }
             Request::Protect { order } => self.protect(*order).map_or_else(refused, |()| Response::Done {}.into()),
@@ -265,6 +265,7 @@ pub(super) fn memory(config: &MachineConfig, live: Option<&Live>, guest: Option<
             requested_bytes: config.hotplug_requested_bytes,
             plugged_bytes: live.and_then(|live| live.mem.as_ref()).map_or(0, |mem| mem.plugged_bytes()),
         }),
+        arriving_bytes: live.and_then(|live| live.ram.arriving()).map_or(0, |arriving| arriving.missing_bytes()),
         guest,
     }
 }

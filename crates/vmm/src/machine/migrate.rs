@@ -21,7 +21,8 @@ use super::events::End;
 use super::mirror::{copy_marked, copy_most, marked, put_writes};
 use super::snapshot::{Cut, chain, give_back, nanoseconds};
 use super::{MachineHandle, lock, read};
-use crate::control::{Blackout, Migration, MigrationPhase, Reason, Refusal};
+use crate::config::Pages;
+use crate::control::{Blackout, Migration, MigrationMode, MigrationPhase, Reason, Refusal};
 use crate::devices::virtio::block::Block;
 use crate::migration::{Begin, Error, LastRound, Link, MAX_STRIPES, Verdict};
 use crate::snapshot;
@@ -47,6 +48,9 @@ pub struct MigrationOrder {
     pub max_rounds: u32,
     /// Disks, by their numbers, that are written to and are the same files there.
     pub shared: Vec<usize>,
+    pub mode: MigrationMode,
+    /// How long a target that runs the machine waits for a source that it cannot reach.
+    pub patience_ms: u64,
 }
 
 /// What a migration is at; kept after its end.
@@ -60,6 +64,8 @@ struct Told {
     figures: Migration,
     started: Option<Instant>,
     cancelled: bool,
+    /// In doubt, it was told to go on here.
+    abandoned: bool,
     /// Handles of the connections: shut down, they end.
     connections: Vec<UnixStream>,
     /// Disks that were let go: whoever runs the machine has them.
@@ -67,7 +73,7 @@ struct Told {
 }
 
 /// The disks that the machine writes to.
-struct Disks {
+pub(super) struct Disks {
     /// Those that go with it.
     moved: Vec<Arc<Block>>,
     /// Those that are there already.
@@ -87,13 +93,13 @@ impl Drop for Disks {
 }
 
 impl Progress {
-    fn change(&self, change: impl FnOnce(&mut Migration)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Migration)) {
         let mut told = lock(&self.state);
         change(&mut told.figures);
         told.figures.total_ns = told.started.map_or(0, |started| nanoseconds(started.elapsed()));
     }
 
-    fn add(&self, sent: Sent) {
+    pub(super) fn add(&self, sent: Sent) {
         self.change(|figures| {
             figures.data_bytes += sent.data_bytes;
             figures.wire_bytes += sent.wire_bytes;
@@ -102,7 +108,7 @@ impl Progress {
     }
 
     /// Keeps a connection to end it when the migration is cancelled.
-    fn connected(&self, connection: UnixStream) {
+    pub(super) fn connected(&self, connection: UnixStream) {
         let mut told = lock(&self.state);
         if told.cancelled {
             hang_up(&connection);
@@ -115,7 +121,7 @@ impl Progress {
     }
 
     /// From here on it cannot be cancelled; gives the number of the last round.
-    fn begin_blackout(&self) -> Result<u64, Refusal> {
+    pub(super) fn begin_blackout(&self) -> Result<u64, Refusal> {
         let mut told = lock(&self.state);
         if told.cancelled {
             return Err(cancelled());
@@ -125,8 +131,26 @@ impl Progress {
         Ok(u64::from(told.figures.round))
     }
 
-    fn is_cancelled(&self) -> bool {
+    pub(super) fn is_cancelled(&self) -> bool {
         lock(&self.state).cancelled
+    }
+
+    /// The target runs the machine; false if it was told to go on here.
+    pub(super) fn begin_serving(&self) -> bool {
+        let mut told = lock(&self.state);
+        if !told.abandoned {
+            (told.figures.phase, told.figures.message) = (MigrationPhase::Serving, None);
+        }
+        !told.abandoned
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        lock(&self.state).abandoned
+    }
+
+    /// Connections of before are of no use any more.
+    pub(super) fn disconnected(&self) {
+        lock(&self.state).connections.clear();
     }
 }
 
@@ -147,6 +171,11 @@ impl MachineHandle {
         let protection = lock(&self.shared.protection).clone();
         if protection.is_some_and(|protecting| !protecting.has_ended()) {
             return invalid("the machine is protected: hand it over to a backup, or unprotect it first".into());
+        }
+        if order.mode != MigrationMode::PreCopy && lock(&self.shared.config).pages == Pages::Huge2M {
+            return invalid(
+                "RAM of reserved huge pages cannot come after the machine: choose the mode pre-copy".into(),
+            );
         }
         let progress = self.begin_migration()?;
         let (handle, body) = (self.clone(), progress.clone());
@@ -197,8 +226,33 @@ impl MachineHandle {
             MigrationPhase::Blackout => {
                 Err(Refusal::new(Reason::Busy, "it is too late to cancel: the machine is being handed over"))
             }
+            MigrationPhase::Serving => Err(Refusal::new(
+                Reason::Busy,
+                "it is too late to cancel: the machine runs at the target, and what is here is old",
+            )),
             _ => Err(Refusal::new(Reason::Missing, "the machine is not on its way anywhere")),
         }
+    }
+
+    /// Goes on here after a pause, or a migration that is in doubt.
+    ///
+    /// # Errors
+    /// The machine runs elsewhere, or its disks are in use.
+    pub(super) fn go_on_here(&self) -> Result<(), Refusal> {
+        let progress = lock(&self.shared.migration).clone();
+        {
+            let mut told = lock(&progress.state);
+            match told.figures.phase {
+                MigrationPhase::Serving => {
+                    let text =
+                        "the machine runs at the target and fetches its memory from here: it cannot go on here, too";
+                    return Err(Refusal::new(Reason::Busy, text));
+                }
+                MigrationPhase::InDoubt => told.abandoned = true,
+                _ => {}
+            }
+        }
+        self.take_disks_back().map(|()| self.resume())
     }
 
     fn disks_to_move(&self, shared: &[usize]) -> Result<Disks, Refusal> {
@@ -241,18 +295,25 @@ impl MachineHandle {
         let mut link = Link::open(&order.socket, &begin, |wire| progress.connected(wire)).map_err(refusal)?;
         self.copy_disks(&link, disks, progress).map_err(refusal)?;
         let (mut base, mut before) = (None, u64::MAX);
-        for round in 1..=order.max_rounds.max(1) {
+        let rounds = if order.mode == MigrationMode::PostCopy { 0 } else { order.max_rounds.max(1) };
+        let mut is_short = false;
+        for round in 1..=rounds {
             if progress.is_cancelled() {
                 return Err(cancelled());
             }
             let sent = self.round(&mut link, disks, round, &mut base, progress)?;
-            if sent <= SHORT_ROUND_BYTES || (round > 1 && sent > before / 100 * NO_PROGRESS) {
+            is_short = sent <= SHORT_ROUND_BYTES;
+            if is_short || (round > 1 && sent > before / 100 * NO_PROGRESS) {
                 break;
             }
             before = sent;
         }
         self.keep_writes(&link, disks, progress).map_err(refusal)?;
-        self.last_round(&mut link, disks, base, progress)
+        match order.mode {
+            MigrationMode::PreCopy => self.last_round(&mut link, disks, base, progress),
+            MigrationMode::Auto if is_short => self.last_round(&mut link, disks, base, progress),
+            MigrationMode::PostCopy | MigrationMode::Auto => self.switch_over(&link, order, disks, base, progress),
+        }
     }
 
     /// All of the disks that go with the machine, and most of what is written meanwhile.
@@ -332,11 +393,7 @@ impl MachineHandle {
         let round = progress.begin_blackout()?;
         let started = Instant::now();
         let Cut { state, ram, frozen, was_paused, stop, pause } = self.cut(&[], true)?;
-        let stays_here = || match self.take_disks_back() {
-            Ok(()) if !was_paused => self.resume(),
-            Ok(()) => {}
-            Err(refusal) => tracing::error!(%refusal, "the machine stands still: resume it when its disks are free"),
-        };
+        let stays_here = || self.stay_here(was_paused);
         let mut parts =
             Blackout { stop_ns: nanoseconds(stop), cut_ns: nanoseconds(pause - stop), ..Blackout::default() };
         let state = snapshot::encode(&state).map_err(Refusal::from);
@@ -366,8 +423,17 @@ impl MachineHandle {
         Ok(verdict)
     }
 
+    /// The machine was to go, and does not.
+    pub(super) fn stay_here(&self, was_paused: bool) {
+        match self.take_disks_back() {
+            Ok(()) if !was_paused => self.resume(),
+            Ok(()) => {}
+            Err(refusal) => tracing::error!(%refusal, "the machine stands still: resume it when its disks are free"),
+        }
+    }
+
     /// What was written to disks since the writes are kept; and those that both hosts see are let go.
-    fn last_of_disks(&self, link: &Link, disks: &Disks, progress: &Progress) -> Result<(), Refusal> {
+    pub(super) fn last_of_disks(&self, link: &Link, disks: &Disks, progress: &Progress) -> Result<(), Refusal> {
         let known = |now: &Arc<Block>| disks.moved.iter().chain(&disks.shared).any(|disk| Arc::ptr_eq(disk, now));
         if !self.written_disks().iter().all(known) {
             return Err(Refusal::new(Reason::Busy, "the guest has restarted meanwhile: try again"));
@@ -428,6 +494,6 @@ fn cancelled() -> Refusal {
     Refusal::new(Reason::Failed, "it was cancelled")
 }
 
-fn refusal(error: Error) -> Refusal {
+pub(super) fn refusal(error: Error) -> Refusal {
     Refusal::new(Reason::Failed, chain(&error))
 }

@@ -15,6 +15,7 @@ mod assembly;
 mod control;
 mod disks;
 mod events;
+mod late;
 mod metrics;
 mod migrate;
 mod mirror;

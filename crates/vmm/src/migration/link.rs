@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use queztl_guest_memory::{LayerId, MemoryImage};
@@ -9,9 +10,11 @@ use queztl_parallel_transfer as transfer;
 use queztl_qhp::{Connection, Error as QhpError, Options, Priority, Stream};
 
 use super::Error;
+use super::late::{self, Resume, Runs, Switch, Token};
 use super::memory::send_image;
+use super::offer::{Offer, Session};
 use super::wire::{
-    self, BEGIN, Begin, DISK, PATIENCE, ROUND, RUN, Ready, Round, STRIPE, SYNC, Stripe, decode, refusal,
+    self, BEGIN, Begin, DISK, PATIENCE, RESUME, ROUND, RUN, Ready, Round, STRIPE, SWITCH, SYNC, Stripe, decode, refusal,
 };
 
 /// How long a target may take to make disks durable.
@@ -20,8 +23,7 @@ const SYNC_PATIENCE: Duration = Duration::from_secs(120);
 /// Connections to a target.
 pub(crate) struct Link {
     calls: Connection,
-    /// They live as long as this.
-    _stripes: Vec<Connection>,
+    stripes: Vec<Connection>,
     sender: transfer::Sender<Stripe>,
 }
 
@@ -51,18 +53,14 @@ impl Link {
     /// Connects to whoever listens at `socket`, once for calls and once for each stripe. `connected` is given a handle of each
     /// connection before anybody waits on it: shutting that down ends whatever waits.
     pub fn open(socket: &Path, begin: &Begin, connected: impl Fn(UnixStream)) -> Result<Link, Error> {
-        let connect = || {
-            let wire = UnixStream::connect(socket).map_err(Error::Connect)?;
-            connected(wire.try_clone().map_err(Error::Connect)?);
-            Ok::<_, Error>(Connection::client(wire, Options::default())?)
-        };
+        let connect = || connect(socket, &connected);
         let calls = connect()?;
         let text = serde_json::to_vec(begin).map_err(|_| Error::Protocol("the beginning cannot be written"))?;
         calls.call(BEGIN, Priority::High, &[&text], Some(PATIENCE)).map_err(refusal)?;
         let stripes = (0..begin.stripes).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
         let streams = stripes.iter().map(|stripe| Stripe::new(stripe.open(STRIPE, Priority::Bulk)));
         let sender = transfer::Sender::new(streams.collect());
-        Ok(Link { calls, _stripes: stripes, sender })
+        Ok(Link { calls, stripes, sender })
     }
 
     /// Brings over what of RAM is newer than `base`, or all that is not zero.
@@ -88,6 +86,47 @@ impl Link {
         let making = Duration::from_nanos(made_ns);
         let waiting = (began.elapsed() - sending).saturating_sub(making);
         Ok(LastRound { sent, sending, waiting, making })
+    }
+
+    /// Brings the state over, and says what of RAM comes later; from then on the target may ask for it. The target is ready to
+    /// go on from there, and waits.
+    pub fn switch(
+        &self,
+        switch: &Switch,
+        missing: &[(u64, u64)],
+        state: &[u8],
+        offer: &Arc<Offer>,
+    ) -> Result<(Session, LastRound), Error> {
+        let began = Instant::now();
+        let message = late::encode_switch(switch, missing, state)?;
+        let mut call = self.calls.open(SWITCH, Priority::High);
+        call.finish(&message)?;
+        let session = Session::start(&self.calls, &self.stripes, offer)?;
+        let sending = began.elapsed();
+        let Ready { made_ns } = decode(&call.message(Some(PATIENCE)).map_err(refusal)?)?;
+        let making = Duration::from_nanos(made_ns);
+        let waiting = (began.elapsed() - sending).saturating_sub(making);
+        let sent = transfer::Sent { wire_bytes: message.len() as u64, ..transfer::Sent::default() };
+        Ok((session, LastRound { sent, sending, waiting, making }))
+    }
+
+    /// Connects anew to a target that runs the machine, and learns what it does not have yet.
+    pub fn resume(
+        socket: &Path,
+        token: &Token,
+        stripes: u32,
+        offer: &Arc<Offer>,
+        connected: impl Fn(UnixStream),
+    ) -> Result<Session, Error> {
+        let connect = || connect(socket, &connected);
+        let calls = connect()?;
+        let text = serde_json::to_vec(&Resume::new(token, stripes));
+        let text = text.map_err(|_| Error::Protocol("a resumption cannot be written"))?;
+        let answer = calls.call(RESUME, Priority::High, &[&text], Some(PATIENCE)).map_err(refusal)?;
+        let missing: Runs = late::decode_missing(&answer, offer.ram_bytes())?;
+        let stripes = (0..stripes).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
+        offer.renew(&missing);
+        Session::start(&calls, &stripes, offer)
     }
 
     /// Brings changes of disks over.
@@ -119,6 +158,12 @@ impl Link {
         call.finish(&text)?;
         Ok(call)
     }
+}
+
+fn connect(socket: &Path, connected: &impl Fn(UnixStream)) -> Result<Connection, Error> {
+    let wire = UnixStream::connect(socket).map_err(Error::Connect)?;
+    connected(wire.try_clone().map_err(Error::Connect)?);
+    Ok(Connection::client(wire, Options::default())?)
 }
 
 fn answer(mut call: Stream) -> Result<(), Error> {

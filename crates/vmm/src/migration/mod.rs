@@ -13,18 +13,31 @@
 //!  RUN                                         ──────────>    goes on
 //!  ended as moved                              <─────────
 //! ```
+//! With post-copy, the rounds are left out, or end before little is left. What was not sent comes while the guest runs there:
+//! ```text
+//!  stays paused, SWITCH: the state, what is missing  ───>     a machine is made, ready; pages that this takes are asked for
+//!  RUN                                         ──────────>    goes on; whoever touches what is missing waits for it
+//!  pages that are waited for, and all others   ══stripes══>   put where they belong, once each   ([`offer`], [`pager`])
+//!  a connection breaks: RESUME                 <────────>     what is missing
+//!  ended as moved                              <─────────     nothing more is needed
+//! ```
 //! Promises:
 //! - the guest runs in one place or stands still, never in two: from RUN on, the source goes on only if the target has said
 //!   that it does not; where that answer is lost, the source stands still, in doubt, and whoever can ask the target decides;
-//! - whatever else fails, at any moment, leaves the machine running at the source;
+//! - whatever else fails, at any moment, leaves the machine running at the source; with post-copy, only before RUN: from then on
+//!   both hosts are needed until all memory has come, and a target whose source is gone for good ends its machine rather than
+//!   let it see a page that is not its own;
 //! - memory and disks of the machine that goes on are of the same moment, and what the guest had flushed is durable there;
 //! - the bytes of a peer are checked before they are used: a stranger's state is refused or harmless.
 //!
 //! The wire is QHP over Unix sockets; who carries them to another host (and authenticates and encrypts) is not seen here. One
 //! connection has the calls below, and each of the others a stripe of [`queztl_parallel_transfer`].
 
+pub(crate) mod late;
 mod link;
 pub(crate) mod memory;
+pub(crate) mod offer;
+mod pager;
 pub(crate) mod target;
 pub(crate) mod wire;
 
@@ -32,7 +45,9 @@ use std::io;
 
 use queztl_guest_memory::ImageError;
 
+pub use late::examine;
 pub(crate) use link::{LastRound, Link, Verdict};
+pub use pager::{OnLost, Pager, Waiting};
 pub use target::{Arrival, Arrived, receive};
 pub(crate) use wire::Begin;
 pub use wire::MAX_STRIPES;
@@ -66,6 +81,10 @@ pub enum Error {
     Still(String),
     #[error(transparent)]
     Snapshot(#[from] crate::snapshot::Error),
+    #[error(
+        "the source of this machine's memory is gone for good, and {0} bytes were still there: the machine cannot go on"
+    )]
+    Lost(u64),
     #[error("nobody has brought the machine within {0} s")]
     Nobody(u64),
 }

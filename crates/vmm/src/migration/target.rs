@@ -15,8 +15,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
 use super::Error;
+use super::late::{self, Runs, Switch};
+use super::pager::{Owner, Waiting};
 use super::wire::{
-    BEGIN, Begin, DISK, MAX_STRIPES, PATIENCE, ROUND, RUN, Ready, Round, STRIPE, SYNC, Stripe, VERSION, YES, decode,
+    BEGIN, Begin, DISK, MAX_STRIPES, PATIENCE, ROUND, RUN, Ready, Round, STRIPE, SWITCH, SYNC, Stripe, VERSION, YES,
+    decode,
 };
 use crate::mirror::{self, DiskFiles};
 use crate::snapshot::Snapshot;
@@ -24,12 +27,14 @@ use crate::snapshot::Snapshot;
 /// How long the source may be silent between two rounds: it sends all that time, but over the stripes.
 const SILENCE: Duration = Duration::from_secs(300);
 /// The code of a refusal.
-const REFUSED: u32 = 2;
+pub(super) const REFUSED: u32 = 2;
 
 /// A machine that has arrived; it goes on here when the source says so.
 pub struct Arrival {
     pub snapshot: Snapshot,
     pub arrived: Arrived,
+    /// Who brings the memory that comes later. It must serve before anybody touches RAM.
+    pub pager: Option<Waiting>,
 }
 
 /// The source, which waits for word.
@@ -38,6 +43,8 @@ pub struct Arrived {
     calls: Connection,
     /// When all had come.
     at: Instant,
+    /// Who brings the memory that comes later must know whose the machine is.
+    owner: Option<Owner>,
 }
 
 impl Arrived {
@@ -54,6 +61,9 @@ impl Arrived {
             return Err(Error::Protocol("it asks for something that is not to run"));
         }
         stream.message(Some(PATIENCE))?;
+        if !self.owner.is_none_or(|owner| owner.take()) {
+            return Err(Error::Protocol("the source has gone before the machine ran here"));
+        }
         // From here on, the source does not go on by itself.
         if let Err(error) = stream.finish(YES) {
             tracing::warn!(%error, "the source may not know that the machine runs here");
@@ -74,14 +84,22 @@ impl Arrived {
 /// Nobody comes, or what comes is no such machine; the source goes on then.
 pub fn receive(socket: &Path, ram_bytes: u64, disks: &[PathBuf], limit: Duration) -> Result<Arrival, Error> {
     let listener = crate::control::listen(socket).map_err(|error| Error::Connect(io::Error::other(error)))?;
-    let arrival = take(&listener, ram_bytes, disks, limit);
+    let arrival = take(listener, socket, ram_bytes, disks, limit);
     // The path is the process's own; a file that is left over is replaced.
-    let _ = std::fs::remove_file(socket);
+    if !arrival.as_ref().is_ok_and(|arrival| arrival.pager.is_some()) {
+        let _ = std::fs::remove_file(socket);
+    }
     arrival
 }
 
-fn take(listener: &UnixListener, ram_bytes: u64, homes: &[PathBuf], limit: Duration) -> Result<Arrival, Error> {
-    let calls = connection(listener, limit)?;
+fn take(
+    listener: UnixListener,
+    socket: &Path,
+    ram_bytes: u64,
+    homes: &[PathBuf],
+    limit: Duration,
+) -> Result<Arrival, Error> {
+    let calls = connection(&listener, limit)?;
     let mut stream = stream_for(&calls, BEGIN)?;
     let begin = stream.message(Some(PATIENCE)).map_err(Error::from).and_then(|text| checked(&text, ram_bytes));
     let prepared = begin.and_then(|(begin, shape)| {
@@ -97,15 +115,27 @@ fn take(listener: &UnixListener, ram_bytes: u64, homes: &[PathBuf], limit: Durat
     };
     stream.finish(YES)?;
     // All are made before the first of them has anything to say.
-    let stripes = (0..begin.stripes).map(|_| connection(listener, PATIENCE)).collect::<Result<Vec<_>, _>>()?;
-    let (call, state) = rounds(&calls, &stripes, shape.bytes(), &memory, &disks)?;
-    let arrived = Arrived { call, calls, at: Instant::now() };
-    let snapshot = disks.settle().and_then(|()| {
-        let memory = MemoryImage::of_file(memory.0, shape)?;
-        Ok(Snapshot::from_parts(&state, memory)?)
+    let stripes = (0..begin.stripes).map(|_| connection(&listener, PATIENCE)).collect::<Result<Vec<_>, _>>()?;
+    let Last { call, state, late } = rounds(&calls, &stripes, shape.bytes(), &memory, &disks)?;
+    let mut arrived = Arrived { call, calls: calls.clone(), at: Instant::now(), owner: None };
+    let made = disks.settle().and_then(|()| match late {
+        None => {
+            let memory = MemoryImage::of_file(memory.0, shape)?;
+            Ok((Snapshot::from_parts(&state, memory)?, None))
+        }
+        Some((switch, missing)) => {
+            let (memory, arriving) = MemoryImage::arriving(memory.0, shape, &missing)?;
+            let snapshot = Snapshot::from_parts(&state, memory)?;
+            let place = (listener, socket.to_path_buf());
+            let pager = Waiting::new(arriving, ram_bytes, switch, place, (calls, stripes))?;
+            Ok((snapshot, Some(pager)))
+        }
     });
-    match snapshot {
-        Ok(snapshot) => Ok(Arrival { snapshot, arrived }),
+    match made {
+        Ok((snapshot, pager)) => {
+            arrived.owner = pager.as_ref().map(Waiting::owner);
+            Ok(Arrival { snapshot, arrived, pager })
+        }
         Err(error) => {
             arrived.refuse(&error.to_string());
             Err(error)
@@ -113,19 +143,35 @@ fn take(listener: &UnixListener, ram_bytes: u64, homes: &[PathBuf], limit: Durat
     }
 }
 
-/// Takes rounds up to the last; gives its call, which is to be answered, and the machine's state.
+/// The last of the rounds.
+struct Last {
+    /// To be answered.
+    call: Stream,
+    /// The machine's.
+    state: Vec<u8>,
+    /// What of memory comes later.
+    late: Option<(Switch, Runs)>,
+}
+
+/// Takes rounds up to the last, or to the switch.
 fn rounds(
     calls: &Connection,
     stripes: &[Connection],
     ram_bytes: u64,
     memory: &Memory,
     disks: &Disks,
-) -> Result<(Stream, Vec<u8>), Error> {
+) -> Result<Last, Error> {
     let mut receiver = None;
     loop {
         let Incoming { service, mut stream, .. } = calls.accept(Some(SILENCE))?;
         match service {
             ROUND => {}
+            SWITCH => {
+                let message = stream.message(Some(PATIENCE))?;
+                let (switch, missing, state) = late::decode_switch(&message, ram_bytes)?;
+                let state = state.to_vec();
+                return Ok(Last { call: stream, state, late: Some((switch, missing)) });
+            }
             DISK | SYNC => {
                 let done = match service {
                     DISK => stream.message(Some(PATIENCE)).map_err(Error::from).and_then(|part| disks.take(&part)),
@@ -153,7 +199,7 @@ fn rounds(
         let received = receiver.round(round, memory)?;
         tracing::debug!(round, bytes = received.data_bytes, last, "memory has come");
         if last {
-            return Ok((stream, message[end + 1..].to_vec()));
+            return Ok(Last { call: stream, state: message[end + 1..].to_vec(), late: None });
         }
         stream.finish(YES)?;
     }
@@ -202,7 +248,7 @@ pub(crate) fn wire(listener: &UnixListener, limit: Duration) -> Result<UnixStrea
 }
 
 /// The stream that the peer opens, which must be for `service`.
-fn stream_for(connection: &Connection, service: u32) -> Result<Stream, Error> {
+pub(super) fn stream_for(connection: &Connection, service: u32) -> Result<Stream, Error> {
     let incoming = connection.accept(Some(PATIENCE))?;
     match incoming.service == service {
         true => Ok(incoming.stream),

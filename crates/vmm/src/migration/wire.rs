@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 
 /// Of what follows.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Connections for memory at most.
 pub const MAX_STRIPES: u32 = 16;
 
@@ -26,6 +26,15 @@ pub(super) const RUN: u32 = 4;
 pub(super) const DISK: u32 = 5;
 /// A call: what has come of disks is made durable.
 pub(super) const SYNC: u32 = 6;
+
+/// A call in place of the last round: what is missing comes later ([`super::late`]).
+pub(super) const SWITCH: u32 = 7;
+/// A stream of pages that come later, to the target.
+pub(super) const PAGES: u32 = 8;
+/// A stream that the source opens, over which the target asks for pages and says when it has all.
+pub(super) const FAULTS: u32 = 9;
+/// A call that begins a connection in the place of one that broke.
+pub(super) const RESUME: u32 = 10;
 
 /// How long a peer may take for an answer that needs no memory to be transferred.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -102,7 +111,8 @@ impl Write for Stripe {
 
 impl Read for Stripe {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.waiting.len() {
+        // A frame may be empty.
+        while self.at == self.waiting.len() {
             match self.stream.receive(None).map_err(io::Error::other)? {
                 Some(bytes) => (self.waiting, self.at) = (bytes, 0),
                 None => return Ok(0),

@@ -224,12 +224,19 @@ class AsyncVM:
         stripes: int = 2,
         max_rounds: int = 8,
         shared_disks: bool = False,
+        mode: str = "pre-copy",
+        source_loss_accepted: bool = False,
+        patience: int = 60,
     ) -> Migration:
         """Brings the running machine to the daemon at `to`: `https://host:port`, or `unix:/path` on the daemon's host.
 
         `token` is one of that daemon, with scope `admin`; `authority` the certificates to trust, PEM. With `shared_disks`, disks
         that were given by a path are the same files there, and are not copied. The machine is not here afterwards: ask that
         daemon for it.
+
+        With `mode` `post-copy` or `auto`, memory may follow the machine; until all of it has come, the machine is lost if either
+        host is, and `source_loss_accepted` says that this is understood. `patience` is how many seconds the target waits for
+        a source that cannot be reached.
         """
         body = {
             "to": to,
@@ -238,6 +245,9 @@ class AsyncVM:
             "stripes": stripes,
             "max_rounds": max_rounds,
             "shared_disks": shared_disks,
+            "mode": mode,
+            "source_loss_accepted": source_loss_accepted,
+            "patience_s": patience,
         }
         operation = await self.client.operate("POST", _wire.path("vms", self.id, "migrate"), body)
         return Migration.from_json(operation.result)

@@ -241,10 +241,17 @@ class Migration:
     blackout_seconds: float
     blackout_parts: Mapping[str, float]
     """What the blackout was made of: `stop`, `cut`, `disks`, `memory`, `network`, `start`."""
+    late_bytes: int
+    """Memory that went after the machine."""
+    whole_seconds: float
+    """How long that took."""
+    faults: int
+    """Pages that the guest waited for meanwhile."""
     raw: Json = field(repr=False)
 
     @classmethod
     def from_json(cls, raw: Json) -> Migration:
+        late = raw.get("late") or {}
         return cls(
             to=raw["to"],
             rounds=raw["rounds"],
@@ -254,6 +261,9 @@ class Migration:
             total_seconds=raw["total_ns"] / 1e9,
             blackout_seconds=raw["blackout_ns"] / 1e9,
             blackout_parts={part.removesuffix("_ns"): ns / 1e9 for part, ns in raw["blackout"].items()},
+            late_bytes=late.get("missing_bytes", 0),
+            whole_seconds=late.get("whole_ns", 0) / 1e9,
+            faults=late.get("faults", 0),
             raw=raw,
         )
 
