@@ -59,7 +59,7 @@ pub struct Boot<'a> {
     pub ram_mib: u32,
     /// Number of vCPUs; the machine's own unless given.
     pub vcpus: Option<u32>,
-    /// A raw disk image, `/dev/vda`; only our machine can have one.
+    /// A raw disk image, `/dev/vda`.
     pub disk: Option<&'a Path>,
     /// More for the kernel's command line.
     pub append: &'a str,
@@ -78,7 +78,7 @@ pub struct Run {
 
 impl Machine {
     /// How many vCPUs it has unless told.
-    fn vcpus(self) -> u32 {
+    pub fn vcpus(self) -> u32 {
         if matches!(self, Machine::Tcg2 | Machine::Soft2) { 2 } else { 1 }
     }
 
@@ -103,6 +103,10 @@ impl Machine {
                 command.args(["-accel", thread, "-cpu", "max", "-m", &boot.ram_mib.to_string(), "-smp", &vcpus]);
                 command.args(["-nographic", "-no-reboot", "-display", "none", "-nic", "none", "-append", &append]);
                 command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs);
+                if let Some(disk) = boot.disk {
+                    command.arg("-blockdev").arg(format!("driver=file,node-name=disk,filename={}", disk.display()));
+                    command.args(["-device", "virtio-blk-pci,drive=disk"]);
+                }
                 command
             }
             Machine::Soft | Machine::Soft2 | Machine::Interpreter | Machine::Kvm => {
