@@ -105,7 +105,8 @@ impl Machine {
                 command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs);
                 if let Some(disk) = boot.disk {
                     command.arg("-blockdev").arg(format!("driver=file,node-name=disk,filename={}", disk.display()));
-                    command.args(["-device", "virtio-blk-pci,drive=disk"]);
+                    // The small kernel knows virtio's register pages only, which this machine has.
+                    command.args(["-machine", "microvm", "-device", "virtio-blk-device,drive=disk"]);
                 }
                 command
             }
