@@ -18,10 +18,10 @@ use crate::translator::Translation;
 /// Most instructions in one block.
 pub(crate) const MAX_INSTRUCTIONS: usize = 64;
 /// Blocks kept before all are dropped; with their operations about 100 MiB at the very most.
-const MAX_BLOCKS: usize = 1 << 16;
+const MAX_BLOCKS: usize = 1 << 18;
 /// Chains that blocks are found by, and remembered branch targets, at most and at first.
-const CHAINS: usize = 1 << 15;
-const JUMPS: usize = 1 << 14;
+const CHAINS: usize = 1 << 17;
+const JUMPS: usize = 1 << 16;
 const FIRST_SPREAD: usize = 1 << 9;
 
 /// The generation of one page at the time its bytes were decoded.

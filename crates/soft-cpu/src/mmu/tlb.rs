@@ -88,10 +88,43 @@ pub(crate) struct TlbSet {
     exec_filled: Used<{ EXEC_ENTRIES / 64 }>,
     /// First and last page since the last full flush that was part of a large one.
     large_range: (u64, u64),
-    /// First and last page since the last full flush that instructions were fetched from.
-    exec_range: (u64, u64),
+    /// Pages that remembered jumps may lead through.
+    exec_pages: PageFilter,
+    /// First and last of them that was part of a large page.
+    exec_large_range: (u64, u64),
     /// Whether one of them was not global.
     exec_local: bool,
+}
+
+/// A set of pages that may claim to have more than were put into it. All zeroes is the empty one.
+///
+/// Guests drop single pages of data all the time, next to code that they go on to run: a range of code would not tell them
+/// apart.
+struct PageFilter([u64; PageFilter::BITS / 64]);
+
+impl PageFilter {
+    /// 64 MiB of code in a row have a bit of their own for each page.
+    const BITS: usize = 1 << 14;
+
+    fn place(page: u64) -> (usize, u64) {
+        let number = page / PAGE;
+        let bit = (number ^ (number >> 14)) as usize % Self::BITS;
+        (bit / 64, 1 << (bit % 64))
+    }
+
+    fn insert(&mut self, page: u64) {
+        let (word, bit) = Self::place(page);
+        self.0[word] |= bit;
+    }
+
+    fn may_contain(&self, page: u64) -> bool {
+        let (word, bit) = Self::place(page);
+        self.0[word] & bit != 0
+    }
+
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
 }
 
 /// The range of no page at all.
@@ -157,7 +190,8 @@ impl TlbSet {
             (&raw mut (*place).filled).write(Used::new());
             (&raw mut (*place).exec_filled).write(Used::new());
             (&raw mut (*place).large_range).write(NO_PAGES);
-            (&raw mut (*place).exec_range).write(NO_PAGES);
+            // The filter of no pages is zeroes.
+            (&raw mut (*place).exec_large_range).write(NO_PAGES);
             (&raw mut (*place).exec_local).write(false);
         }
     }
@@ -200,7 +234,10 @@ impl TlbSet {
         let slot = Self::exec_slot(address);
         self.exec_filled.insert(slot);
         let linear = address & PAGE_MASK;
-        widen(&mut self.exec_range, linear);
+        self.exec_pages.insert(linear);
+        if kind & LARGE != 0 {
+            widen(&mut self.exec_large_range, linear);
+        }
         self.exec_local |= kind & GLOBAL == 0;
         self.exec[slot] = ExecEntry { tag: linear, page, kind };
         self.note_large(linear, kind);
@@ -244,18 +281,27 @@ impl TlbSet {
         self.drop_where(|_, kind| !keep_global || kind & GLOBAL == 0);
         if self.exec_local || !keep_global {
             self.forget_jumps();
+            self.refill_exec_pages();
         }
         self.exec_local = false;
         if !keep_global {
             self.large_range = NO_PAGES;
-            self.exec_range = NO_PAGES;
+            self.exec_large_range = NO_PAGES;
+        }
+    }
+
+    /// Jumps that are remembered from now on lead through the pages that are left and those that come.
+    fn refill_exec_pages(&mut self) {
+        self.exec_pages.clear();
+        for &slot in &self.exec_filled.slots {
+            self.exec_pages.insert(self.exec[usize::from(slot)].tag);
         }
     }
 
     /// INVLPG: the entry of the page, and every part of a large page around it.
     fn flush_page(&mut self, address: u64) {
         let page = address & PAGE_MASK;
-        if may_touch(self.exec_range, page) {
+        if self.exec_pages.may_contain(page) || may_touch(self.exec_large_range, page) {
             self.forget_jumps();
         }
         if may_touch(self.large_range, page) {
@@ -409,6 +455,51 @@ mod tests {
                 assert!([page, page + PAGE - 1].iter().all(|address| address ^ tag >= PAGE), "{page:#x}");
             }
         }
+    }
+
+    #[test]
+    fn jumps_are_forgotten_when_a_page_goes_that_they_may_lead_through_and_not_when_others_go() {
+        let mut tlb = Tlb::new();
+        let set = &mut tlb.sets[0];
+        let (code, large, data) = (0x40_0000, 0x7f00_0000_0000, 0x41_5000);
+        set.fill_exec(code, 0x1000, 0);
+        set.fill_exec(large, 0x20_0000, LARGE);
+        let epoch = |set: &TlbSet| set.exec_epoch;
+        let first = epoch(set);
+        set.flush_page(data);
+        assert_eq!(epoch(set), first, "data only");
+        set.flush_page(large + 0x12_3000);
+        assert_eq!(epoch(set), first + 1, "a part of the same large page");
+        // Another page has taken the slot; jumps through the first are still remembered.
+        set.fill_exec(code + (EXEC_ENTRIES as u64) * PAGE, 0x2000, 0);
+        set.flush_page(code);
+        assert_eq!(epoch(set), first + 2, "a page that has left its slot");
+    }
+
+    #[test]
+    fn code_that_outlives_a_flush_is_still_known_to_be_code() {
+        let mut tlb = Tlb::new();
+        let set = &mut tlb.sets[0];
+        set.fill_exec(0x40_0000, 0x1000, 0);
+        set.fill_exec(0x50_0000, 0x2000, GLOBAL);
+        set.flush(true);
+        let first = set.exec_epoch;
+        set.flush_page(0x40_0000);
+        assert_eq!(set.exec_epoch, first);
+        set.flush_page(0x50_0000);
+        assert_eq!(set.exec_epoch, first + 1);
+    }
+
+    #[test]
+    fn a_flush_that_keeps_all_jumps_keeps_what_is_known_of_their_pages() {
+        let mut tlb = Tlb::new();
+        let set = &mut tlb.sets[0];
+        set.fill_exec(0x40_0000, 0x1000, GLOBAL);
+        set.fill_exec(0x40_0000 + (EXEC_ENTRIES as u64) * PAGE, 0x2000, GLOBAL);
+        set.flush(true);
+        let first = set.exec_epoch;
+        set.flush_page(0x40_0000);
+        assert_eq!(set.exec_epoch, first + 1);
     }
 
     #[test]

@@ -56,7 +56,7 @@ use thunks::{Enter, Thunks, exit};
 /// Executions after which translating a block pays, for [`Cpu::set_translator`].
 pub const TRANSLATION_THRESHOLD: u32 = 100;
 /// Space for a CPU's code, bytes.
-const CAPACITY: usize = 32 << 20;
+const CAPACITY: usize = 128 << 20;
 /// Blocks start at multiples of this.
 const ALIGN: usize = 16;
 /// Tags have 15 bits: with the sign of the address in the highest bit, no two tags make the same key.
