@@ -75,7 +75,8 @@ fn note() -> Vec<u8> {
     note
 }
 
-/// A guest that fills its RAM, and then writes to one page after the other, with a byte to the serial port for each.
+/// A guest that fills its RAM, and then writes to one page after the other, with a byte to the serial port for each, or for
+/// several ([`Writer::pages_per_byte`]).
 #[derive(Debug, Clone, Copy)]
 pub struct Writer {
     pub ram_mib: u64,
@@ -87,13 +88,18 @@ pub struct Writer {
 const DATA: u32 = 0x40_0000;
 
 impl Writer {
+    /// Pages that it writes for each byte that it says: who writes all it can would say more than anybody can listen to.
+    pub fn pages_per_byte(&self) -> u32 {
+        if self.rate == 0 { 256 } else { 1 }
+    }
+
     /// Its program.
     ///
     /// # Errors
     /// There is too little RAM, or too much for 32 bits.
     pub fn code(&self) -> Result<Vec<u8>> {
         let ticks = if self.rate == 0 { 0 } else { ticks_per_second() / u64::from(self.rate) };
-        program(self.ram_mib, u32::try_from(ticks)?)
+        program(self.ram_mib, u32::try_from(ticks)?, self.pages_per_byte())
     }
 }
 
@@ -106,7 +112,7 @@ fn ticks_per_second() -> u64 {
     (ticks() - first) * 1000 / start.elapsed().as_micros().max(1) as u64 * 1000
 }
 
-fn program(ram_mib: u64, pace_ticks: u32) -> Result<Vec<u8>> {
+fn program(ram_mib: u64, pace_ticks: u32, pages_per_byte: u32) -> Result<Vec<u8>> {
     let end = u32::try_from(ram_mib.saturating_sub(2) << 20).ok().filter(|end| *end > DATA);
     let end = end.context("the guest's RAM is from 8 to 3072 MiB")?;
     let mut code = Vec::new();
@@ -120,8 +126,12 @@ fn program(ram_mib: u64, pace_ticks: u32) -> Result<Vec<u8>> {
     code.push(0xbe);
     code.extend(DATA.to_le_bytes());
     code.extend([0x0f, 0x31, 0x89, 0xc5]);
+    // mov ebx, 1: pages until the next byte
+    code.extend([0xbb, 1, 0, 0, 0]);
     let next = code.len();
-    // next: mov edx, 0x3f8; mov al, '.'; out dx, al
+    // next: dec ebx; jnz +13; mov ebx, pages_per_byte; mov edx, 0x3f8; mov al, '.'; out dx, al
+    code.extend([0xff, 0xcb, 0x75, 13, 0xbb]);
+    code.extend(pages_per_byte.to_le_bytes());
     code.extend([0xba, 0xf8, 0x03, 0, 0, 0xb0, b'.', 0xee]);
     // inc dword [esi]; add esi, 4096; cmp esi, end; jb +5; mov esi, DATA
     code.extend([0xff, 0x06, 0x81, 0xc6, 0, 0x10, 0, 0, 0x81, 0xfe]);

@@ -14,6 +14,8 @@ use anyhow::{Context, Result, bail};
 use queztl_api::{CreateVm, Operation, OperationState, Vm, VmSpec, VmState};
 use queztl_client::{Address, Client, Message, Options};
 
+use queztl_vmm::process::Folder;
+
 use crate::payload::{self, Writer};
 
 /// How long anything may take.
@@ -66,7 +68,7 @@ impl Host {
             VmSpec { kernel: Some(kernel), ram_bytes: writer.ram_mib << 20, accel: "soft".into(), ..VmSpec::default() };
         let request = CreateVm { name: VM.parse()?, spec, start: true };
         self.done(self.client.create(&request).await?).await?;
-        let console = Console::watch(self).await?;
+        let console = Console::watch(self, writer).await?;
         console.hears_within(LIMIT).await?;
         Ok(console)
     }
@@ -102,9 +104,17 @@ impl Host {
 }
 
 impl Drop for Host {
+    /// What is left after a failure: machines outlive their daemon.
     fn drop(&mut self) {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
+        let folders = std::fs::read_dir(self.home.join("vms")).into_iter().flatten().flatten();
+        for process in folders.filter_map(|folder| Folder::new(folder.path()).runner().ok().flatten()) {
+            // 0 is one that has not said yet who it is; as a number of `kill` it would mean this program's own group.
+            if process.pid > 0 {
+                kill(process.pid);
+            }
+        }
     }
 }
 
@@ -118,9 +128,10 @@ fn kill_softly(pid: u32) {
     unsafe { libc::kill(pid as i32, libc::SIGTERM) };
 }
 
-/// What a guest says: a byte for each page that it writes.
+/// What a guest says: a byte for each page that it writes, or for [`Writer::pages_per_byte`].
 struct Console {
     heard: Arc<Mutex<Heard>>,
+    pages_per_byte: u32,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -132,7 +143,7 @@ struct Heard {
 }
 
 impl Console {
-    async fn watch(host: &Host) -> Result<Console> {
+    async fn watch(host: &Host, writer: &Writer) -> Result<Console> {
         let mut session = host.client.console(VM, true).await?;
         let heard = Arc::new(Mutex::new(Heard::default()));
         let notes = heard.clone();
@@ -145,11 +156,16 @@ impl Console {
                 heard.first = heard.first.or(heard.last);
             }
         });
-        Ok(Console { heard, task })
+        Ok(Console { heard, pages_per_byte: writer.pages_per_byte(), task })
     }
 
     fn heard(&self) -> Heard {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pages that the guest has written since this listens.
+    fn pages(&self) -> u64 {
+        self.heard().bytes * u64::from(self.pages_per_byte)
     }
 
     async fn hears_within(&self, limit: Duration) -> Result<Instant> {
@@ -165,9 +181,9 @@ impl Console {
 
     /// Pages that the guest writes in a second.
     async fn rate(&self, time: Duration) -> f64 {
-        let (before, start) = (self.heard().bytes, Instant::now());
+        let (before, start) = (self.pages(), Instant::now());
         tokio::time::sleep(time).await;
-        (self.heard().bytes - before) as f64 / start.elapsed().as_secs_f64()
+        (self.pages() - before) as f64 / start.elapsed().as_secs_f64()
     }
 }
 

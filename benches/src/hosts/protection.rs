@@ -128,7 +128,7 @@ impl Seen {
 /// Looks at each copy that it can catch.
 async fn watch(host: &Host, console: &Console, time: Duration) -> Result<Seen> {
     let first = host.client.protection(VM).await?;
-    let (bytes, start) = (console.heard().bytes, Instant::now());
+    let (pages, start) = (console.pages(), Instant::now());
     let (mut last, mut pauses, mut lags) = (first.clone(), Vec::new(), Vec::new());
     while start.elapsed() < time {
         tokio::time::sleep(LOOK).await;
@@ -141,7 +141,7 @@ async fn watch(host: &Host, console: &Console, time: Duration) -> Result<Seen> {
         }
         last = now;
     }
-    let rate = (console.heard().bytes - bytes) as f64 / start.elapsed().as_secs_f64();
+    let rate = (console.pages() - pages) as f64 / start.elapsed().as_secs_f64();
     Ok(Seen { rate, pauses, lags, first, last })
 }
 
@@ -150,13 +150,14 @@ async fn failovers(arguments: &ProtectionArgs, queztl: &Path) -> Result<()> {
     for _ in 0..arguments.failovers {
         let folder = tempfile::tempdir()?;
         let (mut one, two) = hosts(queztl, folder.path()).await?;
-        let console = one.boot(&Writer { ram_mib: arguments.ram, rate: 1000 }).await?;
+        let writer = Writer { ram_mib: arguments.ram, rate: 1000 };
+        let console = one.boot(&writer).await?;
         protect(&one, &request(&two, folder.path())).await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
         drop(console);
         let killed = one.die().await?;
         two.waits_for(VmState::Running).await?;
-        let there = Console::watch(&two).await?;
+        let there = Console::watch(&two, &writer).await?;
         let first = there.hears_within(super::LIMIT).await?;
         gaps.push((first - killed).as_secs_f64() * 1e3);
         drop(there);

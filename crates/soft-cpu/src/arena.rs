@@ -71,6 +71,11 @@ impl Arena {
         self.chunks[self.current][start..].as_mut_ptr()
     }
 
+    /// Bytes in use, in whole chunks.
+    pub fn bytes(&self) -> usize {
+        (self.current + 1) * CHUNK_WORDS * size_of::<u64>()
+    }
+
     /// Everything in it is gone; its memory is used again.
     pub fn clear(&mut self) {
         (self.current, self.used) = (0, 0);

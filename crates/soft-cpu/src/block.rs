@@ -17,8 +17,10 @@ use crate::translator::Translation;
 
 /// Most instructions in one block.
 pub(crate) const MAX_INSTRUCTIONS: usize = 64;
-/// Blocks kept before all are dropped; with their operations about 100 MiB at the very most.
-const MAX_BLOCKS: usize = 1 << 18;
+/// Blocks kept before all are dropped, and bytes of what they are made of. A compiler runs through some 80,000 blocks of
+/// 300 bytes, and to drop them is to decode and to translate them all again.
+pub(crate) const MAX_BLOCKS: usize = 1 << 18;
+const MAX_BYTES: usize = 128 << 20;
 /// Chains that blocks are found by, and remembered branch targets, at most and at first.
 const CHAINS: usize = 1 << 17;
 const JUMPS: usize = 1 << 16;
@@ -275,7 +277,7 @@ impl BlockCache {
 
     /// Sees to it that there is room for another block; all others may go for that.
     pub fn make_room(&mut self) {
-        if self.blocks.len() >= MAX_BLOCKS {
+        if self.blocks.len() >= MAX_BLOCKS || self.arena.bytes() > MAX_BYTES {
             self.forget();
         }
         if self.blocks.len() >= self.spread && self.spread < CHAINS {

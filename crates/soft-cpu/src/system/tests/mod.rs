@@ -1,5 +1,6 @@
 //! Small guests for the system half: a machine with tables in place, a few bytes of code, one step at a time.
 
+mod cache;
 mod control;
 mod debug;
 mod delivery;
