@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{AlertRule, NodeState, VmState};
+use crate::{AlertRule, NodeState, ProtectionState, VmState};
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -60,6 +60,15 @@ pub enum EventKind {
         vm: String,
         /// The machine's name.
         name: String,
+    },
+    /// A machine's protection is in another state now.
+    ProtectionChanged {
+        /// The machine's identifier.
+        vm: String,
+        /// The machine's name.
+        name: String,
+        /// Its state now.
+        state: ProtectionState,
     },
     /// A snapshot was taken.
     SnapshotTaken {

@@ -11,7 +11,8 @@ pub struct ProtectRequest {
     #[serde(default)]
     #[schema(max_items = 8)]
     pub backups: Vec<BackupAddress>,
-    /// How many nodes are chosen where none are named: those with the most free memory; one where it is left out.
+    /// How many daemons keep copies: of those that are named the first, and the others stand in for one that stays away; all of
+    /// them where it is left out. Where none are named, the nodes with the most free memory, and one where it is left out.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 8)]
     pub backup_count: Option<u32>,
@@ -59,6 +60,15 @@ pub struct ProtectRequest {
     #[serde(default = "silence_ms")]
     #[schema(minimum = 20, maximum = 60000, default = 200)]
     pub silence_ms: u32,
+    /// It stays protected: whoever goes on with it protects it again, and backups that stay away are replaced, by nodes of the
+    /// cluster or by those that it had before. Otherwise it runs without after a failover.
+    #[serde(default = "again")]
+    #[schema(default = true)]
+    pub again: bool,
+    /// How the others reach this daemon, which keeps a copy when it is back after a failover. Not needed where all are nodes, or all
+    /// on this host.
+    #[serde(default)]
+    pub own: Option<BackupAddress>,
 }
 
 impl ProtectRequest {
@@ -78,6 +88,8 @@ impl ProtectRequest {
             curve: curve(),
             lease_ms: lease_ms(),
             silence_ms: silence_ms(),
+            again: again(),
+            own: None,
         }
     }
 }
@@ -127,6 +139,8 @@ pub enum ProtectionMode {
 pub struct BackupOrder {
     /// Its number in the group.
     pub node: u32,
+    /// The period of the owner that says so. One that the register does not know is refused.
+    pub term: u64,
     /// Where the daemons agree.
     pub register: String,
     /// How long the register may stay as it is, in milliseconds.
@@ -136,6 +150,9 @@ pub struct BackupOrder {
     pub silence_ms: u32,
     /// The others that keep copies.
     pub peers: Vec<BackupPeer>,
+    /// How it is protected by whoever goes on with it: its backups are those that can be asked. Left out if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Box<ProtectRequest>>,
 }
 
 /// Another daemon of the group.
@@ -214,6 +231,10 @@ pub struct Protection {
     pub throttle_percent: u32,
     /// The guest stands still because too much waits.
     pub stalled: bool,
+    /// How many daemons are to keep copies.
+    pub wanted: u32,
+    /// Why fewer do, and what was tried last: it is tried again.
+    pub seeking: Option<String>,
     /// The daemons that keep copies.
     pub backups: Vec<BackupState>,
 }
@@ -224,6 +245,8 @@ pub struct Protection {
 pub enum ProtectionState {
     /// There is none.
     Off,
+    /// It goes on here after a failover, and daemons that keep copies are sought; output leaves at once.
+    Seeking,
     /// The first copies are being made; output leaves at once.
     Copying,
     /// Output leaves when copies have what it came from.
@@ -267,6 +290,10 @@ fn max_throttle() -> u32 {
 
 fn curve() -> String {
     "linear".into()
+}
+
+fn again() -> bool {
+    true
 }
 
 fn lease_ms() -> u32 {

@@ -7,6 +7,11 @@ export type Role = 'primary' | 'backup';
 
 export const STATES: Record<Protection['state'], { word: string; colour: string; means: string }> = {
   off: { word: 'not protected', colour: 'gray', means: 'There are no copies.' },
+  seeking: {
+    word: 'seeking copies',
+    colour: 'orange',
+    means: 'It goes on here after a failover, without protection until daemons are found that keep copies.',
+  },
   copying: {
     word: 'copying',
     colour: 'blue',

@@ -83,6 +83,7 @@ export function protectionOf(fields: Partial<Protection>): Protection {
     dropped_frames: 0,
     throttle_percent: 0,
     stalled: false,
+    wanted: 1,
     backups: [],
     ...fields,
   };

@@ -47,6 +47,7 @@ use folder::{ADMITTED, AUTHORITY, AUTHORITY_KEY, Folder, MEMBERS, NODE, NODE_KEY
 use identity::{Authority, Fingerprint, Identity};
 pub(crate) use invite::Invitation;
 use members::{Member, Members};
+pub(crate) use nodes::is_name;
 
 /// The port of nodes whose address names none.
 const DEFAULT_PORT: u16 = 7444;

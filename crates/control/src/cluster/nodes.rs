@@ -90,6 +90,11 @@ impl Core {
         self.client_of(address).or_else(gone)
     }
 
+    /// This node's name, if this daemon is one.
+    pub(crate) fn own_name(&self) -> Option<Name> {
+        Some(self.cluster.joined()?.settings.name.clone())
+    }
+
     /// The other nodes that take machines, the one with the most free memory first.
     pub(crate) fn ready_nodes(&self) -> Vec<(Name, u64)> {
         let ready = self.nodes().into_iter().filter(|node| node.state == NodeState::Ready && !node.this);

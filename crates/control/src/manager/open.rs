@@ -126,6 +126,7 @@ impl Core {
         for machine in self.machines.all() {
             self.recover_departure(&machine)?;
             self.recover_protection(&machine)?;
+            self.protect_again(&machine);
         }
         self.autostart();
         self.start_sampling();

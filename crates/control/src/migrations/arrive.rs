@@ -23,6 +23,11 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 impl Core {
     /// Makes ready for a machine: a process that waits for it. The operation ends when the machine runs here, or will not.
     pub(crate) fn receive(self: &Arc<Self>, request: ReceiveRequest) -> Result<Operation, Problem> {
+        if let Some(order) = &request.backup
+            && let Some(keeps) = self.hear_again(&request.id, order)?
+        {
+            return Ok(keeps);
+        }
         self.check_takes_machines()?;
         config::check(&request.spec)?;
         let disks = self.arriving_disks(&request)?;
@@ -30,6 +35,9 @@ impl Core {
         record.id = identifier(&request.id)?;
         record.macs = addresses(&request.macs, record.macs.len())?;
         record.arriving = true;
+        // Who goes on knows who it is, and what is to be done, also if this daemon ends in between.
+        record.node = request.backup.as_ref().map(|order| order.node);
+        record.again = request.backup.as_ref().and_then(|order| order.again.as_deref().cloned());
         let mirrors = disks.iter().enumerate().filter(|(_, disk)| matches!(disk.source, DiskSource::Mirror(_)));
         let mirrors: Vec<usize> = mirrors.map(|(index, _)| index).collect();
         record.disks = disks;
@@ -38,6 +46,7 @@ impl Core {
             return Err(Problem::new(Code::Exists, text));
         }
         let machine = Arc::new(Machine::new(&self.config.home, record.clone()));
+        machine.lock().order = request.backup.clone();
         let kind = if request.backup.is_some() { OperationKind::KeepCopy } else { OperationKind::Receive };
         let claim = machine.claim(kind, Command::Start)?;
         let known = machine.clone();
@@ -60,6 +69,7 @@ impl Core {
                     return Err(problem);
                 }
                 drop(claim);
+                core.protect_again(&machine);
                 Ok(json!(machine.describe()))
             },
         );

@@ -195,6 +195,13 @@ impl Core {
         record.map(|record| record.operation).ok_or_else(|| Problem::not_found("operation", id))
     }
 
+    /// What is being done of a kind with something.
+    pub(crate) fn operation_on(&self, target: &str, kind: OperationKind) -> Option<Operation> {
+        let all = self.operations.lock();
+        let mut running = all.values().map(|running| running.state.borrow().clone());
+        running.find(|operation| operation.kind == kind && operation.target.as_deref() == Some(target))
+    }
+
     /// The operation once it is over, or as it is after `limit`.
     pub(crate) async fn wait_operation(&self, id: &str, limit: Duration) -> Option<Operation> {
         let running = self.operations.find(id)?;

@@ -1,10 +1,13 @@
 //! The backup's daemon: holds the process with the copy, watches the register, and takes the machine when its owner is gone.
 
+use std::cmp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use queztl_api::{BackupOrder, BackupPeer, BackupPromise, Code, CopyVersion, Problem, PromiseRequest};
+use queztl_api::{
+    BackupOrder, BackupPeer, BackupPromise, Code, CopyVersion, Operation, OperationKind, Problem, PromiseRequest,
+};
 use queztl_distributed_ram::{Candidate, Outcome, Phase, Promise, Version};
 use queztl_vmm::process::Start;
 use queztl_vmm::protection::{Word, WordAnswer, say};
@@ -21,6 +24,10 @@ const CLOSE_LOOK: Duration = Duration::from_millis(4);
 const CLOSE_LOOKS: Duration = Duration::from_millis(500);
 /// How long the others may take to say whether they hear of the owner.
 const PROBE_LIMIT: Duration = Duration::from_millis(200);
+/// How long the end of a copy may take.
+const GIVING_UP: Duration = Duration::from_secs(5);
+/// So long a copy is kept that counts for nothing and that nobody brings anything to.
+const UNWANTED: Duration = Duration::from_secs(60);
 
 impl Core {
     /// Keeps a copy of a machine; returns when it runs here.
@@ -35,7 +42,6 @@ impl Core {
         // Whatever was promised here before, and is forgotten, was promised to a term that the register knows.
         let known = store.read(&machine.id).map_err(|error| Problem::new(Code::Host, error.to_string()))?;
         let term = known.map_or(0, |entry| entry.register.term);
-        let node = order.node;
         let [silence, lease] = [order.silence_ms, order.lease_ms].map(|ms| Duration::from_millis(ms.into()));
         let signs = Arc::new(Signs::new(silence, lease.max(silence)));
         machine.lock().signs = Some(signs.clone());
@@ -46,8 +52,57 @@ impl Core {
         over.store(true, Ordering::Release);
         machine.lock().signs = None;
         let _ = thread.join();
-        result?;
-        machine.lock().record.node = Some(node);
+        result
+    }
+
+    /// What the owner of a machine says of a copy that is kept here already: the group may have changed. A copy that was kept for
+    /// something else before is given up, so that another can be kept. `None` if none is kept here.
+    ///
+    /// # Errors
+    /// Who says so is not the owner, or the machine is no copy.
+    pub(crate) fn hear_again(&self, id: &str, order: &BackupOrder) -> Result<Option<Operation>, Problem> {
+        let store = register::open(&order.register)?;
+        let known = store.read(id).map_err(|error| Problem::new(Code::Host, error.to_string()))?;
+        if known.is_none_or(|entry| entry.register.term != order.term) {
+            let text = "the register knows another owner of the machine, or none: is it the same one for all daemons?";
+            return Err(Problem::new(Code::State, text));
+        }
+        let Ok(machine) = self.machines.find(id) else { return Ok(None) };
+        let before = {
+            let inner = machine.lock();
+            inner.order.clone().filter(|_| inner.record.arriving)
+        };
+        let Some(before) = before else {
+            let text =
+                format!("the machine {id} is here already: is it the same daemon, or did it have the machine before?");
+            return Err(Problem::new(Code::Exists, text));
+        };
+        let kept = self.operation_on(id, OperationKind::KeepCopy);
+        match ((order.term, order.node).cmp(&(before.term, before.node)), kept) {
+            (cmp::Ordering::Less, _) => {
+                Err(Problem::new(Code::State, "what is said of the copy that is kept here is out of date"))
+            }
+            (cmp::Ordering::Equal, Some(kept)) => {
+                machine.lock().order = Some(order.clone());
+                let again = order.again.as_deref().cloned();
+                self.amend(&machine, |record| record.again = again, |_, _| Ok(()))?;
+                Ok(Some(kept))
+            }
+            _ => self.give_up_copy(&machine).map(|()| None),
+        }
+    }
+
+    /// Ends the process with a copy, and waits until nothing is left of it.
+    fn give_up_copy(&self, machine: &Machine) -> Result<(), Problem> {
+        self.forget_incoming(&machine.id)?;
+        let deadline = Instant::now() + GIVING_UP;
+        while self.machines.find(&machine.id).is_ok() {
+            if Instant::now() > deadline {
+                let text = "the copy that was kept here before is not gone yet: try again";
+                return Err(Problem::new(Code::Busy, text));
+            }
+            std::thread::sleep(LOOKS[0]);
+        }
         Ok(())
     }
 
@@ -107,6 +162,7 @@ impl Watch {
         let usual = usual.clamp(LOOKS[0], LOOKS[1]);
         let mut seen: Option<Seen> = None;
         let mut close_until = Instant::now();
+        let mut wanted = Instant::now();
         while !self.over.load(Ordering::Acquire) && !self.core.is_closed() {
             let close = Instant::now() < close_until;
             if self.signs.wait(if close { CLOSE_LOOK.min(usual) } else { usual }) && !close {
@@ -126,11 +182,40 @@ impl Watch {
                 Some(before) if before.entry == entry => before,
                 _ => Seen { entry, since: Instant::now(), yielded: false },
             };
-            match self.look(seen.insert(known), suspected) {
+            let known = seen.insert(known);
+            if self.is_wanted(&known.entry) {
+                wanted = Instant::now();
+            } else if wanted.elapsed() > UNWANTED {
+                return self.give_up();
+            }
+            match self.look(known, suspected) {
                 Ok(()) => {}
                 Err(problem) => tracing::warn!(%problem, vm = self.machine.id, "the machine is not taken over yet"),
             }
         }
+    }
+
+    /// Whether the copy may be of use to anybody.
+    fn is_wanted(&self, entry: &Entry) -> bool {
+        let register = &entry.register;
+        let counts = match register.phase {
+            Phase::Alone => register.owner == self.order.node,
+            Phase::Protected => register.members.contains(&self.order.node),
+            Phase::Claimed => true,
+        };
+        counts || self.signs.is_connected()
+    }
+
+    fn give_up(&self) {
+        tracing::warn!(vm = self.machine.id, "nobody wants the copy that is kept here: it is given up");
+        if let Err(problem) = self.core.forget_incoming(&self.machine.id) {
+            tracing::warn!(%problem, vm = self.machine.id, "a copy that nobody wants is left");
+        }
+    }
+
+    /// The others that keep copies.
+    fn peers(&self) -> Vec<BackupPeer> {
+        self.machine.lock().order.as_ref().map_or_else(Vec::new, |order| order.peers.clone())
     }
 
     /// Takes the machine if its owner is gone.
@@ -171,7 +256,7 @@ impl Watch {
     fn is_gone(&self, entry: &Entry, own: Version) -> bool {
         let mut needed = entry.register.answers_needed() - 1;
         let request = PromiseRequest { term: entry.register.term, probe: true };
-        for peer in self.order.peers.iter().filter(|peer| entry.register.members.contains(&peer.node)) {
+        for peer in self.peers().iter().filter(|peer| entry.register.members.contains(&peer.node)) {
             if needed == 0 {
                 break;
             }
@@ -209,8 +294,9 @@ impl Watch {
     /// Asks the members that have not answered, once.
     fn ask(&self, candidate: &mut Candidate, patience: Duration) {
         let (term, missing) = (candidate.term(), candidate.missing().collect::<Vec<_>>());
+        let peers = self.peers();
         let answers = missing.into_iter().filter_map(|node| {
-            let peer = self.order.peers.iter().find(|peer| peer.node == node)?;
+            let peer = peers.iter().find(|peer| peer.node == node)?;
             Some((node, self.ask_peer(peer, term, patience)?))
         });
         answers.collect::<Vec<_>>().into_iter().for_each(|(node, promise)| candidate.promised(node, promise));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use queztl_api::{Code, Operation, OperationKind, Problem, ProtectRequest, Protection, ProtectionState};
 use serde_json::json;
 
+use super::again::wish;
 use crate::manager::Core;
 use crate::operations::Task;
 use crate::vms::Machine;
@@ -34,7 +35,7 @@ impl Core {
     pub(crate) fn end_protection(self: &Arc<Self>, vm: &str) -> Result<Operation, Problem> {
         let machine = self.machines.find(vm)?;
         let id = machine.id.clone();
-        if machine.record().protection.is_none() {
+        if machine.record().protection.is_none() && wish(&machine).is_none() {
             return Err(not_protected(&machine));
         }
         self.begin(
@@ -47,7 +48,7 @@ impl Core {
 
     /// How a machine is protected, if it is and its process answers.
     pub(crate) fn protection_of(&self, machine: &Machine) -> Option<Protection> {
-        let is_protected = machine.lock().record.protection.is_some();
+        let is_protected = machine.record().protection.is_some() || wish(machine).is_some();
         is_protected.then(|| self.protection(&machine.id).ok()).flatten()
     }
 

@@ -14,11 +14,16 @@
 //! - it tries to when it hears nothing of the owner any more ([`Signs`]) and so many others do not either, when the owner's
 //!   daemon has seen its process dead, or when the register was not renewed for a lease;
 //! - a machine that another daemon may have taken is not started here again;
+//! - whoever goes on protects it again by itself ([`again`]), and backups that stay away are replaced ([`bring`]), unless the user has
+//!   said otherwise;
 //! - the daemon of an owner that has lost its term ends the machine's process, and forgets the machine.
 
+mod again;
 mod backup;
 mod begin;
+mod bring;
 mod choose;
+mod orders;
 mod owner;
 mod register;
 mod signs;
@@ -36,12 +41,15 @@ pub(crate) struct Guarded {
     /// This daemon's number in the group, and the others' in the order of the request.
     pub node: u32,
     pub backups: Vec<u32>,
+    /// Others that were in the group, and could keep a copy.
+    #[serde(default)]
+    pub spares: Vec<BackupAddress>,
     /// It is to end.
     pub ending: bool,
 }
 
 impl Guarded {
-    fn places(&self) -> impl Iterator<Item = (u32, &BackupAddress)> {
+    pub(super) fn places(&self) -> impl Iterator<Item = (u32, &BackupAddress)> {
         self.backups.iter().copied().zip(&self.request.backups)
     }
 }

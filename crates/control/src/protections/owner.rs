@@ -6,35 +6,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use queztl_api::{
-    BackupOrder, BackupPeer, BackupState, Code, EndingReason, Problem, ProtectRequest, Protection, ProtectionMode,
-    ProtectionState, ReceiveRequest,
+    BackupState, Code, EndingReason, Problem, ProtectRequest, Protection, ProtectionMode, ProtectionState,
 };
 use queztl_client::Client;
 use queztl_distributed_ram::{Phase, Register};
 use queztl_vmm::control::{self, BackupPlace, Client as Process, ProtectOrder, RegisterWish, Request, ThrottleOrder};
 
+use super::Guarded;
+use super::again::wish;
+use super::bring::Bringing;
 use super::register::{self, Entry, Store};
 use super::signs::SIGNS;
-use super::{Guarded, there};
 use crate::manager::Core;
 use crate::migrations::Relay;
 use crate::supervisor;
 use crate::vms::lifecycle::Command;
 use crate::vms::{Machine, VmRecord};
 
-/// Between two attempts to bring a backup back.
-const BRING_BACK: Duration = Duration::from_secs(1);
 /// How long the end of a protection may take.
 const END_LIMIT: Duration = Duration::from_secs(10);
 /// How long connections may take to end when the daemon does.
 const GOODBYES: Duration = Duration::from_millis(500);
+/// How long a daemon may take to forget a copy.
+const FORGETTING: Duration = Duration::from_secs(2);
 /// Between two looks at a register that nothing depends on any more.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Core {
     /// Begins to copy a machine to other daemons.
     pub(crate) fn protect(self: &Arc<Self>, vm: &str, request: ProtectRequest) -> Result<Protection, Problem> {
-        let request = self.complete(request)?;
+        let (request, spares) = self.complete(request)?;
         check(&request)?;
         let machine = self.machines.find(vm)?;
         machine.admit(Command::Snapshot)?;
@@ -45,11 +46,12 @@ impl Core {
             return Err(Problem::new(Code::State, text));
         }
         let store = register::open(&request.register)?;
-        let (node, entry) = first_entry(&*store, &record, request.lease_ms)?;
-        let backups: Vec<u32> = (0..).filter(|other| *other != node).take(request.backups.len()).collect();
-        let guarded = Guarded { request, node, backups, ending: false };
-        let warden = Warden::new(self, &machine, store, entry, guarded.clone())?;
-        self.amend(&machine, |record| record.protection = Some(guarded.clone()), |_, _| Ok(()))?;
+        let (node, entry, backups) = first_entry(&*store, &record, request.lease_ms, request.backups.len())?;
+        let guarded = Guarded { request, node, backups, spares, ending: false };
+        let state = Some(ProtectionState::Copying);
+        let mut warden = Warden::new(self, &machine, store, entry, guarded.clone(), state)?;
+        let note = |record: &mut VmRecord| (record.protection, record.again) = (Some(guarded), None);
+        self.amend(&machine, note, |_, _| Ok(()))?;
         if let Err(problem) = warden.begin() {
             warden.dismiss_backups();
             self.amend(&machine, |record| record.protection = None, |_, _| Ok(()))?;
@@ -63,20 +65,27 @@ impl Core {
     pub(crate) fn protection(&self, vm: &str) -> Result<Protection, Problem> {
         let machine = self.machines.find(vm)?;
         let record = machine.record();
+        let seeking = machine.lock().seeking.clone();
         let Some(guarded) = &record.protection else {
-            return Err(Problem::new(Code::State, format!("{:?} is not protected", record.name.as_str())));
+            let wish = wish(&machine)
+                .ok_or_else(|| Problem::new(Code::State, format!("{:?} is not protected", record.name.as_str())))?;
+            let seeking = seeking.unwrap_or_else(|| "daemons that could keep one are asked".into());
+            let nobody = Guarded { request: wish, node: 0, backups: Vec::new(), spares: Vec::new(), ending: false };
+            let described = described(&control::Protection::default(), &nobody, Some(seeking));
+            return Ok(Protection { state: ProtectionState::Seeking, ..described });
         };
         let told = Process::connect(&machine.folder.control()).and_then(|mut process| process.protection());
-        Ok(described(&told.map_err(|error| supervisor::refusal(&error))?, guarded))
+        Ok(described(&told.map_err(|error| supervisor::refusal(&error))?, guarded, seeking))
     }
 
     /// Ends a machine's protection; it goes on.
     pub(crate) fn unprotect(self: &Arc<Self>, vm: &str) -> Result<(), Problem> {
         let machine = self.machines.find(vm)?;
-        if machine.record().protection.is_none() {
+        if machine.record().protection.is_none() && wish(&machine).is_none() {
             return Err(Problem::new(Code::State, format!("{:?} is not protected", machine.record().name.as_str())));
         }
         let end = |record: &mut VmRecord| {
+            record.again = None;
             record.protection.iter_mut().for_each(|guarded| guarded.ending = true);
         };
         self.amend(&machine, end, |_, _| Ok(()))?;
@@ -95,9 +104,16 @@ impl Core {
     /// A machine that was protected when the daemon before ended: its protection goes on, or somebody else has it.
     pub(crate) fn recover_protection(self: &Arc<Self>, machine: &Arc<Machine>) -> Result<(), Problem> {
         let Some(guarded) = machine.record().protection else { return Ok(()) };
+        let told = Process::connect(&machine.folder.control()).and_then(|mut process| process.protection());
+        let unheard = told.is_ok_and(|told| told.state == control::ProtectionState::Off);
+        if unheard && guarded.request.again && !guarded.ending {
+            // The daemon ended before it had told the process.
+            self.note_again(machine, guarded.wish());
+            return Ok(());
+        }
         let store = register::open(&guarded.request.register)?;
         let entry = Entry::new(Register::new(guarded.node), guarded.request.lease_ms);
-        Warden::new(self, machine, store, entry, guarded)?.spawn()
+        Warden::new(self, machine, store, entry, guarded, None)?.spawn()
     }
 }
 
@@ -122,8 +138,13 @@ fn check(request: &ProtectRequest) -> Result<(), Problem> {
     }
 }
 
-/// This daemon's number, and what the register says; which is made if there is none.
-fn first_entry(store: &dyn Store, record: &VmRecord, lease_ms: u32) -> Result<(u32, Entry), Problem> {
+/// This daemon's number, what the register says, and the numbers of so many backups. The register is made if there is none.
+pub(super) fn first_entry(
+    store: &dyn Store,
+    record: &VmRecord,
+    lease_ms: u32,
+    backups: usize,
+) -> Result<(u32, Entry, Vec<u32>), Problem> {
     let failed = |error: register::StoreError| Problem::new(Code::Host, error.to_string());
     let node = record.node.unwrap_or(0);
     let before = store.read(&record.id).map_err(failed)?;
@@ -137,24 +158,28 @@ fn first_entry(store: &dyn Store, record: &VmRecord, lease_ms: u32) -> Result<(u
         }
     };
     let renewal = before.as_ref().map_or(0, |entry| entry.renewal + 1);
-    let entry = Entry { renewal, ..Entry::new(register, lease_ms) };
+    let next_node = before.as_ref().map_or(0, |entry| entry.next_node);
+    let mut entry = Entry { renewal, next_node, ..Entry::new(register, lease_ms) };
+    let numbers = entry.take_numbers(backups);
     match store.swap(&record.id, before.as_ref(), &entry).map_err(failed)? {
-        true => Ok((node, entry)),
+        true => Ok((node, entry, numbers)),
         false => Err(Problem::new(Code::Busy, "somebody else has changed the register: try again")),
     }
 }
 
 /// Looks after one protection.
-struct Warden {
-    core: Arc<Core>,
-    machine: Arc<Machine>,
+pub(super) struct Warden {
+    pub core: Arc<Core>,
+    pub machine: Arc<Machine>,
     store: Box<dyn Store>,
-    entry: Entry,
-    guarded: Guarded,
-    clients: BTreeMap<u32, Arc<Client>>,
-    relays: BTreeMap<u32, Relay>,
+    pub entry: Entry,
+    pub guarded: Guarded,
+    pub clients: BTreeMap<u32, Arc<Client>>,
+    pub relays: BTreeMap<u32, Relay>,
     renewed: Option<Instant>,
-    tried: BTreeMap<u32, Instant>,
+    pub bringing: Bringing,
+    /// What was told of last.
+    state: Option<ProtectionState>,
 }
 
 /// What becomes of a protection.
@@ -167,38 +192,61 @@ enum Turn {
 }
 
 impl Warden {
-    fn new(
+    /// With connections to those that keep copies; `state` is what is known of the protection.
+    pub(super) fn new(
         core: &Arc<Core>,
         machine: &Arc<Machine>,
         store: Box<dyn Store>,
         entry: Entry,
         guarded: Guarded,
+        state: Option<ProtectionState>,
     ) -> Result<Warden, Problem> {
-        let mut clients = BTreeMap::new();
-        let mut relays = BTreeMap::new();
-        let beat = Duration::from_millis(guarded.request.silence_ms.into()) / SIGNS;
-        let _runtime = core.runtime.enter();
-        for (node, address) in guarded.places() {
+        let mut warden = Warden {
+            core: core.clone(),
+            machine: machine.clone(),
+            store,
+            entry,
+            guarded,
+            clients: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            renewed: None,
+            bringing: Bringing::default(),
+            state,
+        };
+        for (node, address) in warden.guarded.clone().places() {
             let client = Arc::new(core.client_of_known(address)?);
-            let socket = machine.folder.path().join(socket(node));
-            let relay = Relay::start(&socket, client.clone(), machine.id.clone(), Some(beat))?;
-            relays.insert(node, relay);
-            clients.insert(node, client);
+            let relay = warden.relay(node, &client)?;
+            warden.relays.insert(node, relay);
+            warden.clients.insert(node, client);
         }
-        let (core, machine) = (core.clone(), machine.clone());
-        Ok(Warden { core, machine, store, entry, guarded, clients, relays, renewed: None, tried: BTreeMap::new() })
+        Ok(warden)
+    }
+
+    /// Where the process finds a backup.
+    pub(super) fn relay(&self, node: u32, client: &Arc<Client>) -> Result<Relay, Problem> {
+        let beat = Duration::from_millis(self.guarded.request.silence_ms.into()) / SIGNS;
+        let _runtime = self.core.runtime.enter();
+        let socket = self.machine.folder.path().join(socket(node));
+        Relay::start(&socket, client.clone(), self.machine.id.clone(), Some(beat))
     }
 
     /// Has the backups make ready, and the process begin.
-    fn begin(&self) -> Result<(), Problem> {
-        for node in self.guarded.backups.iter().copied() {
-            self.expect(node).map_err(|error| there(&error))?;
+    fn begin(&mut self) -> Result<(), Problem> {
+        for (node, client) in &self.clients {
+            let request = self.core.request_to(&self.machine, &self.guarded, *node, self.entry.register.term);
+            self.core.invite(client, &request)?;
         }
+        self.all_were_told();
+        self.begin_process()
+    }
+
+    /// Has the process begin, with as many acknowledgements as the backups can give.
+    pub(super) fn begin_process(&self) -> Result<(), Problem> {
         let request = &self.guarded.request;
         let order = ProtectOrder {
             register: self.entry.register.clone(),
             backups: self.guarded.backups.iter().map(|node| place(*node)).collect(),
-            acks: request.acks.map_or(request.backups.len(), |acks| acks as usize),
+            acks: self.guarded.acks().min(self.guarded.backups.len()),
             mode: match request.mode {
                 ProtectionMode::Pause => control::ProtectionMode::Pause,
                 ProtectionMode::BestEffort => control::ProtectionMode::BestEffort,
@@ -217,38 +265,18 @@ impl Warden {
         supervisor::command(&self.machine.folder, &Request::Protect { order: Box::new(order) })
     }
 
-    /// Has a backup wait for the machine.
-    fn expect(&self, node: u32) -> Result<(), queztl_client::Error> {
-        let record = self.machine.record();
-        let peer = |(node, address): (u32, &queztl_api::BackupAddress)| BackupPeer { node, address: address.clone() };
-        let order = BackupOrder {
-            node,
-            register: self.guarded.request.register.clone(),
-            lease_ms: self.guarded.request.lease_ms,
-            silence_ms: self.guarded.request.silence_ms,
-            peers: self.guarded.places().filter(|(other, _)| *other != node).map(peer).collect(),
-        };
-        let receive = ReceiveRequest {
-            id: record.id,
-            name: record.name,
-            spec: record.spec,
-            macs: record.macs.iter().map(ToString::to_string).collect(),
-            shared: Vec::new(),
-            backup: Some(order),
-        };
-        let client = &self.clients[&node];
-        self.core.runtime.block_on(client.receive(&receive)).map(drop)
-    }
-
-    fn dismiss_backups(&self) {
+    pub(super) fn dismiss_backups(&self) {
         for (node, client) in &self.clients {
-            if let Err(error) = self.core.runtime.block_on(client.forget_incoming(&self.machine.id)) {
-                tracing::warn!(%error, node, "a daemon may keep a copy that is of no use any more");
+            let asked = async { tokio::time::timeout(FORGETTING, client.forget_incoming(&self.machine.id)).await };
+            match self.core.runtime.block_on(asked) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, node, "a daemon keeps a copy for a while that is of no use"),
+                Err(_) => tracing::warn!(node, "a daemon that does not answer may keep a copy for a while"),
             }
         }
     }
 
-    fn spawn(mut self) -> Result<(), Problem> {
+    pub(super) fn spawn(mut self) -> Result<(), Problem> {
         let thread = std::thread::Builder::new().name("protection".into()).spawn(move || self.run());
         thread.map(drop).map_err(|error| Problem::new(Code::Host, format!("no thread for a protection: {error}")))
     }
@@ -303,22 +331,33 @@ impl Warden {
         }
         if !ending {
             self.bring_back(&told);
+            self.seek(&told);
+        }
+        let state = state(told.state);
+        if self.state.replace(state).is_some_and(|before| before != state) {
+            self.core.note_protection(&self.machine, state);
         }
         Turn::GoesOn
     }
 
     /// Writes the register, which renews the lease, and tells the process.
     fn write(&mut self, register: Register) {
-        let next = self.entry.next(register);
+        self.replace_entry(self.entry.next(register));
+    }
+
+    /// Whether the register has the new value.
+    pub(super) fn replace_entry(&mut self, next: Entry) -> bool {
         match self.store.swap(&self.machine.id, Some(&self.entry), &next) {
             Ok(true) => {
                 self.renewed = Some(Instant::now());
                 self.entry = next;
                 self.tell();
+                return true;
             }
             Ok(false) => self.read_again(),
             Err(error) => tracing::warn!(%error, vm = self.machine.id, "the lease is not renewed"),
         }
+        false
     }
 
     fn read_again(&mut self) {
@@ -339,41 +378,6 @@ impl Warden {
         if let Err(problem) = supervisor::command(&self.machine.folder, &request) {
             tracing::debug!(%problem, "the process does not hear what the register says");
         }
-    }
-
-    /// Backups whose connection is lost are asked to make ready again.
-    fn bring_back(&mut self, told: &control::Protection) {
-        let lost: Vec<u32> = told.backups.iter().filter(|b| b.failed.is_some()).map(|backup| backup.node).collect();
-        // After a restart of the daemon, the process knows only those that it has lost.
-        for node in lost {
-            if self.tried.get(&node).is_some_and(|tried| tried.elapsed() < BRING_BACK) {
-                continue;
-            }
-            self.tried.insert(node, Instant::now());
-            self.call_again(node);
-        }
-    }
-
-    /// In a thread of its own: a daemon that is gone takes its time to say so, and the lease does not wait.
-    fn call_again(&self, node: u32) {
-        let (core, machine, store) = (self.core.clone(), self.machine.clone(), self.guarded.request.register.clone());
-        let (entry, guarded, clients) = (self.entry.clone(), self.guarded.clone(), self.clients.clone());
-        let body = move || {
-            let Ok(store) = register::open(&store) else { return };
-            let (relays, tried) = (BTreeMap::new(), BTreeMap::new());
-            let folder = machine.folder.clone();
-            let caller = Warden { core, machine, store, entry, guarded, clients, relays, renewed: None, tried };
-            let expected = match caller.expect(node) {
-                // It has waited all the time.
-                Err(error) if error.problem().is_some_and(|problem| problem.code == Code::Exists) => Ok(()),
-                other => other,
-            };
-            match expected {
-                Ok(()) => drop(supervisor::command(&folder, &Request::AddBackup { place: place(node) })),
-                Err(error) => tracing::debug!(%error, node, "a backup is still out of reach"),
-            }
-        };
-        let _ = std::thread::Builder::new().name("bring back".into()).spawn(body);
     }
 
     /// The register says that the machine is on its own.
@@ -418,9 +422,11 @@ impl Warden {
         if self.machine.lock().deleted {
             return;
         }
+        self.machine.lock().seeking = None;
         if let Err(problem) = self.core.amend(&self.machine, |record| record.protection = None, |_, _| Ok(())) {
             tracing::error!(%problem, vm = self.machine.id, "the end of a protection cannot be noted");
         }
+        self.core.note_protection(&self.machine, ProtectionState::Off);
     }
 
     /// Another daemon has the machine: here it is forgotten.
@@ -438,18 +444,21 @@ fn socket(node: u32) -> PathBuf {
     format!("backup-{node}.sock").into()
 }
 
-fn place(node: u32) -> BackupPlace {
+pub(super) fn place(node: u32) -> BackupPlace {
     BackupPlace { node, socket: socket(node) }
 }
 
-fn described(told: &control::Protection, guarded: &Guarded) -> Protection {
-    let state = match told.state {
+fn state(told: control::ProtectionState) -> ProtectionState {
+    match told {
         control::ProtectionState::Off => ProtectionState::Off,
         control::ProtectionState::Copying => ProtectionState::Copying,
         control::ProtectionState::Protected => ProtectionState::Protected,
         control::ProtectionState::Degraded => ProtectionState::Degraded,
         control::ProtectionState::Fenced => ProtectionState::Fenced,
-    };
+    }
+}
+
+fn described(told: &control::Protection, guarded: &Guarded, seeking: Option<String>) -> Protection {
     let backup = |(node, address): (u32, &queztl_api::BackupAddress)| {
         let known = told.backups.iter().find(|backup| backup.node == node);
         BackupState {
@@ -460,11 +469,13 @@ fn described(told: &control::Protection, guarded: &Guarded) -> Protection {
             failed: known.and_then(|backup| backup.failed.clone()),
         }
     };
-    let (mode, backups) = (guarded.request.mode, guarded.backups.len());
+    let in_force = told.register.as_ref().filter(|register| register.phase == Phase::Protected);
+    let acks = in_force.map_or(guarded.acks(), |register| register.acks);
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Protection {
-        state,
-        mode,
-        acks: guarded.request.acks.unwrap_or(u32::try_from(backups).unwrap_or(u32::MAX)),
+        state: state(told.state),
+        mode: guarded.request.mode,
+        acks: count(acks),
         term: told.term(),
         epoch: told.epoch,
         released: told.released,
@@ -479,6 +490,8 @@ fn described(told: &control::Protection, guarded: &Guarded) -> Protection {
         dropped_frames: told.dropped_frames,
         throttle_percent: told.throttle_percent,
         stalled: told.stalled,
+        wanted: count(guarded.wanted()),
+        seeking,
         backups: guarded.places().map(backup).collect(),
     }
 }

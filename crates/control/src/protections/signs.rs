@@ -26,6 +26,8 @@ struct State {
     detector: Detector,
     /// Messages of the owner that the process here is slow to take.
     busy: u32,
+    /// Connections that are there.
+    open: u32,
     /// Connections that have ended.
     ends: u64,
 }
@@ -40,14 +42,16 @@ impl Signs {
             confirm_ns: ns(silence / CONFIRM),
             look_ns: ns(silence / 2),
         };
-        let state = State { detector: Detector::new(patience), busy: 0, ends: 0 };
+        let state = State { detector: Detector::new(patience), busy: 0, open: 0, ends: 0 };
         Signs { began: Instant::now(), state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// The owner has connected, once more.
     pub(crate) fn opened(&self) {
         let now = self.now_ns();
-        self.lock().detector.opened(now);
+        let mut state = self.lock();
+        state.detector.opened(now);
+        state.open += 1;
     }
 
     /// A message of the owner is passed on.
@@ -76,8 +80,14 @@ impl Signs {
             false => state.detector.broke(now),
         }
         state.ends += 1;
+        state.open = state.open.saturating_sub(1);
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Whether an owner is connected.
+    pub(super) fn is_connected(&self) -> bool {
+        self.lock().open > 0
     }
 
     /// Whether the owner is taken for dead.

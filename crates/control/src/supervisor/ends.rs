@@ -61,7 +61,7 @@ impl Core {
         let end = |record: &mut VmRecord| {
             record.ended = Some(ending.clone());
             if !crashed {
-                record.wish = Wish::Off;
+                (record.wish, record.again) = (Wish::Off, None);
             }
         };
         let noted = self.amend(machine, end, |change, record| {

@@ -156,6 +156,7 @@ pub(crate) fn blank(name: &Name, spec: VmSpec) -> Result<VmRecord, Problem> {
         arriving: false,
         leaving: None,
         protection: None,
+        again: None,
         node: None,
         deleting: false,
         wish: Wish::Off,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use queztl_api::{Code, EndingReason, OperationKind, Problem, RuntimeState, Timestamp, Vm, VmState};
+use queztl_api::{BackupOrder, Code, EndingReason, OperationKind, Problem, RuntimeState, Timestamp, Vm, VmState};
 use queztl_vmm::process::{Folder, ProcessId};
 
 use super::VmRecord;
@@ -34,6 +34,10 @@ pub(crate) struct Inner {
     busy: Option<OperationKind>,
     /// A copy is kept here: what is known of its owner's life.
     pub signs: Option<Arc<Signs>>,
+    /// What its owner has said about that copy last.
+    pub order: Option<BackupOrder>,
+    /// Why fewer daemons keep copies of it than should.
+    pub seeking: Option<String>,
     /// It is gone from the store.
     pub deleted: bool,
     /// Figures that need somebody to ask the process.
@@ -80,6 +84,8 @@ impl Machine {
             live: None,
             busy: None,
             signs: None,
+            order: None,
+            seeking: None,
             deleted: false,
             restarts: 0,
             checkpoint_tried: None,

@@ -25,6 +25,9 @@ pub(crate) struct VmRecord {
     /// It is copied to other daemons, one of which may have taken it.
     #[serde(default)]
     pub protection: Option<crate::protections::Guarded>,
+    /// It was protected where it was before, and is to be so again: its backups are those that can be asked.
+    #[serde(default)]
+    pub again: Option<queztl_api::ProtectRequest>,
     /// This daemon's number in the group of those that had copies of it.
     #[serde(default)]
     pub node: Option<u32>,

@@ -20,8 +20,9 @@ pub struct ProtectArgs {
     #[arg(long, value_name = "NODE|ADDRESS[,…]", value_delimiter = ',', add = ArgValueCandidates::new(names::nodes))]
     pub to: Vec<String>,
 
-    /// How many nodes keep copies; the ready ones with the most free memory are chosen [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8), conflicts_with = "to")]
+    /// How many keep copies: the first of --to, where the others stand in for one that stays away, or else the ready nodes with the
+    /// most free memory [default: all of --to, or 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub backups: Option<u32>,
 
     /// File with a token of those daemons, scope admin; needed over https
@@ -68,6 +69,15 @@ pub struct ProtectArgs {
     /// Connections for memory to each daemon
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub stripes: u32,
+
+    /// It runs without protection after a failover: whoever goes on does not protect it again, and no backup is replaced
+    #[arg(long)]
+    pub once: bool,
+
+    /// How those daemons reach this one, to let it keep a copy when it is back after a failover; not needed where all are nodes
+    /// of a cluster, or all on this host
+    #[arg(long, value_name = "ADDRESS")]
+    pub own: Option<String>,
 
     /// Milliseconds that this daemon may be silent before another one takes the machine
     #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u32).range(20..=60000))]

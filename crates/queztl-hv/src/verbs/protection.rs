@@ -45,6 +45,8 @@ pub async fn protect(session: &Session, args: ProtectArgs) -> Result<Status, Fai
         stripes: args.stripes,
         lease_ms: args.lease,
         silence_ms: args.silence,
+        again: !args.once,
+        own: args.own.map(address),
         ..ProtectRequest::new(args.to.into_iter().map(address).collect(), args.register.unwrap_or_default())
     };
     let begun = session.client.protect(&args.vm.vm, &request).await.map_err(failure)?;
@@ -81,6 +83,9 @@ fn table(told: &Protection) -> String {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let state = match told.state {
         ProtectionState::Off => "off",
+        ProtectionState::Seeking => {
+            "seeking: it goes on here without protection until daemons are found that keep copies"
+        }
         ProtectionState::Copying => "copying: output leaves at once",
         ProtectionState::Protected if told.stalled => "protected; the guest stands still: too much output waits",
         ProtectionState::Protected => "protected",
@@ -118,6 +123,9 @@ fn table(told: &Protection) -> String {
             ),
         };
         text += &format!("backup    {}: {has}\n", backup.to);
+    }
+    if let Some(why) = &told.seeking {
+        text += &format!("seeking   {} copies are wanted: {why}\n", told.wanted);
     }
     text
 }

@@ -23,11 +23,12 @@ const DISK_BYTES: u64 = 32 << 20;
 /// A switch in a namespace of its own, and a namespace for each host. They go when this does.
 pub struct Network {
     name: String,
+    hosts: usize,
 }
 
 impl Network {
-    /// `None` where it cannot be made; says why.
-    pub fn new() -> Option<Network> {
+    /// For so many hosts. `None` where it cannot be made; says why.
+    pub fn new(hosts: usize) -> Option<Network> {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/net/tun").exists() {
@@ -35,7 +36,7 @@ impl Network {
             return None;
         }
         let name = format!("qt{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let network = Network { name };
+        let network = Network { name, hosts };
         let switch = network.switch();
         if !ip(&["netns", "add", &switch]) {
             eprintln!("skipped: no network namespaces can be made here");
@@ -45,7 +46,7 @@ impl Network {
         inside(&["link", "add", "br0", "type", "bridge"]);
         inside(&["addr", "add", &format!("{OUTSIDE}/24"), "dev", "br0"]);
         inside(&["link", "set", "br0", "up"]);
-        (0..2).for_each(|number| network.add_host(number));
+        (0..hosts).for_each(|number| network.add_host(number));
         Some(network)
     }
 
@@ -76,7 +77,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for name in [self.host(0), self.host(1), self.switch()] {
+        for name in (0..self.hosts).map(|number| self.host(number)).chain([self.switch()]) {
             ip(&["netns", "del", &name]);
         }
     }
@@ -152,6 +153,12 @@ impl Host {
     fn folder(&self) -> Option<Folder> {
         let vms = std::fs::read_dir(self.home.path().join("vms")).ok()?;
         vms.flatten().next().map(|entry| Folder::new(entry.path()))
+    }
+
+    /// Nothing of it is left, but for its disks.
+    pub fn kill(&mut self) {
+        self.kill_daemon();
+        self.kill_machine();
     }
 
     /// Kills the process that runs the machine.

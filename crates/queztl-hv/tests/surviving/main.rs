@@ -22,35 +22,43 @@ const SILENCE_MS: u32 = 800;
 
 /// A guest that counts, protected by the second host, and who counts along.
 struct Scene {
-    hosts: [Host; 2],
+    hosts: Vec<Host>,
     oracle: Oracle,
     register: tempfile::TempDir,
     /// The host that has the machine.
     here: usize,
+    /// Somebody has said that it is to be protected; from then on it is by itself.
+    told: std::cell::Cell<bool>,
     _network: Network,
 }
 
 impl Scene {
     fn new() -> Option<Scene> {
-        Scene::with(Host::spawn_counter)
+        Scene::with(2, Host::spawn_counter)
     }
 
-    fn with(spawn: impl FnOnce(&Host)) -> Option<Scene> {
-        let network = Network::new()?;
+    fn with(hosts: usize, spawn: impl FnOnce(&Host)) -> Option<Scene> {
+        let network = Network::new(hosts)?;
         common::linux()?;
-        let hosts = [0, 1].map(|number| Host::start(&network, number));
+        let hosts: Vec<Host> = (0..hosts).map(|number| Host::start(&network, number)).collect();
         spawn(&hosts[0]);
         let oracle = Oracle::start(&network);
         oracle.wait_for(20);
-        Some(Scene { hosts, oracle, register: tempfile::tempdir().unwrap(), here: 0, _network: network })
+        let (register, told) = (tempfile::tempdir().unwrap(), false.into());
+        Some(Scene { hosts, oracle, register, here: 0, told, _network: network })
     }
 
     fn here(&self) -> &Host {
         &self.hosts[self.here]
     }
 
+    /// Of two.
     fn there(&self) -> &Host {
         &self.hosts[1 - self.here]
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.iter().enumerate().filter(|(number, _)| *number != self.here).map(|(_, host)| host)
     }
 
     fn protect(&self, mode: ProtectionMode) {
@@ -58,14 +66,23 @@ impl Scene {
     }
 
     fn protect_for(&self, mode: ProtectionMode, lease_ms: u32) {
-        let backup = BackupAddress::to(self.there().address());
-        let register = format!("file:{}", self.register.path().display());
-        let request =
-            ProtectRequest { mode, interval_ms: Some(25), lease_ms, ..ProtectRequest::new(vec![backup], register) };
-        let request = ProtectRequest { silence_ms: SILENCE_MS, ..request };
-        // The daemon that had the machine before may still have to take note.
-        self.eventually("protection begins", || self.here().protect(&request));
+        if !self.told.get() {
+            self.tell(&ProtectRequest { mode, lease_ms, ..self.request() });
+        }
         self.wait_state(ProtectionState::Protected);
+    }
+
+    /// By all other hosts.
+    fn request(&self) -> ProtectRequest {
+        let backups = self.others().map(|host| BackupAddress::to(host.address())).collect();
+        let register = format!("file:{}", self.register.path().display());
+        let (interval_ms, lease_ms, silence_ms) = (Some(25), LEASE_MS, SILENCE_MS);
+        ProtectRequest { interval_ms, lease_ms, silence_ms, ..ProtectRequest::new(backups, register) }
+    }
+
+    fn tell(&self, request: &ProtectRequest) {
+        assert!(!self.told.replace(true), "it is protected by itself");
+        self.here().protect(request).unwrap();
     }
 
     fn wait_state(&self, state: ProtectionState) {
@@ -88,16 +105,37 @@ impl Scene {
         self.hosts.iter().map(Host::logs).collect()
     }
 
-    /// The machine runs at the other host, which has it from now on, and counting goes on.
+    /// The machine runs at another host, which has it from now on, and counting goes on.
     fn expect_failover(&mut self) {
-        let there = 1 - self.here;
-        let host = &self.hosts[there];
-        self.eventually("the backup goes on", || match host.state() {
-            Some(VmState::Running) => Ok(()),
+        let before = self.here;
+        let runs = |host: &Host| host.state() == Some(VmState::Running);
+        let mut there = None;
+        self.eventually("a backup goes on", || {
+            // The one before may be frozen, and answer nothing.
+            there = (0..self.hosts.len()).find(|number| *number != before && runs(&self.hosts[*number]));
+            there.map(drop).ok_or_else(|| "it runs nowhere".into())
+        });
+        self.here = there.unwrap();
+        self.expect_counting();
+    }
+
+    /// As many copies as are wanted have what leaves.
+    fn wait_complete(&self, copies: u32) {
+        self.eventually("all copies", || match self.here().protection() {
+            Ok(told) if told.state == ProtectionState::Protected && told.acks == copies && told.seeking.is_none() => {
+                assert_eq!((told.wanted, told.backups.len()), (copies, copies as usize));
+                Ok(())
+            }
             other => Err(format!("{other:?}")),
         });
-        self.here = there;
-        self.expect_counting();
+    }
+
+    /// It is no machine of this host any more; a copy of it may be.
+    fn expect_forgotten(&self, host: usize) {
+        self.eventually("the old owner forgets", || match self.hosts[host].state() {
+            None | Some(VmState::Starting) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
     }
 
     fn expect_counting(&self) {
@@ -132,11 +170,7 @@ fn no_acknowledged_count_is_lost_when_processes_and_daemons_are_killed() {
         if with_its_daemon {
             scene.hosts[victim].restart_daemon();
         }
-        // It is no machine of this host any more.
-        scene.eventually("the old owner forgets", || match scene.hosts[victim].state() {
-            None => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
+        scene.expect_forgotten(victim);
     }
     let told = scene.oracle.stop();
     println!("{told:?}");
@@ -145,7 +179,7 @@ fn no_acknowledged_count_is_lost_when_processes_and_daemons_are_killed() {
 /// A guest that writes a journal: what it has said to be on its disk is there wherever it goes on.
 #[test]
 fn no_acknowledged_record_on_a_disk_is_lost_when_processes_and_daemons_are_killed() {
-    let Some(mut scene) = Scene::with(Host::spawn_journal) else { return };
+    let Some(mut scene) = Scene::with(2, Host::spawn_journal) else { return };
     for round in 0..4 {
         scene.protect(ProtectionMode::Pause);
         scene.expect_counting();
@@ -164,10 +198,7 @@ fn no_acknowledged_record_on_a_disk_is_lost_when_processes_and_daemons_are_kille
         if round % 2 == 1 {
             scene.hosts[victim].restart_daemon();
         }
-        scene.eventually("the old owner forgets", || match scene.hosts[victim].state() {
-            None => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
+        scene.expect_forgotten(victim);
     }
     println!("{:?}", scene.oracle.stop());
 }
@@ -192,10 +223,7 @@ fn an_owner_that_was_followed_lets_nothing_out() {
     assert!(now.is_none() || now == sent, "the old owner speaks: {sent:?}, then {now:?}");
 
     scene.hosts[old].thaw_daemon();
-    scene.eventually("the old owner ends", || match scene.hosts[old].state() {
-        None => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
+    scene.expect_forgotten(old);
     scene.expect_counting();
     scene.oracle.stop();
 }
@@ -259,5 +287,93 @@ fn in_best_effort_mode_the_guest_goes_on_without_its_backup_and_is_protected_aga
         None => Ok(()),
         other => Err(format!("{other:?}")),
     });
+    scene.oracle.stop();
+}
+
+/// Nobody says anything after the beginning: each host dies in turn, and comes back when all have.
+#[test]
+fn a_machine_whose_hosts_die_one_after_the_other_stays_protected_by_itself() {
+    let Some(mut scene) = Scene::with(3, Host::spawn_counter) else { return };
+    scene.protect(ProtectionMode::Pause);
+    scene.wait_complete(2);
+    scene.expect_counting();
+
+    let first = scene.here;
+    scene.hosts[first].kill();
+    scene.expect_failover();
+    // By the third, although two copies are wanted.
+    scene.wait_state(ProtectionState::Protected);
+    let told = scene.here().protection().unwrap();
+    assert_eq!((told.wanted, told.acks), (2, 1));
+    scene.expect_counting();
+
+    let second = scene.here;
+    scene.hosts[second].kill();
+    scene.expect_failover();
+    assert_ne!(scene.here, first);
+    scene.wait_state(ProtectionState::Seeking);
+    assert!(scene.here().protection().unwrap().seeking.is_some());
+
+    scene.hosts[first].restart_daemon();
+    scene.wait_state(ProtectionState::Protected);
+    scene.hosts[second].restart_daemon();
+    scene.wait_complete(2);
+    scene.expect_counting();
+    scene.oracle.stop();
+}
+
+#[test]
+fn a_backup_that_stays_away_is_replaced() {
+    let Some(mut scene) = Scene::with(3, Host::spawn_counter) else { return };
+    scene.tell(&ProtectRequest { backup_count: Some(1), ..scene.request() });
+    scene.wait_complete(1);
+    scene.expect_counting();
+
+    scene.hosts[1].kill();
+    let to = scene.hosts[2].address();
+    scene.eventually("another backup", || match scene.here().protection() {
+        Ok(told) if told.backups.iter().all(|backup| backup.to == to) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    scene.wait_complete(1);
+    scene.expect_counting();
+
+    scene.hosts[0].kill();
+    scene.expect_failover();
+    assert_eq!(scene.here, 2);
+    scene.oracle.stop();
+}
+
+#[test]
+fn the_next_daemon_goes_on_seeking_copies_until_it_is_told_not_to() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.protect(ProtectionMode::Pause);
+    scene.hosts[0].kill();
+    scene.expect_failover();
+    scene.wait_state(ProtectionState::Seeking);
+
+    scene.hosts[1].kill_daemon();
+    scene.hosts[1].restart_daemon();
+    scene.wait_state(ProtectionState::Seeking);
+
+    scene.here().unprotect();
+    assert!(scene.here().protection().unwrap_err().contains("not protected"));
+    scene.hosts[0].restart_daemon();
+    scene.expect_forgotten(0);
+    assert!(scene.here().protection().is_err());
+    scene.expect_counting();
+    scene.oracle.stop();
+}
+
+#[test]
+fn a_machine_that_is_protected_once_is_not_protected_by_who_goes_on() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.tell(&ProtectRequest { again: false, ..scene.request() });
+    scene.wait_complete(1);
+
+    scene.hosts[0].kill();
+    scene.expect_failover();
+
+    assert!(scene.here().protection().unwrap_err().contains("not protected"));
     scene.oracle.stop();
 }

@@ -91,7 +91,13 @@ fn a_machine_is_protected_by_nodes_that_the_cluster_chooses() {
     kill(machine);
     eventually("the next daemon answers", || a.output(&["list"]).status.success());
     eventually("the copy goes on", || b.state("one") == "running");
-    eventually("the old owner forgets", || a.says(&["list", "-o", "name"]).is_empty());
+    // The old owner forgets it, and keeps the copy from now on: nobody has to say so.
+    eventually("the copy is protected", || {
+        let told = b.output(&["protection", "one", "-o", "json"]).stdout;
+        let told: serde_json::Value = serde_json::from_slice(&told).unwrap_or_default();
+        told["state"] == "protected" && told["backups"][0]["to"] == "a"
+    });
+    assert_eq!(a.state("one"), "starting");
 }
 
 /// Whenever the daemon that joins is killed: it is a node afterwards, or can become one with the same token.

@@ -90,6 +90,8 @@ pub enum Request {
     Protect { order: Box<super::ProtectOrder> },
     /// A backup is there, or there again.
     AddBackup { place: super::BackupPlace },
+    /// So many acknowledgements are wished from now on: 1 to 8. The rule in force stays until enough backups have copies.
+    Acks { acks: usize },
     /// What the group's register says now, while nobody writes it.
     Adopt { register: queztl_distributed_ram::Register },
     /// How the protection goes, and what is to be written into the register. Answered by [`Response::Protection`].

@@ -60,6 +60,7 @@ impl Target for MachineHandle {
             Request::Protection {} => Response::Protection(Box::new(self.protection())),
             Request::Adopt { register } => done(self.adopt(&register)),
             Request::Unprotect {} => done(self.unprotect()),
+            Request::Acks { acks } => done(self.require_acks(acks)),
             long @ (Request::Snapshot { .. }
             | Request::Fork { .. }
             | Request::Migrate { .. }

@@ -93,6 +93,19 @@ impl MachineHandle {
         spawn(name, move || handle.serve_backup(&protecting, &place))
     }
 
+    /// So many acknowledgements are wished from now on.
+    ///
+    /// # Errors
+    /// The machine is not protected, or there can be no so many.
+    pub fn require_acks(&self, acks: usize) -> Result<(), Refusal> {
+        if !(1..=MAX_BACKUPS).contains(&acks) {
+            let text = format!("{acks} acknowledgements cannot be: there are 1 to {MAX_BACKUPS} backups");
+            return Err(Refusal::new(Reason::Invalid, text));
+        }
+        self.protecting()?.change(|core| core.require_acks(acks));
+        Ok(())
+    }
+
     /// This is what the register says now. Nobody is writing it.
     ///
     /// # Errors
@@ -204,6 +217,10 @@ impl MachineHandle {
     /// Brings epochs to one backup until its connection or the protection ends.
     fn serve_backup(&self, protecting: &Protecting, place: &BackupPlace) {
         let node = place.node;
+        // Who is told twice that a backup is there does not end what it has begun.
+        if !protecting.begin_serving(node) {
+            return;
+        }
         let result = self.connect_backup(protecting, place).and_then(|mut link| {
             protecting.connected(node);
             send_epochs(protecting, node, &mut link)

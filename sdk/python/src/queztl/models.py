@@ -189,7 +189,10 @@ class Backup:
 
 @dataclass(frozen=True)
 class Protection:
-    """How a machine is copied to other daemons. `state` is `copying`, `protected`, `degraded` or `fenced`."""
+    """How a machine is copied to other daemons. `state` is `seeking`, `copying`, `protected`, `degraded` or `fenced`.
+
+    `wanted` daemons are to keep copies; `seeking` says why fewer do.
+    """
 
     state: str
     mode: str
@@ -204,6 +207,8 @@ class Protection:
     wire_bytes: int
     throttle_percent: int
     stalled: bool
+    wanted: int
+    seeking: str | None
     backups: tuple[Backup, ...]
     raw: Json = field(repr=False)
 
@@ -223,6 +228,8 @@ class Protection:
             wire_bytes=raw["wire_bytes"],
             throttle_percent=raw["throttle_percent"],
             stalled=raw["stalled"],
+            wanted=raw["wanted"],
+            seeking=raw.get("seeking"),
             backups=tuple(Backup.from_json(one) for one in raw["backups"]),
             raw=raw,
         )

@@ -74,8 +74,13 @@ def protect_request(
     curve: str = "linear",
     lease_ms: int = 1000,
     silence_ms: int = 200,
+    again: bool = True,
+    own: BackupDaemon | None = None,
 ) -> dict[str, Any]:
-    """The body of `POST /v1/vms/{vm}/protection`; percentages for the throttle."""
+    """The body of `POST /v1/vms/{vm}/protection`; percentages for the throttle.
+
+    `again`: whoever goes on protects it again; `own`: how this daemon is reached then.
+    """
     daemons = [BackupDaemon(one) if isinstance(one, str) else one for one in backups]
     return {
         "backups": [one.to_json() for one in daemons],
@@ -91,6 +96,8 @@ def protect_request(
         "curve": curve,
         "lease_ms": lease_ms,
         "silence_ms": silence_ms,
+        "again": again,
+        "own": own.to_json() if own else None,
     }
 
 

@@ -12,7 +12,7 @@ mod tests;
 use std::path::PathBuf;
 
 use queztl_api::Problem;
-use queztl_distributed_ram::Register;
+use queztl_distributed_ram::{Node, Register};
 use serde::{Deserialize, Serialize};
 
 use etcd::EtcdStore;
@@ -28,17 +28,30 @@ pub(super) struct Entry {
     pub lease_ms: u32,
     /// Whoever has the term says that it does nothing with it: there is no lease to wait for.
     pub over: bool,
+    /// Numbers from this one on were given to no node.
+    #[serde(default)]
+    pub next_node: u32,
 }
 
 impl Entry {
     /// The value of a group that has just been made.
     pub fn new(register: Register, lease_ms: u32) -> Entry {
-        Entry { register, renewal: 0, lease_ms, over: false }
+        Entry { register, renewal: 0, lease_ms, over: false, next_node: 0 }
     }
 
     /// The value that follows, with another register or the same.
     pub fn next(&self, register: Register) -> Entry {
-        Entry { register, renewal: self.renewal + 1, lease_ms: self.lease_ms, over: false }
+        Entry { register, renewal: self.renewal + 1, over: false, ..self.clone() }
+    }
+
+    /// Takes so many numbers for new nodes, which nobody has had: a daemon that hears late of what has become of its machine must
+    /// not find its own number in another's place.
+    pub fn take_numbers(&mut self, count: usize) -> Vec<Node> {
+        let known = self.register.members.iter().chain([&self.register.owner]).max();
+        let first = self.next_node.max(known.map_or(0, |node| node.saturating_add(1)));
+        let numbers: Vec<Node> = (first..).take(count).collect();
+        self.next_node = numbers.last().map_or(first, |last| last.saturating_add(1));
+        numbers
     }
 }
 

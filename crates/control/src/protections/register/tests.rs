@@ -77,3 +77,17 @@ fn an_etcd_that_is_not_there_is_no_empty_register() {
         assert!(EtcdStore::new(address).is_none(), "{address}");
     }
 }
+
+#[test]
+fn a_number_belongs_to_one_node_for_ever() {
+    let mut entry = Entry::new(Register::new(0), 1000);
+    assert_eq!(entry.take_numbers(2), [1, 2]);
+    entry.register = entry.register.protect(0, 1, [1, 2].into(), 1).unwrap().claim(2).unwrap().take_over(2, 2).unwrap();
+
+    let mut after = entry.next(entry.register.clone());
+
+    assert_eq!((after.renewal, after.take_numbers(1), after.take_numbers(0)), (1, vec![3], vec![]));
+    // One that was written before numbers were counted.
+    after.next_node = 0;
+    assert_eq!(after.take_numbers(1), [3]);
+}

@@ -72,6 +72,8 @@ pub(in super::super) struct Core {
 
 #[derive(Default)]
 struct Backup {
+    /// Somebody connects to it, or is connected.
+    is_served: bool,
     wires: Vec<UnixStream>,
     is_connected: bool,
     figures: BackupFigures,
@@ -263,6 +265,14 @@ impl Protecting {
             }
             core = self.wait(core, if disks.is_empty() { left } else { left.min(LOOK) });
         }
+    }
+
+    /// Whether it is the caller who serves a backup from now on, until [`Protecting::lost`]: nobody else does.
+    pub fn begin_serving(&self, node: Node) -> bool {
+        let mut core = lock(&self.core);
+        let backup = core.backups.entry(node).or_default();
+        backup.figures.node = node;
+        !std::mem::replace(&mut backup.is_served, true)
     }
 
     /// Keeps a connection, to end it with the protection.
@@ -463,6 +473,11 @@ impl Core {
 
     pub fn saw_term(&mut self, term: Term) {
         self.owner.saw_term(term);
+    }
+
+    /// How many acknowledgements are wished.
+    pub fn require_acks(&mut self, acks: usize) {
+        self.acks = acks;
     }
 
     /// This is what the register says, and nobody is writing it.
