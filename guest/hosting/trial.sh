@@ -52,7 +52,7 @@ check stop queztl-hv stop one
 check restore queztl-hv restore one kept
 check restored-answers queztl-hv exec one -- true
 shell delete 'for name in one one-1 one-2; do queztl-hv delete $name --force || exit; done'
-shell nothing-is-left "! ls -d $groups/*/ && ! pgrep -f '^/usr/local/bin/queztl-hv vmm'"
+shell nothing-is-left "! ls -d $groups/*/ && ! pgrep -f '^/usr/local/bin/queztl-hv vmm /'"
 
 queztl-hv run --accel soft --boot-timer --append 'quiet queztl.run=true' </dev/null >$log 2>&1
 sed -n 's/.*first user process runs after \([0-9.]*\) ms.*/time guest-of-a-guest-boots \1/p' $log
